@@ -1,0 +1,248 @@
+"""Files that other stages and other runs build on: named by fingerprint, headed, written whole or not at all, made once.
+
+Embeddings are safetensors with the header and the row ids in the file's metadata, so one `rename` makes both visible.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from cgtgan import __version__
+from cgtgan.errors import InputError, MissingFileError
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT_VERSION = 1
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no blanks, tuples as lists."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+
+
+def fingerprint(value: Any) -> str:
+    """12 hexadecimal digits of the SHA-256 of `canonical_json(value)`."""
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+def file_fingerprint(path: Path) -> str:
+    """12 hexadecimal digits of the SHA-256 of the file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()[:12]
+
+
+# ---------------------------------------------------------------------------------------------------------- atomic writes
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb+") as f:
+        os.fsync(f.fileno())
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write a file or a folder to; it takes `path`'s name only if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(beside)
+    try:
+        yield beside
+        for file in [beside] if beside.is_file() else [p for p in beside.rglob("*") if p.is_file()]:
+            _sync_file(file)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        beside.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        _remove(beside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sweep_leftovers(folder: Path) -> None:
+    """Remove what killed writers of `atomic_path` left in `folder`. Only for a folder that nobody else writes to now."""
+    for stale in folder.glob(".*.tmp"):
+        _remove(stale)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises `MissingFileError` or `InputError` naming the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingFileError(f"{path} is missing: run the stage that writes it (stage=pipeline runs them all)") from None
+    except ValueError as e:
+        raise InputError(f"{path} is not whole ({e}): delete it and run the stage that writes it again") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------- headers
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands at the head of every artifact."""
+
+    kind: str
+    fingerprint: str
+    producer: dict[str, Any]
+    rows: int
+    dim: int
+    dtype: str
+    format_version: int = FORMAT_VERSION
+    package_version: str = __version__
+
+    @classmethod
+    def read(cls, text: str, path: Path) -> Header:
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError):
+            raise InputError(f"{path} has a header this version cannot read: delete it and it is made again") from None
+
+    def expect(self, path: Path, **wanted: Any) -> None:
+        """Raise `InputError` naming both values where the header differs from `wanted`."""
+        for name, value in {"format_version": FORMAT_VERSION, **wanted}.items():
+            found = getattr(self, name)
+            if found != value:
+                raise InputError(f"{path} has {name}={found} and {name}={value} is expected: delete the file and it is made again")
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """`vectors` (N, D) float16, memory-mapped, unnormalised; `ids[i]` names row i."""
+
+    vectors: torch.Tensor
+    ids: list[Any]
+    header: Header
+
+
+def save_embeddings(path: Path, vectors: torch.Tensor, ids: Sequence[Any], *, kind: str, producer: Mapping[str, Any]) -> Header:
+    """Write `vectors` (N, D) as float16. Raises `InputError` if a row is not finite in float16 or rows and ids differ in number."""
+    import torch
+    from safetensors.torch import save_file
+
+    if len(ids) != len(vectors):
+        raise InputError(f"{path}: {len(vectors)} rows and {len(ids)} ids do not fit together")
+    stored = vectors.detach().to("cpu", torch.float16).contiguous()
+    bad = (~torch.isfinite(stored).all(dim=1)).nonzero()
+    if len(bad):
+        raise InputError(f"{path}: the embedding of {ids[int(bad[0])]!r} (and {len(bad) - 1} more) is not finite in float16")
+    header = Header(kind, fingerprint(producer), dict(producer), len(stored), stored.shape[1], "float16")
+    with atomic_path(path) as beside:
+        save_file({"embeddings": stored}, beside, {"header": canonical_json(asdict(header)), "ids": json.dumps(list(ids))})
+    return header
+
+
+def load_embeddings(path: Path, **wanted: Any) -> Embeddings:
+    """Map the file. `wanted` are header fields that must agree (kind, dim, rows ...): `InputError` names both values if not."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise MissingFileError(f"{path} is missing: run stage=preprocess (or stage=pipeline) first")
+    try:
+        with safe_open(path, framework="pt") as f:
+            meta, vectors = f.metadata() or {}, f.get_tensor("embeddings")
+    except (SafetensorError, OSError) as e:
+        raise InputError(f"{path} cannot be read ({e}): delete it and it is made again") from None
+    if "header" not in meta:
+        raise InputError(f"{path} has no header: it was not written by cgtgan")
+    header = Header.read(meta["header"], path)
+    ids = json.loads(meta["ids"])
+    for rows in (len(vectors), len(ids)):
+        header.expect(path, dtype="float16", rows=rows)
+    header.expect(path, **wanted)
+    return Embeddings(vectors, ids, header)
+
+
+def save_sentences(path: Path, sentences: Sequence[str], *, producer: Mapping[str, Any], counts: Mapping[str, int]) -> Header:
+    """Clean sentences with their header and the counts of the cleaning, as JSON."""
+    header = Header("sentences", fingerprint(producer), dict(producer), len(sentences), 0, "str")
+    write_json(path, {"header": asdict(header), "counts": dict(counts), "sentences": list(sentences)}, indent=0)
+    return header
+
+
+def load_sentences(path: Path) -> tuple[list[str], dict[str, int]]:
+    """(sentences, counts of the cleaning)."""
+    content = read_json(path)
+    header = Header.read(json.dumps(content.get("header")), path)
+    header.expect(path, kind="sentences", rows=len(content["sentences"]))
+    return content["sentences"], content["counts"]
+
+
+# -------------------------------------------------------------------------------------------------------- made once, shared
+
+
+class ArtifactStore:
+    """A folder of artifacts; the name of each carries the fingerprint of the settings and inputs it was made from.
+
+    Locks are `fcntl` locks (filelock): the system drops the lock of a process that dies, so nobody waits for a dead job.
+    """
+
+    def __init__(self, root: Path, say: Callable[[str], None] = lambda _: None):
+        self.root = root
+        self.say = say
+
+    def path(self, kind: str, producer: Mapping[str, Any], suffix: str) -> Path:
+        return self.root / kind / f"{kind}-{fingerprint(producer)}{suffix}"
+
+    @contextmanager
+    def lock(self, path: Path) -> Iterator[None]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        if not lock.is_locked:
+            try:
+                lock.acquire(timeout=0)
+            except TimeoutError:
+                self.say(f"waiting for another job that makes {path}")
+                lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def make(self, path: Path, write: Callable[[Path], object]) -> bool:
+        """Make `path` with `write(path)` unless it is there; False if it was. `write` must write atomically."""
+        if path.exists():
+            return False
+        with self.lock(path):
+            if path.exists():  # another job made it while we waited
+                return False
+            for stale in path.parent.glob(f".{path.name}.*.tmp"):
+                _remove(stale)
+            write(path)
+        return True

@@ -1,0 +1,519 @@
+"""Every setting, typed, and every check on them. Imports no torch: a wrong setting is answered before torch is loaded.
+
+YAML is composed by Hydra against these dataclasses, turned into one `Config` object in `run.py`, and checked by `validate`.
+Below the stages nobody sees the whole `Config`; a part takes its own small dataclass or plain arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from cgtgan.errors import InputError
+
+STAGES = ("preprocess", "aggregate", "initialize", "train", "evaluate", "caption", "report", "serve", "pipeline")
+METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
+BASELINE_ROWS = ("init", "mean_shift", "projection", "nearest", "supervised", "human")
+
+
+@dataclass
+class DemoWorldConfig:
+    """The drawn world: counts of images and sentences, `corpus_sentences` for each of the two corpora; all derived from `seed`."""
+
+    seed: int = 0
+    train_images: int = 3000
+    val_images: int = 100
+    test_images: int = 300
+    references: int = 5
+    corpus_sentences: int = 8000
+    image_size: int = 48
+
+
+@dataclass
+class DatasetConfig:
+    """Images, annotations and splits. Relative paths lie under `root`; `null` means the usual place of that `kind`."""
+
+    name: str = "demo"
+    kind: str = "demo"  # demo | coco | flickr30k | folder
+    root: str = "data"
+    images: str | None = None
+    train_annotations: str | None = None
+    val_annotations: str | None = None
+    test_annotations: str | None = None
+    karpathy: str | None = None  # Karpathy's dataset_*.json, or a folder with the split lists *_{train,val,test}.txt
+    references: str | None = None  # folder: one COCO-format caption file for all images
+    val_fraction: float = 0.1  # folder: share of the images, by id, when no list is given
+    test_fraction: float = 0.1
+    max_images: int | None = None  # of every split, the first by id
+    max_bad_images: int = 0
+    world: DemoWorldConfig = field(default_factory=DemoWorldConfig)
+
+
+@dataclass
+class CorpusConfig:
+    """Raw text and how it is cleaned (METHOD: Cleaning)."""
+
+    name: str = "demo"
+    kind: str = "demo"  # demo | demo_external | coco | flickr30k | gcc | shutterstock | text_file
+    path: str | None = None
+    rule: str = "none"  # coco | flickr30k | gcc | shutterstock | none
+    released: bool = False  # the published program's cleaning to the letter, slips included
+    max_sentences: int | None = None
+    shuffle_seed: int = 1024
+
+
+@dataclass
+class DemoClipConfig:
+    """The demo's own two-tower CLIP and its contrastive training; `logit_scale` is fixed (a learned one leaves no modality gap)."""
+
+    dim: int = 96
+    width: int = 32
+    text_layers: int = 2
+    pairs: int = 16000
+    batch_size: int = 128
+    steps: int = 900
+    lr: float = 2e-3
+    logit_scale: float = 100.0
+    seed: int = 0
+
+
+@dataclass
+class ClipBackboneConfig:
+    """Which CLIP. `kind: random` builds OpenAI's architecture small with random weights (for trying real data without weights)."""
+
+    name: str = "demo"
+    kind: str = "demo"  # openai | huggingface | open_clip | random | demo
+    model: str = ""  # openai: ViT-L/14, ViT-B/32, RN50x4 or a .pt file; huggingface / open_clip: a hub name or folder
+    pretrained: str = ""  # open_clip: the weights' tag
+    cache: str = "~/.cache/clip"
+    tokenizer: str | None = None  # openai / random: another BPE file than the one in the package
+    dtype: str = "float32"
+    image_batch_size: int = 64
+    text_batch_size: int = 256
+    demo: DemoClipConfig = field(default_factory=DemoClipConfig)
+
+
+@dataclass
+class AggregationConfig:
+    """`t` is the temperature of the attention over the corpus (METHOD: Aggregation)."""
+
+    t: float = 100.0
+    chunk_mb: int = 256
+
+
+@dataclass
+class RewardWeightsConfig:
+    """R = (1-clip)(cos_w*cos + (1-cos_w)*l1) + clip*clip; total = w*R + (1-w)*naturalness, w ramped to `max_weight`."""
+
+    name: str = "clip_agg"
+    cos_weight: float = 0.5
+    clip_weight: float = 0.0
+    max_weight: float = 0.5
+    delay_steps: int = 150
+    ramp_steps: int = 2350
+
+
+@dataclass
+class GeneratorConfig:
+    """Language model, mapper and prefix. `language_model: scratch` builds a GPT-2 of the sizes below with random weights."""
+
+    name: str = "gpt2"
+    language_model: str = "gpt2"
+    tokenizer: str = "pretrained"  # pretrained | corpus (byte-level BPE trained on it) | a folder with vocab.json, merges.txt
+    vocab_size: int = 1000
+    layers: int = 12
+    width: int = 768
+    heads: int = 12
+    mapper: str = "mlp"  # mlp | transformer
+    prefix_length: int = 10
+    clip_length: int = 10
+    mapper_layers: int = 8
+    mapper_heads: int = 8
+    max_length: int = 20
+    normalize_prefix: bool = False
+
+
+@dataclass
+class DiscriminatorConfig:
+    """Encoder with a pooled output and the MLP head of half its width. `encoder: scratch` as for the generator."""
+
+    name: str = "roberta_base"
+    encoder: str = "roberta-base"
+    tokenizer: str = "pretrained"
+    vocab_size: int = 1000
+    layers: int = 12
+    width: int = 768
+    heads: int = 12
+
+
+@dataclass
+class DecodeConfig:
+    """How captions are drawn for evaluation and captioning (training always samples at temperature 1)."""
+
+    name: str = "greedy"  # greedy | beam | sample
+    beam_size: int = 3
+    length_penalty: float = 1.0
+    temperature: float = 1.0
+    batch_size: int = 256
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with linear warm-up, then constant, or linear to `final_lr_ratio` at the last step."""
+
+    lr: float = 1e-5
+    warmup_steps: int = 0
+    final_lr_ratio: float = 1.0
+    weight_decay: float = 0.05
+    eps: float = 1e-8
+    grad_clip: float = 1.0
+
+
+@dataclass
+class InitializeConfig:
+    """Caption reconstructed from its own CLIP text embedding (METHOD: Initialisation)."""
+
+    steps: int | None = None  # null: `epochs` over the sentences
+    epochs: int = 1
+    batch_size: int = 16
+    noise_std: float = 0.0
+    checkpoint_every: int = 500
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=2e-5, warmup_steps=5000, eps=1e-6, grad_clip=0.0))
+
+
+@dataclass
+class TrainConfig:
+    """GAN training (METHOD: one step)."""
+
+    steps: int | None = None  # null: `epochs` over the images
+    epochs: int = 50
+    batch_size: int = 128
+    num_samples: int = 5
+    baseline: str = "greedy"  # greedy | leave_one_out
+    use_discriminator: bool = True
+    use_initialization: bool = True
+    reward_scale: float | None = None  # null: the backbone's own exp(logit_scale)
+    kl_weight: float = 0.0  # a leash to the initial generator
+    dropout: bool = False  # generator and discriminator learn with their dropout on, as in the released program
+    validate_every: int | None = None  # null: once an epoch
+    checkpoint_every: int = 200
+    log_every: int = 10
+    generator_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(warmup_steps=150))
+    discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass
+class EvaluateConfig:
+    """Which checkpoint of the run is scored, on which split, beside which baselines."""
+
+    which: str = "best"  # best | last
+    split: str = "test"
+    metrics: list[str] = field(default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider"])
+    baselines: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ReportConfig:
+    """`runs`: folders or glob patterns; empty means this run alone. `warning` is shown as a banner on the page."""
+
+    runs: list[str] = field(default_factory=list)
+    output: str | None = None
+    gallery: int = 12
+    warning: str | None = None
+
+
+@dataclass
+class WandbConfig:
+    mode: str = "offline"  # offline | online | disabled
+    project: str = "cgtgan"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Config:
+    stage: str = "pipeline"
+    name: str = "custom"  # the experiment; part of the run folder
+    variant: str | None = None  # null: derived from the settings people sweep (see `variant_name`)
+    seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    threads: int | None = None  # torch's threads on the CPU; null: torch's own choice
+    runs_dir: str = "runs"
+    artifacts_dir: str = "artifacts"
+    checkpoint: str | None = None  # evaluate, caption: a checkpoint or a run folder; null: this run's own
+    images: Any = None  # caption: a file or folder, or a list of them
+    output: str | None = None  # caption: folder for captions.json and gallery.html; null: captions/ in the run folder
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    clip_backbone: ClipBackboneConfig = field(default_factory=ClipBackboneConfig)
+    aggregation_t: AggregationConfig = field(default_factory=AggregationConfig)
+    reward_weights: RewardWeightsConfig = field(default_factory=RewardWeightsConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    initialize: InitializeConfig = field(default_factory=InitializeConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    @property
+    def image_paths(self) -> list[str]:
+        """`images` as a list."""
+        return [self.images] if isinstance(self.images, str) else list(self.images or [])
+
+
+# ---------------------------------------------------------------------------------------------------------------- checks
+
+Check = tuple[str, Callable[[Any], bool]]
+
+
+def _one_of(*options: str) -> Check:
+    return "one of " + ", ".join(options), lambda v: v in options
+
+
+_POSITIVE: Check = ("a number above 0", lambda v: v > 0)
+_NOT_NEGATIVE: Check = ("0 or more", lambda v: v >= 0)
+_AT_LEAST_1: Check = ("1 or more", lambda v: v >= 1)
+_SHARE: Check = ("between 0 and 1", lambda v: 0 <= v <= 1)
+_TOKENIZER: Check = ("pretrained, corpus or a folder", lambda v: bool(v))
+
+# By field path; `*` stands for every optimizer. A field that is null is not checked: null is allowed by its type.
+_CHECKS: dict[str, Check] = {
+    "stage": _one_of(*STAGES),
+    "seed": ("0 to 2**31-1", lambda v: 0 <= v < 2**31),
+    "device": ("auto, cpu, cuda or cuda:N", lambda v: v in ("auto", "cpu", "cuda") or (v.startswith("cuda:") and v[5:].isdigit())),
+    "threads": _AT_LEAST_1,
+    "dataset.kind": _one_of("demo", "coco", "flickr30k", "folder"),
+    "dataset.val_fraction": _SHARE,
+    "dataset.test_fraction": _SHARE,
+    "dataset.max_images": _AT_LEAST_1,
+    "dataset.max_bad_images": _NOT_NEGATIVE,
+    "dataset.world.seed": _NOT_NEGATIVE,
+    "dataset.world.train_images": _AT_LEAST_1,
+    "dataset.world.val_images": _AT_LEAST_1,
+    "dataset.world.test_images": _AT_LEAST_1,
+    "dataset.world.references": _AT_LEAST_1,
+    "dataset.world.corpus_sentences": _AT_LEAST_1,
+    "dataset.world.image_size": ("32 to 512", lambda v: 32 <= v <= 512),
+    "corpus.kind": _one_of("demo", "demo_external", "coco", "flickr30k", "gcc", "shutterstock", "text_file"),
+    "corpus.rule": _one_of("coco", "flickr30k", "gcc", "shutterstock", "none"),
+    "corpus.max_sentences": _AT_LEAST_1,
+    "corpus.shuffle_seed": ("0 to 2**32-1", lambda v: 0 <= v < 2**32),
+    "clip_backbone.kind": _one_of("openai", "huggingface", "open_clip", "random", "demo"),
+    "clip_backbone.dtype": _one_of("float32", "float16", "bfloat16"),
+    "clip_backbone.image_batch_size": _AT_LEAST_1,
+    "clip_backbone.text_batch_size": _AT_LEAST_1,
+    "clip_backbone.demo.dim": _AT_LEAST_1,
+    "clip_backbone.demo.width": _AT_LEAST_1,
+    "clip_backbone.demo.text_layers": _AT_LEAST_1,
+    "clip_backbone.demo.pairs": _AT_LEAST_1,
+    "clip_backbone.demo.batch_size": ("2 or more", lambda v: v >= 2),
+    "clip_backbone.demo.steps": _AT_LEAST_1,
+    "clip_backbone.demo.lr": _POSITIVE,
+    "clip_backbone.demo.logit_scale": _POSITIVE,
+    "clip_backbone.demo.seed": _NOT_NEGATIVE,
+    "aggregation_t.t": _POSITIVE,
+    "aggregation_t.chunk_mb": _AT_LEAST_1,
+    "reward_weights.cos_weight": _SHARE,
+    "reward_weights.clip_weight": _SHARE,
+    "reward_weights.max_weight": _SHARE,
+    "reward_weights.delay_steps": _NOT_NEGATIVE,
+    "reward_weights.ramp_steps": _NOT_NEGATIVE,
+    "generator.tokenizer": _TOKENIZER,
+    "generator.vocab_size": ("260 or more (256 bytes and the special tokens)", lambda v: v >= 260),
+    "generator.layers": _AT_LEAST_1,
+    "generator.width": ("2 or more", lambda v: v >= 2),
+    "generator.heads": _AT_LEAST_1,
+    "generator.mapper": _one_of("mlp", "transformer"),
+    "generator.prefix_length": _AT_LEAST_1,
+    "generator.clip_length": _AT_LEAST_1,
+    "generator.mapper_layers": _AT_LEAST_1,
+    "generator.mapper_heads": _AT_LEAST_1,
+    "generator.max_length": ("2 or more", lambda v: v >= 2),
+    "discriminator.tokenizer": _TOKENIZER,
+    "discriminator.vocab_size": ("262 or more (256 bytes and the special tokens)", lambda v: v >= 262),
+    "discriminator.layers": _AT_LEAST_1,
+    "discriminator.width": ("2 or more", lambda v: v >= 2),
+    "discriminator.heads": _AT_LEAST_1,
+    "decode.name": _one_of("greedy", "beam", "sample"),
+    "decode.beam_size": _AT_LEAST_1,
+    "decode.temperature": _POSITIVE,
+    "decode.batch_size": _AT_LEAST_1,
+    "initialize.steps": _AT_LEAST_1,
+    "initialize.epochs": _AT_LEAST_1,
+    "initialize.batch_size": _AT_LEAST_1,
+    "initialize.noise_std": _NOT_NEGATIVE,
+    "initialize.checkpoint_every": _AT_LEAST_1,
+    "train.steps": _AT_LEAST_1,
+    "train.epochs": _AT_LEAST_1,
+    "train.batch_size": _AT_LEAST_1,
+    "train.num_samples": _AT_LEAST_1,
+    "train.baseline": _one_of("greedy", "leave_one_out"),
+    "train.reward_scale": _POSITIVE,
+    "train.kl_weight": _NOT_NEGATIVE,
+    "train.validate_every": _AT_LEAST_1,
+    "train.checkpoint_every": _AT_LEAST_1,
+    "train.log_every": _AT_LEAST_1,
+    "*.lr": _POSITIVE,
+    "*.warmup_steps": _NOT_NEGATIVE,
+    "*.final_lr_ratio": _SHARE,
+    "*.weight_decay": _NOT_NEGATIVE,
+    "*.eps": _POSITIVE,
+    "*.grad_clip": ("0 (no clipping) or more", lambda v: v >= 0),
+    "evaluate.which": _one_of("best", "last"),
+    "evaluate.split": _one_of("val", "test"),
+    "report.gallery": _NOT_NEGATIVE,
+    "wandb.mode": _one_of("offline", "online", "disabled"),
+}
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
+    """(full path, path used in `_CHECKS`, value) of every leaf field."""
+    for f in fields(value):
+        child, name = getattr(value, f.name), f"{path}.{f.name}" if path else f.name
+        if is_dataclass(child):
+            yield from _leaves(child, name)
+        else:
+            yield name, f"*.{f.name}" if isinstance(value, OptimizerConfig) else name, child
+
+
+def accepted_values(path: str) -> str | None:
+    """What the setting at this path accepts, in words; None: anything of its type."""
+    section, _, name = path.rpartition(".")
+    check = _CHECKS.get(f"*.{name}" if section.endswith("optimizer") else path)
+    return check and check[0]
+
+
+def validate(cfg: Config) -> None:
+    """Raise `InputError` for the first field out of range or the first two fields that contradict each other."""
+    for name, key, value in _leaves(cfg):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name}={value} is not a finite number")
+        if key in _CHECKS and value is not None:
+            accepted, holds = _CHECKS[key]
+            if not holds(value):
+                raise InputError(f"{name}={value} is not accepted: it must be {accepted}")
+    for contradiction in _contradictions(cfg):
+        raise InputError(contradiction)
+
+
+def _contradictions(cfg: Config) -> Iterator[str]:
+    g, d, t, r = cfg.generator, cfg.discriminator, cfg.train, cfg.reward_weights
+    if not (cfg.images is None or isinstance(cfg.images, str) or (isinstance(cfg.images, list) and all(isinstance(i, str) for i in cfg.images))):
+        yield f"images={cfg.images!r} is not accepted: it must be a file or folder, or a list of them"
+    if cfg.stage == "caption" and not cfg.image_paths:
+        yield "stage=caption needs images=FOLDER (or images=[a.jpg,b.png]): which pictures to caption"
+    if cfg.dataset.kind == "folder" and not cfg.dataset.root and cfg.stage != "caption":
+        yield "dataset.root is empty: dataset.kind=folder needs dataset.root=FOLDER, where the pictures are"
+    if cfg.corpus.kind == "text_file" and not cfg.corpus.path and cfg.stage != "caption":
+        yield "corpus.path is null: corpus.kind=text_file needs corpus.path=FILE, one sentence a line"
+    for side, demo in (("corpus", cfg.corpus.kind.startswith("demo")), ("clip_backbone", cfg.clip_backbone.kind == "demo")):
+        if demo and cfg.dataset.kind != "demo" and cfg.stage != "caption":
+            kind = getattr(cfg, side).kind
+            demo_only = f"the demo's {side} only fits dataset=demo"
+            yield f"{side}.kind={kind} and dataset.kind={cfg.dataset.kind} contradict each other: {demo_only}"
+    for side, width, heads in (("generator", g.width, g.heads), ("discriminator", d.width, d.heads)):
+        if width % heads:
+            yield f"{side}.width={width} and {side}.heads={heads} contradict each other: the width must be a multiple of the heads"
+    if g.mapper == "transformer" and g.width % g.mapper_heads:
+        yield f"generator.width={g.width} and generator.mapper_heads={g.mapper_heads} contradict each other: it must be a multiple"
+    if t.baseline == "leave_one_out" and t.num_samples < 2:
+        yield f"train.baseline=leave_one_out and train.num_samples={t.num_samples} contradict each other: it needs 2 or more"
+    if not t.use_discriminator and (r.max_weight < 1 or r.delay_steps or r.ramp_steps):
+        yield (
+            f"train.use_discriminator=false and reward_weights.max_weight={r.max_weight:g} (delay_steps={r.delay_steps}, "
+            f"ramp_steps={r.ramp_steps}) contradict each other: without a discriminator they must be 1, 0 and 0"
+        )
+    if cfg.dataset.kind == "folder" and cfg.dataset.val_fraction + cfg.dataset.test_fraction >= 1:
+        yield (
+            f"dataset.val_fraction={cfg.dataset.val_fraction:g} and dataset.test_fraction={cfg.dataset.test_fraction:g} contradict "
+            "each other: they leave no training image, their sum must be below 1"
+        )
+    if g.language_model == "scratch" and g.tokenizer == "pretrained":
+        yield "generator.language_model=scratch and generator.tokenizer=pretrained contradict each other: name a folder, or corpus"
+    if d.encoder == "scratch" and d.tokenizer == "pretrained":
+        yield "discriminator.encoder=scratch and discriminator.tokenizer=pretrained contradict each other: name a folder, or corpus"
+    for metric in cfg.evaluate.metrics:
+        if metric not in METRICS:
+            yield f"evaluate.metrics has '{metric}', which is not accepted: one of {', '.join(METRICS)}"
+    for row in cfg.evaluate.baselines:
+        if row not in BASELINE_ROWS:
+            yield f"evaluate.baselines has '{row}', which is not accepted: one of {', '.join(BASELINE_ROWS)}"
+    if "human" in cfg.evaluate.baselines and cfg.dataset.kind != "demo":
+        yield f"evaluate.baselines has 'human' and dataset.kind={cfg.dataset.kind}: fresh human sentences exist in the demo only"
+    for part, folder in (("name", cfg.name), ("variant", cfg.variant)):
+        if folder is not None and (not folder.strip(". ") or "/" in folder):
+            yield f"{part}={folder!r} is not accepted: it must be the name of one folder"
+
+
+# ----------------------------------------------------------------------------------------------------------- run identity
+
+# What may change between two starts of one run without changing its numbers.
+_NOT_SCIENTIFIC = (
+    *("stage", "device", "threads", "runs_dir", "artifacts_dir", "checkpoint", "images", "output"),
+    *("report", "wandb", "evaluate", "decode"),
+)
+_NOT_SCIENTIFIC_FIELDS = (
+    "variant",
+    "initialize.checkpoint_every",
+    "train.checkpoint_every",
+    "train.log_every",
+    "aggregation_t.chunk_mb",
+    "clip_backbone.cache",
+    "clip_backbone.image_batch_size",
+    "clip_backbone.text_batch_size",
+    "dataset.max_bad_images",
+    # places: what lies there is compared by content (stages/train.py)
+    "dataset.root",
+    "corpus.path",
+)
+
+
+def scientific_settings(cfg: Config) -> dict[str, Any]:
+    """Field path -> value of every setting that changes a trained generator; two runs are one run if these agree."""
+    leaves = {name: value for name, _, value in _leaves(cfg)}
+    return {k: v for k, v in leaves.items() if k.split(".")[0] not in _NOT_SCIENTIFIC and k not in _NOT_SCIENTIFIC_FIELDS}
+
+
+# (cos_weight, clip_weight, max_weight) that conf/reward_weights/<name>.yaml stands for: other numbers show in the folder's name.
+REWARD_PRESETS = {
+    "clip_agg": (0.5, 0.0, 0.5),
+    "clip_cos": (0.5, 1.0, 0.5),
+    "mixed": (0.5, 0.5, 0.5),
+    "naturalness_only": (0.5, 0.0, 0.0),
+}
+
+
+def variant_name(cfg: Config) -> str:
+    """The folder of a run below its experiment: the settings that people sweep, in full, whatever started the run."""
+    if cfg.variant is not None:
+        return cfg.variant
+    r, t = cfg.reward_weights, cfg.train
+    parts = list(dict.fromkeys((cfg.corpus.name, cfg.clip_backbone.name)))
+    parts += [f"t{cfg.aggregation_t.t:g}", r.name]
+    weights = (r.cos_weight, r.clip_weight, r.max_weight)
+    if weights != REWARD_PRESETS.get(r.name):
+        parts.append("cos{:g}-clip{:g}-max{:g}".format(*weights))
+    parts.append(f"k{t.num_samples}")
+    parts += [] if t.use_initialization else ["noinit"]
+    parts += [] if t.use_discriminator else ["nodisc"]
+    parts += [] if cfg.generator.mapper == "mlp" else [cfg.generator.mapper]
+    parts += [f"noise{cfg.initialize.noise_std:g}"] if cfg.initialize.noise_std else []
+    parts += [f"kl{t.kl_weight:g}"] if t.kl_weight else []
+    parts += [] if t.baseline == "greedy" else [t.baseline]
+    return "_".join(p.replace("/", "-") for p in parts)
+
+
+def run_folder(cfg: Config) -> Path:
+    """runs/<experiment>/<variant>/seed=<n>"""
+    return Path(cfg.runs_dir) / cfg.name / variant_name(cfg) / f"seed={cfg.seed}"
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    """A plain dictionary of a config dataclass."""
+    return asdict(value)

@@ -1,0 +1,284 @@
+"""Sentences without images: raw text of the known corpora, and its cleaning.
+
+The rules are those of the published program (Yu et al., ACM MM 2023), per corpus. `released=True` is that program to the letter.
+The sound rules, our default, differ where the letter harms training:
+
+- white space is made single blanks first, so a sentence is one line and `Two dogs run . ` becomes `Two dogs run.`;
+- after the rule's one dropped character, full stops and blanks left at the end go too: `Ellipsis...` becomes `Ellipsis.`. The
+  generator stops at GPT-2's token `.` alone; ` .`, `..` and `...` are other tokens, that it could not stop at and that the
+  discriminator would know at sight. Other marks stay, for the rule drops one character: `Wow!!` becomes `Wow!.`;
+- text without a letter or a digit is dropped (`.`, `?!`): it would teach the empty caption;
+- the first character gets its title case (`ß` -> `Ss`, theirs `SS`), lone surrogates become `?` (no file could hold them);
+- gcc draws from one generator for the corpus; theirs is reseeded for every caption and loses every caption of 16-19 words.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from cgtgan.config import CorpusConfig
+from cgtgan.data.annotations import WHERE, broken, captions_in_file, missing_file, open_bytes, read_json
+from cgtgan.data.released import load_plain_pickle
+from cgtgan.errors import InputError
+
+RULES = ("coco", "flickr30k", "gcc", "shutterstock", "none")
+PUNCTUATION = frozenset(string.punctuation) | {"''", "``", "-LRB-", "-RRB-", "-LCB-", "-RCB-", "--", "..."}
+
+# Why a caption was dropped; the keys of `CleanedCorpus.counts` beside read, kept and bad_bytes.
+EMPTY, WRONG_TYPE, NO_WORDS, NO_TAB = "empty", "wrong_type", "no_words", "no_tab"
+TOO_SHORT, TOO_LONG, SAMPLED_OUT = "too_short", "too_long", "sampled_out"
+
+Cleaned: TypeAlias = tuple[str, str | None]  # text without its final '.' and None, or '' and why it is dropped
+
+_PART_ENDS = re.compile(" [:;.-] ")
+_USUAL_PLACES = {
+    "demo": ("corpus/corpus.txt",),
+    "demo_external": ("corpus/external.txt",),
+    "coco": ("annotations/train_caption.json", "train_caption.json", "annotations/dataset_coco.json", "dataset_coco.json"),
+    "flickr30k": (
+        "annotations/train_caption.json",
+        "train_caption.json",
+        "annotations/dataset_flickr30k.json",
+        "dataset_flickr30k.json",
+    ),
+    "gcc": ("Train_GCC-training.tsv", "corpus/Train_GCC-training.tsv"),
+    "shutterstock": ("sentences.pkl", "corpus/sentences.pkl"),
+}
+
+
+@dataclass(frozen=True)
+class CleanedCorpus:
+    """`sentences`: clean, each ending in '.'. `counts`: read = kept + every reason to drop; `bad_bytes` were replaced and kept."""
+
+    sentences: list[str]
+    counts: dict[str, int]
+
+    def summary(self) -> str:
+        """One sentence for the log: how many were read and kept, and why the others went."""
+        reasons = [f"{n:,} {why.replace('_', ' ')}" for why, n in self.counts.items() if why not in ("read", "kept", "bad_bytes")]
+        repaired = f"; {self.counts['bad_bytes']:,} lines had bytes that are not UTF-8" if self.counts.get("bad_bytes") else ""
+        return (
+            f"kept {self.counts['kept']:,} of {self.counts['read']:,} captions (dropped: {', '.join(reasons) or 'none'}){repaired}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------- cleaning
+
+
+def clean_captions(rule: str, captions: Iterable[Any], *, released: bool = False, seed: int = 0) -> list[str]:
+    """Clean sentences in the order of `captions`, before any shuffle.
+
+    rule: coco, flickr30k, gcc, shutterstock (token lists `['<S>', ..., '</S>']`; a string is split at white space) or
+    none (only made one line, with one final '.' in the place of final '.', '!' and '?').
+    released: the published program to the letter; what crashed it is dropped. seed: of numpy's generator, theirs is 0.
+    Raises `InputError` for an unknown rule; never for a caption.
+    """
+    return clean_corpus(rule, captions, released=released, seed=seed).sentences
+
+
+def clean_corpus(rule: str, captions: Iterable[Any], *, released: bool = False, seed: int = 0) -> CleanedCorpus:
+    """As `clean_captions`, with the counts kept and dropped by reason. Time and memory are linear in the corpus."""
+    if rule not in RULES:
+        raise InputError(f"corpus.rule={rule} is not accepted: it must be one of {', '.join(RULES)}")
+    clean = _cleaner(rule, released, seed)
+    sentences: list[str] = []
+    dropped: Counter[str] = Counter()
+    read = 0
+    for raw in captions:
+        read += 1
+        if rule == "shutterstock" and isinstance(raw, str):
+            raw = raw.split()
+        right = _is_token_list(raw) if rule == "shutterstock" else isinstance(raw, str)
+        text, reason = clean(raw) if right else ("", WRONG_TYPE)
+        if reason is None and (rule == "none" or not released):
+            text, reason = _soundly_ended(text, capital=rule != "none")
+        elif reason is None:
+            text = text[:1].upper() + text[1:]
+        if reason is None:
+            sentences.append(text + ".")
+        else:
+            dropped[reason] += 1
+    return CleanedCorpus(sentences, {"read": read, "kept": len(sentences), **dict(sorted(dropped.items()))})
+
+
+def embedded_text(sentence: str) -> str:
+    """What CLIP is given: the sentence without its final '.' (one character; CLIP cuts at 77 tokens itself)."""
+    return sentence.removesuffix(".")
+
+
+def shuffle_sentences(sentences: list[str], seed: int = 1024) -> list[str]:
+    """A new list in the published order: numpy's legacy generator, `np.random.seed(seed); np.random.shuffle(sentences)`."""
+    return [sentences[i] for i in np.random.RandomState(seed).permutation(len(sentences))]
+
+
+def _cleaner(rule: str, released: bool, seed: int) -> Callable[[Any], Cleaned]:
+    """The rule as one function: raw caption -> (text without its final '.', None) or ('', why it is dropped)."""
+    generator = np.random.RandomState(seed)
+    if rule == "gcc":
+        if not released:
+            return lambda raw: _gcc(raw, generator.rand)
+        first = generator.rand()  # theirs reseeds before every draw, so it always sees the first one (0.5488 for seed 0)
+        return lambda raw: _gcc(raw, lambda: first)
+    if rule == "shutterstock":
+        return lambda raw: _shutterstock(raw, generator.rand)
+    if rule == "none":
+        return lambda raw: (_one_line(raw).rstrip(" .!?"), None) if raw.strip() else ("", EMPTY)
+    return lambda raw: _captions(raw if released else _one_line(raw))
+
+
+def _is_token_list(raw: Any) -> bool:
+    return isinstance(raw, (list, tuple)) and all(isinstance(token, str) for token in raw)
+
+
+def _one_line(text: str) -> str:
+    """Single blanks for all white space, none at the ends; '?' for lone surrogates, which JSON can bring in."""
+    text = " ".join(text.split())
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _soundly_ended(text: str, *, capital: bool) -> Cleaned:
+    """What the module's head says of the sound rules, after the rule itself; cleaning its result again changes nothing."""
+    text = _one_line(text).rstrip(" .")
+    if not any(map(str.isalnum, text)):
+        return "", NO_WORDS
+    return (text[:1].title() + text[1:] if capital else text), None
+
+
+def _captions(raw: str) -> Cleaned:
+    """coco and flickr30k: less a last character in P."""
+    if not raw:
+        return "", EMPTY
+    return (raw[:-1] if raw[-1] in PUNCTUATION else raw), None
+
+
+def _without_outer_marks(tokens: list[str]) -> list[str] | None:
+    """Less a first and a last token in P; None where the published program crashes: no token left to look at."""
+    if tokens and tokens[0] in PUNCTUATION:
+        tokens = tokens[1:]
+    if not tokens:
+        return None
+    return tokens[:-1] if tokens[-1] in PUNCTUATION else tokens
+
+
+def _gcc(raw: str, draw: Callable[[], float]) -> Cleaned:
+    """Cut at the first token '.', then by length."""
+    tokens = _without_outer_marks(raw.split())
+    if tokens is None:
+        return "", EMPTY
+    tokens = tokens[: tokens.index(".")] if "." in tokens else tokens
+    n = len(tokens)
+    if n <= 6 or n >= 20:
+        return "", TOO_SHORT if n <= 6 else TOO_LONG
+    if n > 15 and draw() >= 0.3:
+        return "", SAMPLED_OUT
+    return " ".join(tokens), None
+
+
+def _shutterstock(raw: list[str] | tuple[str, ...], draw: Callable[[], float]) -> Cleaned:
+    """The first part alone, by length. Every part that is long enough takes one draw, used or not."""
+    tokens = _without_outer_marks([token for token in raw if token not in ("<S>", "</S>")])
+    if tokens is None:
+        return "", EMPTY
+    text = _PART_ENDS.split(" ".join(tokens), maxsplit=1)[0]
+    words = text.split()
+    n = len(words)
+    if n <= 6 or sum(word not in PUNCTUATION for word in words) <= 5:
+        return "", TOO_SHORT
+    drawn = draw()
+    if n > 15 and drawn >= (0.3 if n < 20 else 0.1):
+        return "", SAMPLED_OUT
+    return text, None
+
+
+# ----------------------------------------------------------------------------------------------------------------- reading
+
+
+def corpus_path(config: CorpusConfig, dataset_root: Path) -> Path:
+    """The corpus file: `corpus.path` (from the working directory), or the first usual place of its kind under `dataset_root`."""
+    if config.path is not None:
+        return Path(config.path).expanduser()
+    if config.kind not in _USUAL_PLACES:
+        raise InputError(f"corpus.path is null and corpus.kind={config.kind}: say corpus.path=FILE, with one sentence a line")
+    places = [dataset_root / place for place in _USUAL_PLACES[config.kind]]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def load_corpus(config: CorpusConfig, path: Path) -> CleanedCorpus:
+    """Read `path` as `config.kind`, clean it, shuffle it with `shuffle_seed` (not ShutterStock's), cut it to `max_sentences`.
+
+    Raises `MissingFileError` or `InputError`; an `InputError` too if no sentence is left.
+    """
+    notes: Counter[str] = Counter()
+    corpus = clean_corpus(config.rule, read_raw(config.kind, path, notes), released=config.released)
+    counts = {**corpus.counts, **notes}
+    counts["read"] += notes[NO_TAB]  # rows without a caption never reached the cleaning
+    if not corpus.sentences:
+        problem = CleanedCorpus([], counts).summary()
+        raise InputError(f"{path}: no sentence is left for corpus.kind={config.kind} and corpus.rule={config.rule}: {problem}")
+    sentences = corpus.sentences if config.kind == "shutterstock" else shuffle_sentences(corpus.sentences, config.shuffle_seed)
+    return CleanedCorpus(sentences[: config.max_sentences], counts)
+
+
+def read_raw(kind: str, path: Path, notes: Counter[str] | None = None) -> Iterator[Any]:
+    """Raw captions of `path`, in its order: strings, for shutterstock token lists. Text is streamed.
+
+    kind: coco and flickr30k (any layout of `annotations.py`, of Karpathy's the train part), gcc (caption<TAB>url), shutterstock
+    (pickle), text_file and the demo kinds (one sentence a line). Plain or gzip.
+    notes: counts `bad_bytes` (lines with bytes that are not UTF-8, replaced) and `no_tab` (gcc rows without a tab, left out).
+    Raises `MissingFileError` at once, `InputError` at once or where the reading reaches the damage.
+    """
+    notes = Counter() if notes is None else notes
+    where = WHERE.get(kind.removesuffix("_external"))
+    if not path.is_file():
+        raise missing_file(path, "corpus.path", where)
+    if kind in ("coco", "flickr30k"):
+        return iter([caption for _, caption in captions_in_file(read_json(path, "corpus.path", where), path, "train")])
+    if kind == "shutterstock":
+        content = load_plain_pickle(path, "corpus.path", where)
+        if not isinstance(content, (list, tuple)):
+            raise InputError(f"{path} (corpus.path) holds a {type(content).__name__}: a list of token lists is needed")
+        return iter(content)
+    if kind == "gcc":
+        return _gcc_captions(path, _lines(path, notes), notes)
+    if kind in ("text_file", "demo", "demo_external"):
+        return _lines(path, notes)
+    raise InputError(f"corpus.kind={kind} is not accepted: one of {', '.join(_USUAL_PLACES)}, text_file")
+
+
+def _lines(path: Path, notes: Counter[str]) -> Iterator[str]:
+    with open_bytes(path, "corpus.path") as stream:
+        try:
+            for n, line in enumerate(stream):
+                line = line.removeprefix(b"\xef\xbb\xbf") if n == 0 else line
+                try:
+                    text = line.decode("utf-8")
+                except UnicodeDecodeError:
+                    notes["bad_bytes"] += 1
+                    text = line.decode("utf-8", "replace")
+                yield text.rstrip("\r\n")
+        except (OSError, EOFError, zlib.error) as error:
+            raise broken(path, error) from error
+
+
+def _gcc_captions(path: Path, lines: Iterator[str], notes: Counter[str]) -> Iterator[str]:
+    good = 0
+    for line in lines:
+        caption, tab, _ = line.partition("\t")
+        if not tab:
+            notes[NO_TAB] += 1
+            continue
+        if good == 0 and caption.startswith(("http://", "https://")):
+            raise InputError(f"{path} (corpus.path) has the address first: rows must be caption<TAB>url")
+        good += 1
+        yield caption
+    if not good:
+        raise InputError(f"{path} (corpus.path) has no row caption<TAB>url in {notes[NO_TAB]:,} lines: is it a text_file?")

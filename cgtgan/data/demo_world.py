@@ -1,0 +1,276 @@
+"""The demo world: tiny drawn scenes and sentences about them, made from one seed, so that every stage runs without a download.
+
+Nothing that a captioner is tested on can be met before, by construction:
+- a hash of a scene's key puts it in exactly one pool, of `clip`, `train`, `val`, `test` and `corpus`;
+- a hash of a sentence puts it in the half of the demo CLIP's training captions or in the half of everything else.
+A corpus sentence may still equal a test reference, as in any real corpus (two people say the same of two scenes that differ in
+an unmentioned fact); `DemoWorld.overlap` counts that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from PIL import Image
+
+from cgtgan.config import DemoWorldConfig
+from cgtgan.data.demo_drawing import render
+from cgtgan.data.demo_grammar import Scene, Thing, describe, digress, draw_scene, narrate
+from cgtgan.errors import InputError
+
+__all__ = ["SPLITS", "DemoWorld", "DemoWorldConfig", "Scene", "Thing", "describe", "pool_of", "render", "write_demo_world"]
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "val", "test")
+POOL_WEIGHTS = {"clip": 32, "train": 28, "val": 8, "test": 12, "corpus": 20}  # of 100
+EXTERNAL_SHARES = {"in-domain": 0.35, "narrated": 0.40, "irrelevant": 0.25}
+CLIP_CAPTIONS = 3
+MAX_DRAWS = 2000  # in a row without an acceptable scene or sentence: the pool is empty
+
+
+def pool_of(scene: Scene) -> str:
+    """The one pool (a key of `POOL_WEIGHTS`) that a scene belongs to, whatever the seed."""
+    ticket = int.from_bytes(hashlib.blake2b(scene.key.encode(), digest_size=8).digest(), "big") % sum(POOL_WEIGHTS.values())
+    for pool, weight in POOL_WEIGHTS.items():
+        if ticket < weight:
+            return pool
+        ticket -= weight
+    raise AssertionError("a ticket is below the sum of the weights")
+
+
+def in_clip_half(sentence: str) -> bool:
+    """Whether a sentence may be a training caption of the demo CLIP; every other use takes the other half."""
+    return hashlib.blake2b(sentence.encode(), digest_size=1).digest()[0] % 2 == 0
+
+
+class DemoWorld:
+    """Scenes and sentences of one `DemoWorldConfig`; everything is a function of the seed, in any order of calls."""
+
+    def __init__(self, config: DemoWorldConfig) -> None:
+        self.config = config
+        self._splits: dict[str, list[tuple[int, Scene]]] = {}
+
+    def split(self, name: str) -> list[tuple[int, Scene]]:
+        """(image_id, scene) of `train`, `val` or `test`; ids are unique over the splits, scenes within each.
+
+        Raises InputError for another name, or when the pool has not that many scenes.
+        """
+        self._check(name, SPLITS)
+        if name not in self._splits:
+            sizes = [getattr(self.config, f"{split}_images") for split in SPLITS]
+            count, first_id = sizes[SPLITS.index(name)], 1 + sum(sizes[: SPLITS.index(name)])
+            rng, keys, scenes = self._rng("scenes", name), set[str](), []
+            for index in range(count):
+                scene = self._scene(rng, name, keys, f"{name}_images")
+                keys.add(scene.key)
+                scenes.append((first_id + index, scene))
+            self._splits[name] = scenes
+        return self._splits[name]
+
+    def image(self, name: str, index: int) -> Image.Image:
+        """The picture of `split(name)[index]`: RGB, image_size x image_size."""
+        return render(self.split(name)[index][1], self.config.image_size, self._rng(f"image/{name}", index))
+
+    def references(self, name: str) -> dict[int, list[str]]:
+        """`references` different sentences an image of `val` or `test`. Raises InputError for another name."""
+        self._check(name, ("val", "test"))
+        return self._captions(name, "reference")
+
+    def human(self, name: str) -> dict[int, str]:
+        """One more sentence an image of `val` or `test`, drawn independently of its references: the human score."""
+        self._check(name, ("val", "test"))
+        return {
+            image_id: self._sentences(scene, self._rng(f"human/{name}", index), 1, "references")[0]
+            for index, (image_id, scene) in enumerate(self.split(name))
+        }
+
+    def paired_captions(self, name: str) -> dict[int, list[str]]:
+        """`references` sentences an image of `train`: for the supervised upper bound only, never for unpaired training."""
+        self._check(name, ("train",))
+        return self._captions(name, "pair")
+
+    def corpus(self, external: bool = False) -> list[str]:
+        """`corpus_sentences` sentences: all in-domain, or the external mixture of `EXTERNAL_SHARES`, shuffled."""
+        return [sentence for _, sentence in self.corpus_by_kind(external)]
+
+    def corpus_by_kind(self, external: bool = False) -> list[tuple[str, str]]:
+        """`corpus` with each sentence's kind, a key of `EXTERNAL_SHARES`, before it."""
+        count = self.config.corpus_sentences
+        purpose = "external" if external else "corpus"
+        kinds = ["in-domain"] * count
+        if external:
+            related, foreign = round(EXTERNAL_SHARES["in-domain"] * count), round(EXTERNAL_SHARES["irrelevant"] * count)
+            kinds = ["in-domain"] * related + ["irrelevant"] * foreign + ["narrated"] * (count - related - foreign)
+            self._rng(purpose, "order").shuffle(kinds)
+        rng = self._rng(purpose, "sentences")
+        say = {"in-domain": describe, "narrated": narrate, "irrelevant": lambda _, rng: digress(rng)}
+        return [
+            (kind, self._sentences(self._scene(rng, "corpus", set(), "corpus_sentences"), rng, 1, "corpus_sentences", say[kind])[0])
+            for kind in kinds
+        ]
+
+    def clip_pairs(self, count: int, seed_offset: int = 0) -> Iterator[tuple[Image.Image, list[str]]]:
+        """`count` pictures (RGB, image_size x image_size) of the clip pool with 3 captions each, to train the demo CLIP.
+
+        Another `seed_offset` gives other pictures; a longer stream starts with the shorter one.
+        """
+        for index in range(count):
+            rng = self._rng(f"clip/{seed_offset}", index)
+            scene = self._scene(rng, "clip", set(), "seed")
+            captions = self._sentences(scene, rng, CLIP_CAPTIONS, "seed", clip_half=True)
+            yield render(scene, self.config.image_size, rng), captions
+
+    def overlap(self, external: bool = False) -> dict[str, int | float]:
+        """How many test references stand word for word in the corpus, and how many test scenes have one that does."""
+        corpus = set(self.corpus(external))
+        found = [sum(reference in corpus for reference in references) for references in self.references("test").values()]
+        references = len(found) * self.config.references
+        hits, scenes = sum(found), sum(map(bool, found))
+        return {
+            "references": references,
+            "references_in_corpus": hits,
+            "reference_share": hits / references,
+            "scenes": len(found),
+            "scenes_in_corpus": scenes,
+            "scene_share": scenes / len(found),
+        }
+
+    def _rng(self, purpose: str, index: int | str) -> random.Random:
+        return random.Random(f"{self.config.seed}/{purpose}/{index}")
+
+    def _check(self, name: str, accepted: tuple[str, ...]) -> None:
+        if name not in accepted:
+            raise InputError(f"split is {name!r}: the demo world accepts {' or '.join(accepted)} here.")
+
+    def _scene(self, rng: random.Random, pool: str, taken: set[str], field: str) -> Scene:
+        for _ in range(MAX_DRAWS):
+            scene = draw_scene(rng)
+            if scene.key not in taken and pool_of(scene) == pool:
+                return scene
+        value = getattr(self.config, field)
+        raise InputError(f"{field} is {value}: pool {pool!r} of the demo world has no more scenes; ask for fewer.")
+
+    def _sentences(
+        self,
+        scene: Scene,
+        rng: random.Random,
+        count: int,
+        field: str,
+        say: Callable[[Scene, random.Random], str] = describe,
+        clip_half: bool = False,
+    ) -> list[str]:
+        """`count` different sentences about a scene, all from one half."""
+        sentences: list[str] = []
+        for _ in range(MAX_DRAWS):
+            sentence = say(scene, rng)
+            if in_clip_half(sentence) == clip_half and sentence not in sentences:
+                sentences.append(sentence)
+                if len(sentences) == count:
+                    return sentences
+        value, found = getattr(self.config, field), len(sentences)
+        raise InputError(f"{field} is {value}: the demo grammar has only {found} sentences to hand for a scene; ask for fewer.")
+
+    def _captions(self, name: str, purpose: str) -> dict[int, list[str]]:
+        return {
+            image_id: self._sentences(scene, self._rng(f"{purpose}/{name}", index), self.config.references, "references")
+            for index, (image_id, scene) in enumerate(self.split(name))
+        }
+
+
+README = """A demo world of cgtgan, made from the config in world.json; the same config gives the same bytes.
+
+images/{train,val,test}          the pictures; train_images.txt lists the unlabelled training pictures
+annotations/{val,test}_caption_coco_format.json   references, COCO captions format
+annotations/train_caption.json   caption pairs of the training pictures, for the supervised upper bound ONLY:
+                                 unpaired training never reads this file
+corpus/corpus.txt                in-domain sentences, one a line, about other scenes than any picture's
+corpus/external.txt              the harder mixture: 35% in-domain, 40% narrated in another style, 25% irrelevant
+human_{val,test}.json            one more sentence a picture, COCO results format: what a human would score
+world.json                       config, counts and overlap; written last
+"""
+
+
+def write_demo_world(config: DemoWorldConfig, root: Path, progress: Callable[[int], None] | None = None) -> Path:
+    """Write the world as a dataset folder (its README.txt lists the files) and return `root`.
+
+    Does nothing when `root` holds the same world already. The folder appears whole or not at all: it is made beside `root` and
+    renamed, and what a killed run left there is removed, so the caller holds a lock on `root`. `progress` is called with the
+    number of pictures written so far. Raises InputError when `root` holds anything else; it is never overwritten.
+    """
+    root = Path(root)
+    if (root / "world.json").is_file():
+        there = json.loads((root / "world.json").read_text(encoding="utf-8"))
+        wanted = {"format_version": FORMAT_VERSION, **asdict(config)}
+        found = {"format_version": there.get("format_version"), **there.get("config", {})}
+        changed = [f"{name} {found.get(name)} (wanted {value})" for name, value in wanted.items() if found.get(name) != value]
+        if changed:
+            raise InputError(f"root {root} holds another demo world, with {', '.join(changed)}; name another folder or remove it.")
+        return root
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise InputError(f"root {root} exists and is no demo world; name a new or empty folder.")
+    partial = root.with_name(f".{root.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write(DemoWorld(config), partial, progress or (lambda _: None))
+        if root.exists():
+            root.rmdir()  # empty; a rename onto an empty folder fails on some systems
+        partial.rename(root)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return root
+
+
+def _write(world: DemoWorld, folder: Path, progress: Callable[[int], None]) -> None:
+    (folder / "annotations").mkdir()
+    (folder / "corpus").mkdir()
+    (folder / "README.txt").write_text(README, encoding="utf-8")
+    written = 0
+    for name in SPLITS:
+        (folder / "images" / name).mkdir(parents=True)
+        for index, (image_id, _) in enumerate(world.split(name)):
+            world.image(name, index).save(folder / "images" / name / f"{image_id:08d}.png")
+            written += 1
+            progress(written)
+    listed = [f"images/train/{image_id:08d}.png" for image_id, _ in world.split("train")]
+    _write_lines(folder / "train_images.txt", listed)
+    pairs = world.paired_captions("train")
+    _write_json(folder / "annotations/train_caption.json", [{"image_id": i, "caption": c} for i, cs in pairs.items() for c in cs])
+    for name in ("val", "test"):
+        _write_json(folder / f"annotations/{name}_caption_coco_format.json", _coco(world.references(name), world.config.image_size))
+        _write_json(folder / f"human_{name}.json", [{"image_id": i, "caption": c} for i, c in world.human(name).items()])
+    _write_lines(folder / "corpus/corpus.txt", world.corpus())
+    _write_lines(folder / "corpus/external.txt", world.corpus(external=True))
+    counts = {f"{name}_images": len(world.split(name)) for name in SPLITS}
+    summary = {
+        "format_version": FORMAT_VERSION,
+        "config": asdict(world.config),
+        "counts": {**counts, "corpus_sentences": world.config.corpus_sentences, "external_shares": EXTERNAL_SHARES},
+        "overlap": {"corpus": world.overlap(), "external": world.overlap(external=True)},
+    }
+    _write_json(folder / "world.json", summary)
+
+
+def _coco(captions: dict[int, list[str]], size: int) -> dict[str, object]:
+    flat = [(image_id, caption) for image_id, sentences in captions.items() for caption in sentences]
+    return {
+        "info": {"description": "cgtgan demo world", "version": str(FORMAT_VERSION), "year": 2025, "contributor": "cgtgan"},
+        "licenses": [{"id": 1, "name": "as the package that made it", "url": ""}],
+        "images": [{"id": i, "license": 1, "file_name": f"{i:08d}.png", "width": size, "height": size} for i in captions],
+        "annotations": [{"id": n, "image_id": i, "caption": caption} for n, (i, caption) in enumerate(flat, start=1)],
+    }
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

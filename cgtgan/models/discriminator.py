@@ -1,0 +1,109 @@
+"""The discriminator: an encoder with a pooled output and an MLP head that judges whether a sentence sounds human."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel, RobertaConfig, RobertaModel
+
+from cgtgan.config import DiscriminatorConfig
+from cgtgan.errors import MissingFileError
+from cgtgan.models.tokenizers import ROBERTA_SPECIALS, TextTokenizer, load_tokenizer, train_tokenizer
+
+
+class _Head(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.model = nn.Sequential(nn.Linear(width, width // 2), nn.Tanh(), nn.Linear(width // 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class Discriminator(nn.Module):
+    """Encoder, pooler, then E -> E/2 -> 1 with tanh between (attribute names are those of the released program)."""
+
+    def __init__(self, encoder: PreTrainedModel, tokenizer: TextTokenizer, max_tokens: int):
+        super().__init__()
+        self.text_encoder = encoder
+        self.mlp = _Head(int(encoder.config.hidden_size))
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.begin, self.pad, self.end = tokenizer.id_of("<s>", "[CLS]"), tokenizer.id_of("<pad>", "[PAD]"), tokenizer.id_of("</s>", "[SEP]")
+        self.stop = tokenizer.id_of(".")
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(N, L) ids and their mask -> (N,) raw logits, float32; above 0 is 'human'"""
+        pooled = self.text_encoder(input_ids=tokens, attention_mask=mask).pooler_output
+        return self.mlp(pooled)[:, 0].float()
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(N, L) int64 ids and mask, padded to the longest text. A text of more than `max_tokens` tokens is cut so that it still
+        ends in a full stop: otherwise D could tell cut sentences by their end (METHOD, slip 5)."""
+        rows = []
+        for ids in self.tokenizer.encode(texts):
+            row = [self.begin, *ids, self.end]
+            rows.append(row if len(row) <= self.max_tokens else [*row[: self.max_tokens - 2], self.stop, self.end])
+        width = max(map(len, rows), default=2)
+        tokens = torch.full((len(rows), width), self.pad, dtype=torch.long)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = torch.tensor(row)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = (torch.arange(width) < lengths[:, None]).long()
+        device = next(self.mlp.parameters()).device
+        return tokens.to(device), mask.to(device)
+
+    def score(self, texts: Sequence[str]) -> Tensor:
+        """Raw logits (N,) of texts; identical texts are judged once."""
+        unique = list(dict.fromkeys(texts))
+        place = {text: i for i, text in enumerate(unique)}
+        logits = self(*self.tokenize(unique))
+        return logits[torch.tensor([place[t] for t in texts], dtype=torch.long, device=logits.device)]
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Binary cross-entropy with logits over corpus sentences (1) and samples (0), averaged over both. A scalar."""
+    logits = torch.cat([real_logits, fake_logits])
+    labels = torch.cat([torch.ones_like(real_logits), torch.zeros_like(fake_logits)])
+    return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+def make_discriminator(config: DiscriminatorConfig, sentences: Sequence[str], max_length: int, seed: int) -> Discriminator:
+    """The pretrained encoder with a fresh head, or a RoBERTa of the config's sizes; fresh weights are drawn from `seed`.
+
+    `max_length` is the generator's; D reads max_length + 2 tokens (METHOD: GAN training, step 2)."""
+    if config.tokenizer == "corpus":
+        tokenizer = train_tokenizer(sentences, config.vocab_size, ROBERTA_SPECIALS)
+    else:
+        name = config.encoder if config.tokenizer == "pretrained" else config.tokenizer
+        tokenizer = load_tokenizer(name, "discriminator.tokenizer", ROBERTA_SPECIALS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Discriminator(_encoder(config, tokenizer, max_length + 2), tokenizer, max_length + 2)
+
+
+def _encoder(config: DiscriminatorConfig, tokenizer: TextTokenizer, max_tokens: int) -> PreTrainedModel:
+    if config.encoder == "scratch":
+        pad = tokenizer.id_of("<pad>")
+        sizes: dict[str, Any] = {
+            "hidden_size": config.width,
+            "num_hidden_layers": config.layers,
+            "num_attention_heads": config.heads,
+            "intermediate_size": 4 * config.width,
+        }
+        # RoBERTa counts positions from pad + 1
+        return RobertaModel(
+            RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=max_tokens + pad + 1, pad_token_id=pad, type_vocab_size=1, **sizes)
+        )
+    try:
+        return AutoModel.from_pretrained(config.encoder, dtype=torch.float32)
+    except (OSError, ValueError) as e:
+        reason = str(e).strip().splitlines()[0]
+        raise MissingFileError(
+            f"discriminator.encoder={config.encoder}: no model is found there ({reason}); give a folder with config.json and weights "
+            "downloaded beforehand, a hub name with the network up, or scratch"
+        ) from None

@@ -1,0 +1,105 @@
+"""Byte-level BPE tokenizers of the generator and the discriminator: from a hub, a folder of GPT-2 files, or trained on the corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as bpe_models
+from tokenizers.trainers import BpeTrainer
+
+from cgtgan.errors import InputError, MissingFileError
+
+END_OF_TEXT = "<|endoftext|>"
+ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+# The clean-up that old tokenizers did when decoding English; transformers 5 leaves it out (METHOD, slip 9).
+_CLEAN_UP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))
+
+
+class TextTokenizer:
+    """Text <-> ids without special tokens; `decode` cleans up spaces before punctuation and leaves special tokens out."""
+
+    def __init__(self, backend: Tokenizer):
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend = backend
+
+    def __len__(self) -> int:
+        return self.backend.get_vocab_size()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        texts = self.backend.decode_batch([list(i) for i in ids], skip_special_tokens=True)
+        return [clean_up(t) for t in texts]
+
+    def id_of(self, *names: str) -> int:
+        """The id of the first of `names` that the vocabulary has. Raises `InputError` if it has none."""
+        for name in names:
+            found = self.backend.token_to_id(name)
+            if found is not None:
+                return found
+        raise InputError(f"the tokenizer has no token {' or '.join(map(repr, names))}: choose a tokenizer that has it")
+
+    def to_json(self) -> str:
+        return self.backend.to_str()
+
+    @classmethod
+    def from_json(cls, text: str) -> TextTokenizer:
+        return cls(Tokenizer.from_str(text))
+
+
+def clean_up(text: str) -> str:
+    """`a dog , running .` -> `a dog, running.`"""
+    for spaced, joined in _CLEAN_UP:
+        text = text.replace(spaced, joined)
+    return text
+
+
+def _byte_level(model: bpe_models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def train_tokenizer(sentences: Iterable[str], vocab_size: int, specials: Sequence[str]) -> TextTokenizer:
+    """Byte-level BPE with all 256 bytes, so that any text can be encoded; `specials` get the first ids."""
+    tokenizer = _byte_level(bpe_models.BPE())
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(
+        sentences, BpeTrainer(vocab_size=vocab_size, special_tokens=list(specials), initial_alphabet=alphabet, show_progress=False)
+    )
+    return TextTokenizer(tokenizer)
+
+
+def load_tokenizer(name: str, field: str, specials: Sequence[str]) -> TextTokenizer:
+    """A folder with vocab.json and merges.txt (GPT-2's or RoBERTa's files), a folder or hub name that transformers loads.
+
+    `field` is the config field named in the error when nothing is found."""
+    folder = Path(name).expanduser()
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    if vocab.is_file() and merges.is_file():
+        try:
+            tokenizer = _byte_level(bpe_models.BPE.from_file(str(vocab), str(merges)))
+        except Exception as e:  # tokenizers raises bare Exceptions for files it cannot read
+            raise InputError(f"{field}={name}: vocab.json and merges.txt there are not a BPE tokenizer's ({e})") from None
+        tokenizer.add_special_tokens([s for s in specials if tokenizer.token_to_id(s) is not None])
+        return TextTokenizer(tokenizer)
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(name, use_fast=True)
+    except (OSError, ValueError) as e:
+        raise MissingFileError(
+            f"{field}={name}: no tokenizer is found there ({_first_line(e)}); give a folder with vocab.json and merges.txt, "
+            "or a model folder downloaded beforehand"
+        ) from None
+    return TextTokenizer(loaded.backend_tokenizer)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

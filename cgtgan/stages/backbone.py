@@ -1,0 +1,111 @@
+"""The run's frozen CLIP. The demo's own is trained here, contrastively on its own pairs, when first needed, and kept as an artifact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor
+
+from cgtgan.artifacts import atomic_path
+from cgtgan.config import ClipBackboneConfig, DemoClipConfig, DemoWorldConfig, OptimizerConfig, as_dict
+from cgtgan.data.demo_world import DemoWorld
+from cgtgan.errors import InputError, MissingFileError
+from cgtgan.method.batches import EpochOrder, stable_seed
+from cgtgan.method.checkpoint import Optimizer, load_state, save_state
+from cgtgan.models.clip_backbone import ClipBackbone, DemoBackbone, backbone_identity, load_backbone, normalise
+from cgtgan.models.demo_clip import DemoClip, contrastive_loss
+from cgtgan.models.tokenizers import END_OF_TEXT, TextTokenizer, train_tokenizer
+from cgtgan.stages.workspace import Workspace
+
+CHECKPOINTS = 10  # of the contrastive training, evenly spread
+
+
+def backbone_producer(ws: Workspace) -> dict[str, Any]:
+    """What an artifact made with the run's backbone must record of it."""
+    config = ws.cfg.clip_backbone
+    if config.kind == "demo":
+        world = ws.cfg.dataset.world
+        return {"kind": "demo", "clip": as_dict(config.demo), "world": {"seed": world.seed, "image_size": world.image_size}}
+    return backbone_identity(config)
+
+
+def open_backbone(ws: Workspace) -> ClipBackbone:
+    config = ws.cfg.clip_backbone
+    if config.kind != "demo":
+        return load_backbone(config, ws.device)
+    folder = ws.store.path("clip", backbone_producer(ws), "")
+    ws.store.make(folder, lambda path: _train_demo_clip(ws, path))
+    return DemoBackbone(load_demo_clip(folder), ws.device)
+
+
+def save_demo_clip(folder: Path, model: DemoClip) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(folder / "clip.safetensors"))
+    (folder / "tokenizer.json").write_text(model.tokenizer.to_json(), encoding="utf-8")
+    (folder / "clip.json").write_text(json.dumps({"config": as_dict(model.config), "image_size": model.image_size}), encoding="utf-8")
+
+
+def load_demo_clip(folder: Path) -> DemoClip:
+    try:
+        description = json.loads((folder / "clip.json").read_text(encoding="utf-8"))
+        tokenizer = TextTokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        model = DemoClip(DemoClipConfig(**description["config"]), tokenizer, description["image_size"])
+        load_model(model, str(folder / "clip.safetensors"))
+    except FileNotFoundError as e:
+        raise MissingFileError(f"{e.filename} is missing: remove the folder {folder} and the demo's CLIP is trained again") from None
+    except Exception as e:  # every way in which foreign bytes can fail to be a model
+        raise InputError(f"{folder} is not a whole demo CLIP ({type(e).__name__}: {e}): remove it and it is trained again") from None
+    return model
+
+
+def reopen_backbone(description: dict[str, Any], folder: Path, device: torch.device) -> ClipBackbone:
+    """The backbone that a checkpoint names: its config as `description`, the demo's weights in `folder`."""
+    if (folder / "clip.json").is_file():
+        return DemoBackbone(load_demo_clip(folder), device)
+    fields: dict[str, Any] = dict(description, demo=DemoClipConfig(**description["demo"]))
+    return load_backbone(ClipBackboneConfig(**fields), device)
+
+
+def _draw_pairs(c: DemoClipConfig, world: DemoWorldConfig, drawn: Callable[[], object]) -> tuple[Tensor, list[list[str]]]:
+    """(pairs, 3, H, W) uint8 and the captions of each picture, of the world's clip pool"""
+    images = torch.empty(c.pairs, 3, world.image_size, world.image_size, dtype=torch.uint8)
+    captions: list[list[str]] = []
+    for i, (image, texts) in enumerate(DemoWorld(world).clip_pairs(c.pairs, c.seed)):
+        images[i] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        captions.append(texts)
+        drawn()
+    return images, captions
+
+
+def _train_demo_clip(ws: Workspace, path: Path) -> None:
+    c, world = ws.cfg.clip_backbone.demo, ws.cfg.dataset.world
+    with ws.tracker.progress("demo CLIP: drawing pairs", c.pairs) as bar:
+        images, captions = _draw_pairs(c, world, bar.advance)
+    tokenizer = train_tokenizer((t.lower() for texts in captions for t in texts), 1000, [END_OF_TEXT])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stable_seed(c.seed, "demo clip"))
+        model = DemoClip(c, tokenizer, world.image_size).to(ws.device)
+    optimizer = Optimizer(model, OptimizerConfig(lr=c.lr, warmup_steps=50, final_lr_ratio=0.01, weight_decay=0.1), c.steps)
+    order = EpochOrder(c.pairs, c.seed, "demo clip pairs")
+    state = path.with_name(f"{path.name}.training")
+    done = load_state(state, {"clip": model}, {"clip": optimizer})["step"] if state.is_file() else 0
+    with ws.tracker.progress("demo CLIP: training", c.steps, done) as bar:
+        for step in range(done + 1, c.steps + 1):
+            rows = order.batch(step, c.batch_size)
+            pixels = normalise(images[torch.from_numpy(rows)].to(ws.device))
+            texts = [captions[i][stable_seed(c.seed, step, i) % len(captions[i])] for i in rows]
+            loss = contrastive_loss(model.encode_image(pixels), model.encode_text(texts), c.logit_scale)
+            optimizer.step(loss, step)
+            if step % max(1, c.steps // CHECKPOINTS) == 0 and step < c.steps:
+                with atomic_path(state) as beside:
+                    save_state(beside, {"clip": model}, {"clip": optimizer}, {"step": step})
+            bar.advance(note=f"loss {loss.item():.2f}")
+    with atomic_path(path) as beside:
+        save_demo_clip(beside, model)
+    state.unlink(missing_ok=True)

@@ -1,0 +1,167 @@
+"""evaluate: a checkpoint and its baselines -> captions and scores of the same test images."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from cgtgan.artifacts import file_fingerprint, fingerprint, read_json, write_json
+from cgtgan.config import Config, as_dict
+from cgtgan.errors import InputError, MissingFileError
+from cgtgan.evaluation.metrics import load_results, save_results, score_many
+from cgtgan.models.generator import GeneratorBundle, load_generator
+from cgtgan.stages.aggregate import aggregated_embeddings
+from cgtgan.stages.decoding import caption_embeddings, describe
+from cgtgan.stages.initialize import initial_generator, supervised_generator
+from cgtgan.stages.preprocess import corpus_sentences, image_embeddings, sentence_embeddings
+from cgtgan.stages.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the comparison: its name on the page and what it learns from."""
+
+    title: str
+    note: str
+    bound: bool = False
+
+
+# The order is the table's.
+METHODS = {
+    "init": Method("Initialisation only", "text only; reads the image embedding"),
+    "mean_shift": Method("+ mean shift", "text only; image embedding moved by the mean modality gap"),
+    "nearest": Method("Nearest sentence", "the corpus sentence nearest to the image"),
+    "projection": Method("Projection (as DeCap)", "text only; reads the aggregated embedding"),
+    "cgtgan": Method("CgT-GAN", "images and sentences, unpaired"),
+    "supervised": Method("Supervised", "the same generator trained on pairs", bound=True),
+    "human": Method("Human", "a fresh sentence of the grammar", bound=True),
+}
+
+
+def run(cfg: Config) -> None:
+    evaluate(Workspace(cfg))
+
+
+def find_checkpoint(ws: Workspace) -> Path:
+    """The checkpoint folder that `checkpoint=` names (itself, a link, a `checkpoints` folder or a run folder), or this run's own."""
+    which = ws.cfg.evaluate.which
+    given = ws.cfg.checkpoint
+    start = Path(given).expanduser() if given else ws.run
+    for place in (start, start / which, start / "checkpoints" / which):
+        if (place / "generator.json").is_file():
+            return place.resolve()
+    if given:
+        raise MissingFileError(f"checkpoint={given}: no checkpoint is found there; name a run folder, or a folder with generator.json")
+    raise MissingFileError(f"{start / 'checkpoints' / which} is missing: run stage=train first, or name one with checkpoint=FOLDER")
+
+
+def evaluate(ws: Workspace) -> None:
+    """Caption the split with every method that is not scored yet, then score them together."""
+    cfg = ws.cfg.evaluate
+    checkpoint = find_checkpoint(ws)
+    folder = ws.run / "evaluation" / cfg.split
+    wanted = {"cgtgan": {"checkpoint": file_fingerprint(checkpoint / "generator.safetensors")}}
+    wanted |= {name: {"seed": ws.cfg.seed, "initialize": as_dict(ws.cfg.initialize), "generator": as_dict(ws.cfg.generator)} for name in cfg.baselines}
+    references = ws.split(cfg.split).references
+    if not references:
+        raise InputError(f"the {cfg.split} split has no references, so there is nothing to score against: set dataset.references")
+    shared = {"images": image_embeddings(ws, cfg.split).header.fingerprint, "references": fingerprint(list(references.items())), "t": ws.cfg.aggregation_t.t,
+              "sentences": fingerprint(corpus_sentences(ws)[2]), "decode": as_dict(ws.cfg.decode), "metrics": list(cfg.metrics)}  # fmt: skip
+    made_from = {name: fingerprint(own | shared) for name, own in wanted.items()}
+    pending = [name for name in wanted if not _is_scored(folder / name, made_from[name])]
+    for name in pending:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    makers: dict[str, Callable[[], tuple[list[Any], list[str]]]] = {
+        "cgtgan": lambda: _decoded(ws, load_generator(checkpoint), image_embeddings(ws, cfg.split).vectors),
+        "init": lambda: _decoded(ws, initial_generator(ws), image_embeddings(ws, cfg.split).vectors),
+        "mean_shift": lambda: _decoded(ws, initial_generator(ws), mean_shifted(ws, cfg.split)),
+        "projection": lambda: _decoded(ws, initial_generator(ws), aggregated_embeddings(ws, cfg.split).vectors),
+        "nearest": lambda: _nearest(ws),
+        "supervised": lambda: _decoded(ws, supervised_generator(ws), image_embeddings(ws, cfg.split).vectors),
+        "human": lambda: _human(ws),
+    }
+    captions: dict[str, dict[Any, str]] = {}
+    for name in pending:
+        ids, texts = makers[name]()
+        captions[name] = dict(zip(ids, texts, strict=True))
+        ws.tracker.say(f"captioned {len(texts):,} {cfg.split} images: {METHODS[name].title}")
+    if pending:
+        ws.tracker.say(f"scoring {len(pending)} methods: {', '.join(cfg.metrics)}")
+        seen = next(iter(captions.values()))  # every method captions the same images
+        ws.run.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".scores", dir=ws.run))
+        try:
+            scored = score_many(captions, {i: references[i] for i in seen}, cfg.metrics, scratch=scratch)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        for name, scores in scored.items():
+            save_results(folder / name / "captions.json", captions[name])
+            write_json(folder / name / "per_image.json", [{"image_id": i, **s} for i, s in scores.per_image.items()], indent=None)
+            write_json(folder / name / "scores.json", {
+                "scores": scores.corpus, "failed": scores.failed, "excluded": list(scores.excluded), "tokenizer": scores.tokenizer,
+                "images": len(scores.per_image), "decoding": describe(ws.cfg.decode), "made_from": made_from[name],
+            })  # fmt: skip
+        for why in sorted({w for s in scored.values() for w in s.failed.values()}):
+            ws.tracker.say(why)
+    ws.tracker.show(scores_table(folder, list(METHODS)))
+
+
+def scores_table(folder: Path, order: list[str]) -> Table:
+    """What one run scored, x 100; the report sets several runs side by side."""
+    table = Table(title=f"{folder.name} scores x 100 (captions: {folder})")
+    rows = [(name, read_json(folder / name / "scores.json")["scores"]) for name in order if (folder / name / "scores.json").is_file()]
+    table.add_column("method")
+    for metric in (columns := list(dict.fromkeys(m for _, scores in rows for m in scores))):
+        table.add_column(metric, justify="right")
+    for name, scores in rows:
+        table.add_row(METHODS[name].title, *[f"{100 * scores[m]:.1f}" if m in scores else "-" for m in columns])
+    return table
+
+
+def _is_scored(folder: Path, made_from: str) -> bool:
+    path = folder / "scores.json"
+    return path.is_file() and read_json(path).get("made_from") == made_from
+
+
+# ------------------------------------------------------------------------------------------------------------ methods
+
+
+def _decoded(ws: Workspace, bundle: GeneratorBundle, vectors: Tensor) -> tuple[list[Any], list[str]]:
+    ids = image_embeddings(ws, ws.cfg.evaluate.split).ids
+    if vectors.shape[1] != bundle.clip_dim:
+        raise InputError(
+            f"the checkpoint reads embeddings of {bundle.clip_dim} numbers and clip_backbone={ws.cfg.clip_backbone.name} gives "
+            f"{vectors.shape[1]}: use the backbone it was trained with"
+        )
+    return ids, caption_embeddings(bundle, vectors, ws.cfg.decode, ws.device, seed=ws.cfg.seed)
+
+
+def mean_shifted(ws: Workspace, split: str) -> Tensor:
+    """Image embeddings moved by mean(sentences) - mean(train images): the modality gap closed to first order. (N, D) float32"""
+    gap = sentence_embeddings(ws).vectors.float().mean(0) - image_embeddings(ws, "train").vectors.float().mean(0)
+    return image_embeddings(ws, split).vectors.float() + gap
+
+
+def _nearest(ws: Workspace) -> tuple[list[Any], list[str]]:
+    """The corpus sentence with the highest cosine to the image."""
+    images, texts = image_embeddings(ws, ws.cfg.evaluate.split), sentence_embeddings(ws)
+    sentences = corpus_sentences(ws)[0]
+    corpus = torch.nn.functional.normalize(texts.vectors.float(), dim=-1)
+    best: list[int] = []
+    for start in range(0, len(images.ids), 256):
+        best += (images.vectors[start : start + 256].float() @ corpus.T).argmax(-1).tolist()
+    return images.ids, [sentences[i] for i in best]
+
+
+def _human(ws: Workspace) -> tuple[list[Any], list[str]]:
+    captions = load_results(ws.data_root / f"human_{ws.cfg.evaluate.split}.json")
+    ids = image_embeddings(ws, ws.cfg.evaluate.split).ids
+    return ids, [captions[i] for i in ids]

@@ -1,0 +1,114 @@
+"""initialize: sentences and their embeddings -> a generator that rebuilds a sentence from its own CLIP text embedding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cgtgan.artifacts import atomic_path, fingerprint
+from cgtgan.config import Config, as_dict
+from cgtgan.method.batches import EpochOrder, stable_seed
+from cgtgan.method.checkpoint import Optimizer, load_state, save_state
+from cgtgan.models.generator import GeneratorBundle, load_generator, make_generator, make_tokenizer
+from cgtgan.stages.preprocess import corpus_sentences, image_embeddings, pairs, sentence_embeddings
+from cgtgan.stages.workspace import Workspace
+
+
+def run(cfg: Config) -> None:
+    initial_generator(Workspace(cfg))
+
+
+def initial_generator(ws: Workspace) -> GeneratorBundle:
+    """The generator that knows the corpus and no image: text only."""
+    sentences, _, _ = corpus_sentences(ws)
+    if not ws.cfg.train.use_initialization:
+        return _fresh(ws, sentences, sentence_embeddings(ws).header.dim)
+    embeddings = sentence_embeddings(ws)
+    producer = _producer(ws) | {"sentences": embeddings.header.fingerprint}
+    return _made(ws, "initial", producer, sentences, sentences, embeddings.vectors, range(len(sentences)))
+
+
+def supervised_generator(ws: Workspace) -> GeneratorBundle:
+    """The same generator trained on (image embedding, caption) pairs by the recipe of `initialize`, without its noise: a bound."""
+    sentences, _, _ = corpus_sentences(ws)
+    texts, rows, source = pairs(ws)
+    images = image_embeddings(ws, "train")
+    producer = _producer(ws) | source | {"images": images.header.fingerprint, "tokens_from": fingerprint(sentences)}
+    return _made(ws, "supervised", producer, sentences, texts, images.vectors, rows)
+
+
+def _producer(ws: Workspace) -> dict[str, Any]:
+    config = as_dict(ws.cfg.initialize)
+    del config["checkpoint_every"]
+    return {"generator": as_dict(ws.cfg.generator), "initialize": config, "dropout": ws.cfg.train.dropout, "seed": ws.cfg.seed}
+
+
+def _fresh(ws: Workspace, sentences: Sequence[str], dim: int) -> GeneratorBundle:
+    tokenizer = make_tokenizer(ws.cfg.generator, sentences)
+    return make_generator(ws.cfg.generator, tokenizer, dim, stable_seed(ws.cfg.seed, "generator"))
+
+
+def _made(
+    ws: Workspace, kind: str, producer: dict[str, Any], sentences: Sequence[str], texts: Sequence[str], vectors: Tensor, rows: Sequence[int]
+) -> GeneratorBundle:
+    path = ws.store.path(f"generator_{kind}", producer, "")
+
+    def write(folder: Path) -> None:
+        bundle = _fresh(ws, sentences, vectors.shape[1])
+        _reconstruct(ws, kind, bundle, texts, vectors, rows, folder)
+
+    ws.store.make(path, write)
+    return load_generator(path)
+
+
+def _reconstruct(
+    ws: Workspace, kind: str, bundle: GeneratorBundle, texts: Sequence[str], vectors: Tensor, rows: Sequence[int], path: Path
+) -> None:
+    """Cross-entropy of texts[i] given vectors[rows[i]]; a killed run goes on from its last state."""
+    c, seed, device = ws.cfg.initialize, ws.cfg.seed, ws.device
+    model = bundle.model.to(device).train(ws.cfg.train.dropout)
+    token_ids = _tokenized(bundle, texts)
+    row_of = torch.as_tensor(list(rows))
+    steps = c.steps or math.ceil(len(texts) * c.epochs / c.batch_size)
+    optimizer = Optimizer(model, c.optimizer, steps)
+    order = EpochOrder(len(texts), seed, kind)
+    state = path.with_name(f"{path.name}.training")
+    done = load_state(state, {"generator": model}, {"generator": optimizer})["step"] if state.is_file() else 0
+    with ws.tracker.progress("initialising on text" if kind == "initial" else "supervised bound", steps, done) as bar:
+        for step in range(done + 1, steps + 1):
+            chosen = order.batch(step, c.batch_size)
+            embedding = vectors[row_of[torch.from_numpy(chosen)]].float()
+            if c.noise_std and kind == "initial":
+                noise = torch.Generator().manual_seed(stable_seed(seed, "noise", step))
+                embedding = embedding + c.noise_std * torch.randn(embedding.shape, generator=noise)
+            tokens, mask = _padded([token_ids[i] for i in chosen], device)
+            loss = model.reconstruction_loss(embedding.to(device), tokens, mask)
+            optimizer.step(loss, step)
+            if step % c.checkpoint_every == 0 and step < steps:
+                with atomic_path(state) as beside:
+                    save_state(beside, {"generator": model}, {"generator": optimizer}, {"step": step})
+            bar.advance(note=f"loss {loss.item():.3f}")
+    with atomic_path(path) as beside:
+        bundle.save(beside)
+    state.unlink(missing_ok=True)
+
+
+def _tokenized(bundle: GeneratorBundle, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each text; one too long for the language model's positions is cut, without a stop token that it does not have there."""
+    positions = getattr(bundle.model.gpt.config, "max_position_embeddings", None)
+    room = positions - bundle.config.prefix_length if positions else None
+    return [ids[:room] for ids in bundle.tokenizer.encode(texts)]
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(B, L) ids and the mask of the real ones, by length: no id serves as padding (METHOD: Initialisation)."""
+    lengths = torch.tensor([len(r) for r in rows])
+    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+    return tokens.to(device), (torch.arange(tokens.shape[1]) < lengths[:, None]).to(device)

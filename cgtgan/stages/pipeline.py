@@ -1,0 +1,35 @@
+"""pipeline: every stage in order; what is already made is not made again."""
+
+from __future__ import annotations
+
+import time
+
+from cgtgan.config import Config
+from cgtgan.stages.aggregate import aggregate
+from cgtgan.stages.evaluate import evaluate
+from cgtgan.stages.initialize import initial_generator
+from cgtgan.stages.preprocess import preprocess
+from cgtgan.stages.report import report
+from cgtgan.stages.train import train
+from cgtgan.stages.workspace import Workspace
+
+ORDER = {
+    "preprocess": preprocess,
+    "aggregate": aggregate,
+    "initialize": initial_generator,
+    "train": train,
+    "evaluate": evaluate,
+    "report": report,
+}
+
+
+def run(cfg: Config) -> None:
+    ws = Workspace(cfg)
+    ws.tracker.say(f"run folder: {ws.run}")
+    started = time.perf_counter()
+    for name, stage in ORDER.items():
+        ws.tracker.console.rule(f"{name}", align="left")
+        before = time.perf_counter()
+        stage(ws)
+        ws.tracker.say(f"{name}: {time.perf_counter() - before:.1f} s")
+    ws.tracker.say(f"pipeline: {time.perf_counter() - started:.1f} s")

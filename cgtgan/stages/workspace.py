@@ -1,0 +1,68 @@
+"""What every stage works with: the device, the artifact store, the run folder, and the parts that several stages make on demand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cgtgan.artifacts import ArtifactStore, fingerprint
+from cgtgan.config import Config, as_dict, run_folder
+from cgtgan.data.datasets import Split, load_split
+from cgtgan.data.demo_world import write_demo_world
+from cgtgan.errors import InputError
+from cgtgan.tracking import Tracker
+
+
+@dataclass
+class Workspace:
+    """Opened once a stage (or once for the whole pipeline); costs nothing until a part is asked for."""
+
+    cfg: Config
+    tracker: Tracker = field(default_factory=Tracker)
+    _splits: dict[str, Split] = field(default_factory=dict)
+
+    @cached_property
+    def store(self) -> ArtifactStore:
+        return ArtifactStore(Path(self.cfg.artifacts_dir), self.tracker.say)
+
+    @cached_property
+    def run(self) -> Path:
+        return run_folder(self.cfg)
+
+    @cached_property
+    def device(self) -> torch.device:
+        if self.cfg.threads is not None:
+            torch.set_num_threads(self.cfg.threads)
+        name = self.cfg.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            raise InputError(f"device={name}: torch sees no CUDA device here; set device=cpu or device=auto")
+        return torch.device(name)
+
+    @cached_property
+    def data_root(self) -> Path:
+        """Where the dataset lies; the demo world is drawn there when first needed."""
+        if self.cfg.dataset.kind != "demo":
+            return Path(self.cfg.dataset.root).expanduser()
+        world = self.cfg.dataset.world
+        root = self.store.root / "demo_world" / f"world-{fingerprint(as_dict(world))}"
+        if not (root / "world.json").is_file():
+            images = world.train_images + world.val_images + world.test_images
+            with self.store.lock(root), self.tracker.progress("drawing the demo world", images) as bar:
+                write_demo_world(world, root, lambda _done: bar.advance())
+        return root
+
+    def split(self, name: str) -> Split:
+        if name not in self._splits:
+            self._splits[name] = load_split(self.cfg.dataset, name, self.data_root)
+        return self._splits[name]
+
+    def identity(self) -> dict[str, Any]:
+        """What makes the images of a dataset what they are, beside their list."""
+        d = self.cfg.dataset
+        return {"kind": d.kind} | ({"world": as_dict(d.world)} if d.kind == "demo" else {})

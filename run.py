@@ -1,0 +1,76 @@
+"""Compose the settings, check them, run the stage: `python run.py --help`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from cgtgan import cli
+from cgtgan.config import Config
+from cgtgan.errors import UserError
+
+if TYPE_CHECKING:  # Hydra and OmegaConf take a third of a second: `--help` does without
+    from omegaconf import DictConfig
+
+# Before numpy, torch or tokenizers are loaded: spinning OpenMP threads cost four times the time on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")  # without a network the local copy is used after this, not after minutes
+os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing, and `cgtgan.cli` says it in a sentence
+
+
+def run_stage(raw: DictConfig) -> None:
+    """Settings as Hydra composed them -> typed, checked, run."""
+    from omegaconf import OmegaConf
+
+    cfg = OmegaConf.to_object(raw)
+    assert isinstance(cfg, Config)
+    cli.check(cfg)
+    if not cli.is_built(cfg.stage):
+        raise UserError(f"stage={cfg.stage} is not built yet")
+    importlib.import_module(f"cgtgan.stages.{cfg.stage}").run(cfg)
+
+
+def job(raw: DictConfig) -> None:
+    """One run, or one of a multirun: here a failure is kept for the end, so that the other jobs still run."""
+    try:
+        run_stage(raw)
+    except Exception as error:
+        if cli.failures is None:  # a submitit worker: the scheduler must see it
+            raise
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
+
+        overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        cli.failures.append((" ".join(map(str, overrides or ())), cli.report_failure(error, sys.argv[1:])))
+
+
+def main() -> int:
+    argv = sys.argv[1:]
+    if "--help" in argv or "-h" in argv:
+        print(cli.help_text())
+        return 0
+    if refused := cli.unknown_flag(argv):
+        print(f"error: {refused}", file=sys.stderr)
+        return 2
+
+    import hydra
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="cgtgan_schema", node=Config)
+    cli.failures = []
+    try:
+        hydra.main(version_base="1.3", config_path=str(cli.CONF), config_name="config")(job)()
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return cli.report_failure(error, argv)
+    return cli.exit_code(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

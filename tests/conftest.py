@@ -1,0 +1,18 @@
+"""Fixtures of every test: where the shared real data lies."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The real data: folder $CGTGAN_SHARED, else `shared` beside the repository. Absent: skip, or fail where CI=true."""
+    folder = Path(os.environ.get("CGTGAN_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+    if not (folder / "data").is_dir():
+        reason = "left out: no shared data (set CGTGAN_SHARED to its folder)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder

@@ -1,0 +1,174 @@
+"""The whole way, from pixels to a scored page, on a world of a few dozen images: whole, twice, killed, changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(home: Path, *overrides: str) -> list[str]:
+    folders = [f"artifacts_dir={home / 'artifacts'}", f"runs_dir={home / 'runs'}"]
+    return [sys.executable, str(ROOT / "run.py"), "experiment=demo_tiny", "threads=1", *folders, *overrides]
+
+
+def run(home: Path, *overrides: str, code: int = 0) -> str:
+    done = subprocess.run(command(home, *overrides), cwd=home, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def run_folder(home: Path) -> Path:
+    (folder,) = (home / "runs" / "demo_tiny").glob("*/seed=0")
+    return folder
+
+
+def results(home: Path) -> dict[str, object]:
+    """Everything a reader would cite: captions, scores, scores an image, training metrics without the clock."""
+    folder = run_folder(home)
+    found: dict[str, object] = {str(p.relative_to(folder)): json.loads(p.read_text()) for p in sorted((folder / "evaluation").rglob("*.json"))}
+    for row in (rows := [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]):
+        row.pop("train/seconds", None)
+    return found | {"metrics": rows}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home where the tiny pipeline ran undisturbed."""
+    home = tmp_path_factory.mktemp("whole")
+    (home / "log.txt").write_text(run(home))
+    return home
+
+
+def test_the_pipeline_makes_scores_captions_and_a_page(whole: Path) -> None:
+    folder = run_folder(whole)
+    methods = {"init", "mean_shift", "projection", "nearest", "supervised", "human", "cgtgan"}
+    assert {p.name for p in (folder / "evaluation" / "test").iterdir()} == methods
+    for method in methods:
+        scores = json.loads((folder / "evaluation/test" / method / "scores.json").read_text())
+        assert scores["failed"] == {}
+        assert set(scores["scores"]) == {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"}
+        per_image = json.loads((folder / "evaluation/test" / method / "per_image.json").read_text())
+        assert sum(row["CIDEr"] for row in per_image) / len(per_image) == pytest.approx(scores["scores"]["CIDEr"], abs=1e-9)
+        captions = json.loads((folder / "evaluation/test" / method / "captions.json").read_text())
+        assert len(captions) == 12
+        assert all(isinstance(c["image_id"], int) and isinstance(c["caption"], str) for c in captions)
+    page = (folder / "report.html").read_text()
+    assert "CgT-GAN (CLIP-agg)" in page
+    assert "data:image/png;base64" in page
+    log = (whole / "log.txt").read_text()
+    assert "test references stand in the corpus word for word" in log
+    assert "CgT-GAN (CLIP-agg)" in log
+
+
+def test_the_pipeline_twice_does_the_work_once(whole: Path) -> None:
+    def made() -> dict[str, int]:
+        kept = [*(whole / "artifacts").rglob("*"), *run_folder(whole).rglob("*")]
+        return {str(p): p.stat().st_mtime_ns for p in kept if p.is_file() and p.suffix != ".lock" and not p.name.startswith("report.")}
+
+    before = made()
+    log = run(whole)
+    assert "done already" in log
+    assert made() == before
+
+
+def test_no_pickle_is_written(whole: Path) -> None:
+    for path in [*(whole / "artifacts").rglob("*"), *run_folder(whole).rglob("*")]:
+        if path.is_file() and "wandb" not in path.parts:
+            assert path.suffix in {".safetensors", ".json", ".jsonl", ".png", ".txt", ".html", ".md", ".lock"}, path
+
+
+def test_a_changed_setting_never_continues_a_run(whole: Path) -> None:
+    before = results(whole)
+    said = run(whole, "train.generator_optimizer.lr=3e-4", "stage=train", code=1)
+    assert "train.generator_optimizer.lr was 0.0001, is 0.0003" in said
+    assert "variant=" in said
+    assert "Traceback" not in said
+    assert results(whole) == before
+
+
+KILL_WHEN: dict[str, Callable[[Path], bool]] = {
+    "drawing the world": lambda home: any(home.glob("artifacts/demo_world/.*.partial/images/train/*.png")),
+    "training the demo's CLIP": lambda home: any(home.glob("artifacts/clip/*.training")),
+    "encoding": lambda home: any(home.glob("artifacts/image_embeddings/*.safetensors")),
+    "initialising": lambda home: any(home.glob("artifacts/generator_initial/*.training")),
+    "before the first checkpoint of the GAN": lambda home: any(home.glob("runs/*/*/*/metrics.jsonl")),
+    "GAN training": lambda home: any(home.glob("runs/*/*/*/checkpoints/step_000002")),
+    "the supervised bound": lambda home: any(home.glob("artifacts/generator_supervised/*.training")),
+    "scoring": lambda home: any(home.glob("runs/*/*/*/.scores*")),
+}
+
+
+def test_killed_anywhere_and_typed_again_it_ends_with_the_same_scores(whole: Path, tmp_path: Path) -> None:
+    killed = []
+    for point, reached in KILL_WHEN.items():
+        process = subprocess.Popen(command(tmp_path), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        deadline = time.monotonic() + 200
+        while process.poll() is None and not reached(tmp_path):
+            assert time.monotonic() < deadline, f"{point} is never reached"
+            time.sleep(0.003)
+        if process.poll() is None:
+            killed.append(point)
+        os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+        process.wait()
+    assert len(killed) >= len(KILL_WHEN) - 1, f"only killed while {killed}"
+    run(tmp_path)
+    assert results(tmp_path) == results(whole)
+    assert not list((tmp_path / "artifacts").rglob("*.tmp"))
+
+
+def test_captions_of_ones_own_pictures(whole: Path, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures" / "below"
+    pictures.mkdir(parents=True)
+    image = Image.new("RGB", (90, 60), "red")
+    image.save(pictures / "plain.jpg")
+    image.convert("L").save(pictures / "grey.png")
+    image.convert("CMYK").save(pictures / "cmyk.jpg")
+    image.convert("P").save(pictures / "palette.gif")
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(pictures / "rotated.jpg", exif=exif)
+    (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
+    out = tmp_path / "out"
+    args = ["stage=caption", f"checkpoint={run_folder(whole)}", f"images={tmp_path / 'pictures'}", f"output={out}"]
+    log = run(whole, *args)
+    captions = json.loads((out / "captions.json").read_text())
+    assert [Path(c["image_id"]).name for c in captions] == ["cmyk.jpg", "grey.png", "palette.gif", "plain.jpg", "rotated.jpg"]
+    assert all(c["caption"].strip() for c in captions)
+    (broken,) = json.loads((out / "unreadable.json").read_text())
+    assert broken["image_id"].endswith("broken.jpg")
+    assert "1 of 6 pictures cannot be read" in log
+    assert "rotated.jpg" in (out / "gallery.html").read_text()
+    # single files, and a checkpoint that names all it needs: no experiment, no dataset
+    single = [sys.executable, str(ROOT / "run.py"), "stage=caption", f"checkpoint={run_folder(whole) / 'checkpoints' / 'last'}"]
+    done = subprocess.run([*single, f"images=[{pictures / 'plain.jpg'}]", f"output={out}"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (one,) = json.loads((out / "captions.json").read_text())
+    assert one["caption"] == next(c["caption"] for c in captions if c["image_id"].endswith("plain.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["stage=caption", "images=nowhere.jpg"], "nowhere.jpg does not exist"),
+        (["stage=caption", "images=.", "checkpoint=nothing"], "checkpoint=nothing: no checkpoint is found there"),
+        (["stage=evaluate", "variant=other"], "run stage=train first"),
+        (["stage=report", "variant=other"], "run stage=evaluate there first"),
+        (["stage=evaluate", "decode=beam", "evaluate.metrics=[spice]", "evaluate.baselines=[]"], ""),
+    ],
+)
+def test_what_is_missing_is_said_in_a_sentence(whole: Path, overrides: list[str], sentence: str, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(whole / "a.png")
+    said = run(whole, *overrides, code=1 if sentence else 0)
+    assert "Traceback" not in said
+    assert sentence in said

@@ -1,0 +1,472 @@
+"""Every YAML composes and is valid; every wrong setting is answered by one sentence, before torch is imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from cgtgan import cli
+from cgtgan.config import REWARD_PRESETS, STAGES, Config, OptimizerConfig, accepted_values, run_folder, scientific_settings
+from cgtgan.errors import MissingFileError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
+YAMLS = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml"))
+SWEEPS = sorted(p.stem for p in (ROOT / "sweeps").glob("*.yaml"))
+GROUPS = [name for name in YAMLS if "/" in name and not name.startswith(("experiment/", "hydra/", "sweep/"))]
+EXPERIMENTS = [name.removeprefix("experiment/") for name in YAMLS if name.startswith("experiment/")]
+# What an option needs besides itself.
+NEEDS = {
+    "dataset/demo": ["experiment=demo"],
+    "dataset/folder": ["dataset.root=photos"],
+    "corpus/demo": ["experiment=demo"],
+    "corpus/demo_external": ["experiment=demo"],
+    "corpus/text_file": ["corpus.path=sentences.txt"],
+    "clip_backbone/demo": ["experiment=demo"],
+    "experiment/coco_sample": ["dataset.root=photos"],
+}
+
+
+@pytest.fixture
+def composed() -> Iterator[Callable[..., Any]]:
+    """Overrides -> the composed DictConfig."""
+    ConfigStore.instance().store(name="cgtgan_schema", node=Config)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield lambda *overrides, **kwargs: compose("config", overrides=list(overrides), **kwargs)
+
+
+@pytest.fixture
+def typed(composed) -> Callable[..., Config]:
+    """Overrides -> the typed config, checked as run.py does it."""
+
+    def make(*overrides: str) -> Config:
+        cfg: Any = OmegaConf.to_object(composed(*overrides))
+        cli.check(cfg)
+        return cfg
+
+    return make
+
+
+@pytest.fixture
+def run_py(monkeypatch, tmp_path) -> Callable[..., int]:
+    """`python run.py ARGUMENTS` in this process; `stage` takes the place of every stage's `run`."""
+    spec = importlib.util.spec_from_file_location("run", ROOT / "run.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "run", module)
+    for name in (
+        "OMP_WAIT_POLICY",
+        "TOKENIZERS_PARALLELISM",
+        "HF_HUB_DISABLE_TELEMETRY",
+        "HF_HUB_ETAG_TIMEOUT",
+        "HYDRA_FULL_ERROR",
+    ):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+
+    def start(*arguments: str, stage: Callable[[Config], None] | None = None) -> int:
+        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+        if stage is not None:
+            monkeypatch.setattr(cli, "is_built", lambda name: True)
+            for name in STAGES:
+                monkeypatch.setitem(sys.modules, f"cgtgan.stages.{name}", SimpleNamespace(run=stage))
+        GlobalHydra.instance().clear()
+        try:
+            return module.main()
+        finally:
+            cli.failures = None
+
+    return start
+
+
+def command_line(*arguments: str, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(path or "")}
+    command = [sys.executable, str(ROOT / "run.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def no_torch(tmp_path) -> Path:
+    """A folder for PYTHONPATH where `torch` and its friends cannot be imported."""
+    folder = tmp_path / "no_torch"
+    folder.mkdir()
+    for name in ("torch", "transformers", "numpy", "wandb"):
+        (folder / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')\n")
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------------ every YAML
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_every_option_of_every_group_is_valid_and_named_as_its_file(typed, name):
+    group, option = name.split("/")
+    part = getattr(typed(f"{group}={option}", *NEEDS.get(name, [])), group)
+    named = {"aggregation_t": f"t{getattr(part, 't', 0):g}", "wandb": getattr(part, "mode", "")}.get(group)
+    assert (named or part.name) == option
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_valid_and_named_as_its_file(typed, name):
+    assert typed(f"experiment={name}", *NEEDS.get(f"experiment/{name}", [])).name == name
+
+
+def test_reward_options_are_the_presets_that_run_folders_leave_out(typed):
+    def weights(option: str) -> tuple[float, float, float]:
+        r = typed(f"reward_weights={option}").reward_weights
+        return r.cos_weight, r.clip_weight, r.max_weight
+
+    assert {option: weights(option) for option in cli.groups()["reward_weights"]} == REWARD_PRESETS
+
+
+def sweep_jobs(cfg: Any) -> list[list[str]]:
+    params = [f"{key}={value}" for key, value in cfg.hydra.sweeper.params.items()]
+    overrides = OverridesParser.create().parse_overrides(params)
+    (batch,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    return batch
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_job_of_every_sweep_is_valid_and_has_a_run_folder_of_its_own(composed, typed, name):
+    head = (ROOT / "sweeps" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert "# Question:" in head
+    assert "# Cost:" in head
+    jobs = sweep_jobs(composed(f"sweep={name}", return_hydra_config=True))
+    folders = {run_folder(typed(f"sweep={name}", *job)) for job in jobs}
+    assert len(folders) == len(jobs) > 1
+
+
+def test_no_yaml_is_left_out():
+    rest = set(YAMLS) - set(GROUPS) - {f"experiment/{e}" for e in EXPERIMENTS} - {f"sweep/{s}" for s in SWEEPS}
+    assert rest == {"config", "hydra/launcher/slurm"}
+    assert (CONF / "sweep").is_symlink()
+    assert not (CONF / "sweep").readlink().is_absolute()
+
+
+def test_slurm_launcher_has_resources_a_limit_and_requeues(composed):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    launcher = composed("hydra/launcher=slurm", return_hydra_config=True).hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher")
+    assert launcher.max_num_timeout > 0
+    assert launcher.signal_delay_s + 30 < launcher.timeout_min * 60
+
+
+def test_plain_defaults_are_the_papers_coco_row(typed):
+    plain, row = typed(), typed("experiment=coco_coco")
+    differing = {k for k, v in scientific_settings(row).items() if scientific_settings(plain)[k] != v}
+    assert differing == {"name"}
+    t, r = row.train, row.reward_weights
+    assert (row.aggregation_t.t, t.epochs, t.batch_size, t.num_samples, t.baseline) == (100, 50, 128, 5, "greedy")
+    assert (r.cos_weight, r.clip_weight, r.max_weight, r.delay_steps, r.ramp_steps) == (0.5, 0, 0.5, 150, 2350)
+    assert t.generator_optimizer == OptimizerConfig(1e-5, warmup_steps=150, weight_decay=0.05, eps=1e-8, grad_clip=1)
+    assert t.discriminator_optimizer.warmup_steps == 0
+    assert (row.initialize.optimizer.lr, row.initialize.optimizer.warmup_steps, row.initialize.batch_size) == (2e-5, 5000, 16)
+
+
+def test_demo_recipe_and_its_deltas(typed):
+    demo = typed("experiment=demo")
+    assert (demo.aggregation_t.t, demo.train.steps, demo.train.batch_size, demo.train.num_samples) == (150, 200, 24, 5)
+    assert (demo.initialize.optimizer.lr, demo.initialize.batch_size, demo.initialize.steps) == (1e-3, 64, 600)
+    assert (demo.train.generator_optimizer.lr, demo.train.generator_optimizer.final_lr_ratio) == (1e-4, 0.1)
+    assert (demo.train.discriminator_optimizer.lr, demo.train.reward_scale) == (5e-4, 20)
+    own = {
+        "demo_external": {"corpus.name", "corpus.kind"},
+        "demo_clip_cos": {"reward_weights.name", "reward_weights.clip_weight"},
+        "demo_no_naturalness": {"reward_weights.max_weight", "reward_weights.delay_steps"},
+        "demo_no_semantics": {"reward_weights.name", "reward_weights.max_weight"},
+    }
+    for name, expected in own.items():
+        delta = scientific_settings(typed(f"experiment={name}"))
+        assert {k for k, v in scientific_settings(demo).items() if delta[k] != v} == expected | {"name"}
+
+
+def test_coco_sample_finds_its_files_from_the_root_alone(typed, shared):
+    cfg = typed("experiment=coco_sample", f"dataset.root={shared / 'data' / 'coco'}")
+    root = Path(cfg.dataset.root)
+    assert (root / (cfg.dataset.images or "")).is_dir()
+    assert (root / (cfg.dataset.references or "")).is_file()
+    assert Path(cfg.corpus.path or "").is_file()
+    assert Path(cfg.clip_backbone.tokenizer or "").is_file()
+    for folder in (cfg.generator.tokenizer, cfg.discriminator.tokenizer):
+        assert (Path(folder) / "vocab.json").is_file()
+    assert "meaningless" in (cfg.report.warning or "")
+
+
+@pytest.mark.parametrize(("row", "trained"), [("coco_to_flickr30k", "coco_coco"), ("flickr30k_to_coco", "flickr30k_flickr30k")])
+def test_cross_rows_score_the_run_folder_of_the_other_row(typed, row, trained):
+    cfg = typed(f"experiment={row}", "seed=3", "runs_dir=elsewhere")
+    assert cfg.stage == "evaluate"
+    assert Path(cfg.checkpoint or "") == run_folder(typed(f"experiment={trained}", "seed=3", "runs_dir=elsewhere"))
+    assert cfg.dataset.name == row.split("_to_")[1]
+
+
+# -------------------------------------------------------------------------------------------------------- wrong settings
+
+SENTENCES = {
+    # unknown: near misses by spelling, by the missing part, of a group, of an option
+    "train.num_sample=3": "no setting train.num_sample; did you mean train.num_samples?",
+    "trian.num_samples=3": "no setting trian.num_samples; did you mean train.num_samples?",
+    "num_samples=3": "no setting num_samples; did you mean train.num_samples?",
+    "num_sample=3": "no setting num_sample; did you mean train.num_samples?",
+    "experment=demo": "no setting experment; did you mean experiment?",
+    "+train.num_sample=3": "no setting train.num_sample; did you mean train.num_samples?",
+    "++sed=3": "no setting sed; did you mean seed?",
+    "decode.foo=1": "no setting decode.foo; decode has name, beam_size, length_penalty, temperature, batch_size",
+    "qqq=1": "no setting qqq; `python run.py --help` lists the groups, `--cfg job` every setting",
+    "train.steps.more=3": "no setting train.steps.more; train.steps is one value",
+    "~train.steps": "~train.steps cannot be taken away: give it a value, or null where null is accepted",
+    "reward_weights=clip_ag": "reward_weights=clip_ag is not accepted (did you mean clip_agg?): it must be one of clip_agg, ",
+    "experiment=dmo": "experiment=dmo is not accepted (did you mean demo?): it must be one of coco_coco",
+    "sweep=x": "sweep=x is not accepted: it must be one of demo_table, reward_weights, temperature",
+    "aggregation_t=100": "one of t100, t175; any other temperature is aggregation_t.t=NUMBER",
+    "decode=null": "decode=null is not accepted: it must be one of beam, greedy, sample",
+    "hydra/launcher=slrm": "hydra/launcher=slrm is not accepted (did you mean slurm?)",
+    # wrong type
+    "seed=abc": "seed=abc is not accepted: it must be a whole number (0 to 2**31-1)",
+    "seed=null": "seed=null is not accepted: it must be a whole number (0 to 2**31-1)",
+    "train.steps=1.5": "train.steps=1.5 is not accepted: it must be a whole number or null (1 or more)",
+    "train.generator_optimizer.lr=fast": "lr=fast is not accepted: it must be a number (a number above 0)",
+    "train.use_discriminator=maybe": "train.use_discriminator=maybe is not accepted: it must be true or false",
+    "evaluate.baselines=init": "evaluate.baselines=init is not accepted: it must be a list such as [a,b]",
+    "train=5": "train=5 is not accepted: it must be settings of its own, each given by its path (train.steps, ",
+    "aggregation_t.t=1,2": "aggregation_t.t=1,2 has several values: add -m to run each",
+    "dataset.root=${nope}": "dataset.root: Interpolation key 'nope' not found",
+    # not FIELD=VALUE
+    "demo": "demo cannot be read: write FIELD=VALUE",
+    "name=a=b": "name=a=b cannot be read: write FIELD=VALUE",
+    "--experiment=demo": "no option --experiment; settings have no dashes: experiment=demo",
+    "--seed": "no option --seed; settings have no dashes: seed=...",
+}
+WRONG_VALUES = {  # noticed after composition, whatever started the run
+    # out of range
+    "stage=trian": "stage=trian is not accepted: it must be one of preprocess, aggregate",
+    "seed=-1": "seed=-1 is not accepted: it must be 0 to 2**31-1",
+    "aggregation_t.t=0": "aggregation_t.t=0.0 is not accepted: it must be a number above 0",
+    "aggregation_t.t=nan": "aggregation_t.t=nan is not a finite number",
+    "reward_weights.cos_weight=2": "reward_weights.cos_weight=2.0 is not accepted: it must be between 0 and 1",
+    "initialize.optimizer.lr=-1": "initialize.optimizer.lr=-1.0 is not accepted: it must be a number above 0",
+    "decode.beam_size=0": "decode.beam_size=0 is not accepted: it must be 1 or more",
+    "generator.vocab_size=10": "generator.vocab_size=10 is not accepted: it must be 260 or more",
+    "dataset.world.image_size=4": "dataset.world.image_size=4 is not accepted: it must be 16 to 512",
+    "device=gpu": "device=gpu is not accepted: it must be auto, cpu, cuda or cuda:N",
+    "wandb.mode=on": "wandb.mode=on is not accepted: it must be one of offline, online, disabled",
+    # contradictions
+    "stage=caption": "stage=caption needs images=FOLDER",
+    "corpus=demo": "corpus.kind=demo and dataset.kind=coco contradict each other",
+    "clip_backbone=demo": "clip_backbone.kind=demo and dataset.kind=coco contradict each other",
+    "dataset=folder": "dataset.root is empty",
+    "corpus=text_file": "corpus.path is null",
+    "generator.width=100": "generator.width=100 and generator.heads=12 contradict each other",
+    "discriminator.heads=7": "discriminator.width=768 and discriminator.heads=7 contradict each other",
+    "generator=gpt2_transformer generator.mapper_heads=5": "generator.width=768 and generator.mapper_heads=5 contradict each other",
+    "train.baseline=leave_one_out train.num_samples=1": "leave_one_out and train.num_samples=1 contradict each other",
+    "train.use_discriminator=false": "train.use_discriminator=false and reward_weights.max_weight=0.5 (delay_steps=150, ",
+    "dataset=folder dataset.root=x dataset.val_fraction=0.5 dataset.test_fraction=0.5": "they leave no training image",
+    "generator.language_model=scratch": "generator.language_model=scratch and generator.tokenizer=pretrained contradict each other",
+    "discriminator.encoder=scratch": "discriminator.encoder=scratch and discriminator.tokenizer=pretrained contradict each other",
+    "evaluate.metrics=[blue]": "evaluate.metrics has 'blue', which is not accepted: one of bleu, meteor",
+    "evaluate.baselines=[inits]": "evaluate.baselines has 'inits', which is not accepted: one of init, ",
+    "evaluate.baselines=[human]": "evaluate.baselines has 'human' and dataset.kind=coco",
+    "variant=a/b": "variant='a/b' is not accepted: it must be the name of one folder",
+    "name=..": "name='..' is not accepted: it must be the name of one folder",
+}
+
+
+@pytest.mark.parametrize("overrides", SENTENCES)
+def test_a_wrong_setting_is_answered_in_one_sentence(run_py, capsys, overrides):
+    assert run_py(*overrides.split(" "), stage=pytest.fail) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert SENTENCES[overrides] in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("overrides", WRONG_VALUES)
+def test_values_out_of_range_and_contradictions_name_the_fields(typed, overrides):
+    with pytest.raises(cli.ConfigError, match=re.escape(WRONG_VALUES[overrides])) as raised:
+        typed(*overrides.split(" "))
+    assert "\n" not in str(raised.value)
+
+
+def test_every_range_has_its_words():
+    for path in ("train.steps", "train.generator_optimizer.lr", "initialize.optimizer.grad_clip", "decode.name"):
+        assert accepted_values(path)
+    assert accepted_values("clip_backbone.demo.lr") == "a number above 0"
+    assert accepted_values("train.use_discriminator") is None
+
+
+def test_a_wrong_key_in_a_yaml_of_ones_own_names_the_file(run_py, capsys, tmp_path):
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "own.yaml").write_text("# @package _global_\ntrain:\n  stps: 3\n")
+    assert run_py("--config-dir", str(folder.parent), "experiment=own") == 2
+    assert capsys.readouterr().err == "error: experiment/own.yaml: no setting train.stps; did you mean train.steps?\n"
+
+
+# ------------------------------------------------------------------------------------------- how a run ends, and exit codes
+
+
+def test_a_user_error_of_a_stage_is_a_sentence_and_exit_1(run_py, capsys):
+    def stage(cfg: Config) -> None:
+        raise MissingFileError("data/x.json does not exist")
+
+    assert run_py("experiment=demo", stage=stage) == 1
+    assert capsys.readouterr().err == "error: data/x.json does not exist\n"
+    assert run_py(stage=stage) == 1
+    assert "experiment=demo` needs no download" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(run_py, capsys):
+    def stage(cfg: Config) -> None:
+        raise ZeroDivisionError("ours")
+
+    assert run_py(stage=stage) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_interrupt_says_how_to_go_on(run_py, capsys):
+    def stage(cfg: Config) -> None:
+        raise KeyboardInterrupt
+
+    assert run_py("experiment=demo", stage=stage) == 130
+    assert "the same command goes on where it stopped" in capsys.readouterr().err
+
+
+def test_one_failed_job_does_not_take_the_others(run_py, capsys):
+    done = []
+
+    def stage(cfg: Config) -> None:
+        if cfg.seed == 1:
+            raise MissingFileError("x is missing")
+        if cfg.seed == 2:
+            raise ZeroDivisionError
+        done.append(cfg.seed)
+
+    assert run_py("-m", "experiment=demo", "seed=0,1,2,-1,3", stage=stage) == 2
+    said = capsys.readouterr().err
+    assert done == [0, 3]
+    assert said.count("error: x is missing\n") == 1
+    assert said.count("Traceback") == 1
+    assert "seed=-1 is not accepted" in said
+    assert said.endswith("error: 3 failed:\n  experiment=demo seed=1\n  experiment=demo seed=2\n  experiment=demo seed=-1\n")
+
+
+@pytest.mark.parametrize("multirun", [["-m"], []])
+def test_a_sweep_of_the_folder_runs_all_its_jobs(run_py, multirun):
+    folders = []
+    assert run_py(*multirun, "sweep=demo_table", "seed=7", stage=lambda cfg: folders.append(run_folder(cfg))) == 0
+    assert len(set(folders)) == 5
+
+
+def test_the_run_folder_is_the_same_single_or_swept_and_hydra_writes_nothing_else(run_py, tmp_path):
+    single, swept = [], []
+    run_py("experiment=demo", "reward_weights=clip_cos", "seed=1", stage=lambda cfg: single.append(run_folder(cfg)))
+    assert list(tmp_path.iterdir()) == []
+    run_py("-m", "experiment=demo", "reward_weights=clip_agg,clip_cos", "seed=0,1", stage=lambda cfg: swept.append(run_folder(cfg)))
+    assert swept[3:] == single
+    assert str(single[0]).startswith("runs/demo/demo_t150_clip_cos_")
+    assert single[0].name == "seed=1"
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["multirun.yaml"]
+
+
+def test_scientific_settings_leave_out_what_changes_no_number(typed):
+    usual = scientific_settings(typed("experiment=demo"))
+    elsewhere = ["device=cpu", "threads=1", "runs_dir=x", "artifacts_dir=y", "wandb=disabled", "decode=beam", "train.log_every=1"]
+    assert scientific_settings(typed("experiment=demo", "stage=train", *elsewhere)) == usual
+    for change in ("train.steps=3", "seed=1", "aggregation_t.t=10", "generator.width=64", "initialize.optimizer.lr=1"):
+        assert scientific_settings(typed("experiment=demo", change)) != usual
+
+
+# ------------------------------------------------------------------------------------------------ the real command line
+
+
+def test_help_is_one_true_screenful_without_hydra_or_torch(tmp_path, no_torch):
+    (no_torch / "hydra.py").write_text("raise SystemExit('hydra was imported')\n")
+    started = time.monotonic()
+    done = command_line("--help", cwd=tmp_path, path=no_torch)
+    assert time.monotonic() - started < 2
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 45
+    assert max(map(len, lines)) <= 100
+    assert list(cli.STAGE_HELP) == list(STAGES)
+    words = done.stdout.replace("*", "").split()
+    for word in [*STAGES, *(part for name in YAMLS if "/" in name for part in name.rsplit("/", 1)), *SWEEPS, "submitit_local"]:
+        assert word in words
+    assert "coco*" in done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["train.num_sample=3"], 2, "error: no setting train.num_sample; did you mean train.num_samples?\n"),
+        (["seed=abc"], 2, "error: seed=abc is not accepted: it must be a whole number (0 to 2**31-1)\n"),
+        (["experiment=demo", "seed=-1"], 2, "error: seed=-1 is not accepted: it must be 0 to 2**31-1\n"),
+        (["-m", "seed=0,abc"], 2, "error: seed=abc is not accepted: it must be a whole number (0 to 2**31-1)\n"),
+        (["corpus=demo"], 2, "the demo's corpus only fits dataset=demo\n"),
+    ],
+)
+def test_a_wrong_setting_ends_before_torch_within_two_seconds(tmp_path, no_torch, arguments, code, said):
+    started = time.monotonic()
+    done = command_line(*arguments, cwd=tmp_path, path=no_torch)
+    assert time.monotonic() - started < 2
+    assert done.returncode == code
+    assert done.stderr.endswith(said)
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+@pytest.mark.skipif(cli.is_built("serve"), reason="stage=serve is built")
+def test_a_stage_that_is_not_built_says_so(tmp_path, no_torch):
+    done = command_line("stage=serve", cwd=tmp_path, path=no_torch)
+    assert (done.returncode, done.stderr) == (1, "error: stage=serve is not built yet\n")
+    assert "(not built yet)" in cli.help_text()
+
+
+def test_cfg_job_and_completion_keep_working(tmp_path, no_torch):
+    shown = command_line("--cfg", "job", "experiment=demo", cwd=tmp_path, path=no_torch)
+    assert shown.returncode == 0
+    assert OmegaConf.create(shown.stdout).train.steps == 200
+    info = command_line("--info", "defaults", cwd=tmp_path, path=no_torch)
+    assert "cgtgan_schema" in info.stdout
+    assert "Hydra (" in command_line("--hydra-help", cwd=tmp_path, path=no_torch).stdout
+    env = os.environ | {"COMP_LINE": "run.py experiment=demo_t", "COMP_POINT": "24"}
+    command = [sys.executable, str(ROOT / "run.py"), "-sc", "query=bash"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "experiment=demo_tiny"
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "submitit_local"])
+def test_a_launcher_whose_extra_is_missing_says_what_to_install(tmp_path, launcher):
+    plugins = tmp_path / "bare" / "hydra_plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "__init__.py").touch()  # in the way of the installed plugins
+    done = command_line("-m", f"hydra/launcher={launcher}", "seed=0,1", cwd=tmp_path, path=plugins.parent)
+    assert done.returncode == 2
+    assert done.stderr == "error: hydra/launcher needs the extra `slurm`, which is not installed: pip install -e '.[slurm]'\n"
+
+
+@pytest.mark.skipif(shutil.which("srun") is not None, reason="SLURM is installed here")
+def test_slurm_without_slurm_is_a_sentence(run_py, capsys):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    assert run_py("-m", "hydra/launcher=slurm", "experiment=demo", "seed=0,1") == 2
+    assert "hydra/launcher=slurm finds no `srun`" in capsys.readouterr().err

@@ -1,0 +1,216 @@
+"""Corpora: no input crashes the cleaning, every clean sentence is one line with one full stop, every damaged file is named."""
+
+import gzip
+import json
+import pickle
+from collections import Counter, OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cgtgan.config import CorpusConfig
+from cgtgan.data.corpora import RULES, clean_captions, clean_corpus, corpus_path, embedded_text, load_corpus, read_raw
+from cgtgan.data.released import load_plain_pickle
+from cgtgan.errors import InputError, MissingFileError
+
+WORDS = st.sampled_from(
+    [*'abcé.,!?"ß#-', "dog", "…", "...", "--", "``", "-LRB-", ". .", "\n", "\t", "\u2028", "\ud800", " ", "ǆ", "<S>", "</S>"]
+)
+TEXTS = st.text() | st.lists(WORDS, max_size=30).map("".join) | st.lists(WORDS, max_size=30).map(" ".join)
+ODD = st.none() | st.integers() | st.binary() | st.floats() | st.lists(TEXTS | st.none(), max_size=25) | TEXTS
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(ODD, max_size=6), st.sampled_from(RULES), st.booleans())
+def test_nothing_crashes_and_counts_add_up(captions: list[Any], rule: str, released: bool) -> None:
+    corpus = clean_corpus(rule, captions, released=released)
+    counts = dict(corpus.counts)
+    assert counts.pop("read") == len(captions)
+    assert counts["kept"] == len(corpus.sentences)
+    assert sum(counts.values()) == len(captions)
+    assert all(sentence.endswith(".") for sentence in corpus.sentences)
+    if released and rule != "none":
+        return
+    for sentence in corpus.sentences:
+        assert not sentence.endswith(("..", " ."))
+        assert len(sentence.splitlines()) == 1
+        assert sentence == sentence.strip()
+        assert sentence.encode("utf-8").decode("utf-8") == sentence
+    if rule in ("coco", "flickr30k", "none"):
+        assert clean_captions(rule, corpus.sentences) == corpus.sentences
+
+
+@pytest.mark.parametrize(
+    ("raw", "coco", "none"),
+    [
+        ("a cat sits", "A cat sits.", "a cat sits."),
+        ("Two dogs run . ", "Two dogs run.", "Two dogs run."),
+        ("a dog\nand\ta  cat!", "A dog and a cat.", "a dog and a cat."),
+        ("Ellipsis...", "Ellipsis.", "Ellipsis."),
+        ("Wow!!", "Wow!.", "Wow."),
+        ('ends with quote"', "Ends with quote.", 'ends with quote".'),
+        ("a", "A.", "a."),
+        ("ßtrasse view.", "Sstrasse view.", "ßtrasse view."),
+        ("broken \ud800 pair", "Broken ? pair.", "broken ? pair."),
+        ("The U.S.", "The U.S.", "The U.S."),
+    ],
+)
+def test_sound_rules(raw: str, coco: str, none: str) -> None:
+    assert clean_captions("coco", [raw]) == clean_captions("flickr30k", [raw]) == [coco]
+    assert clean_captions("none", [raw]) == [none]
+    assert embedded_text(coco) == coco[:-1]
+
+
+def test_reasons_are_counted() -> None:
+    counts = clean_corpus("coco", ["a dog", "", "  ", ".", "?!", None, 7, ["a", "dog"]]).counts
+    assert counts == {"read": 8, "kept": 1, "empty": 2, "no_words": 2, "wrong_type": 3}
+    long, middle = " ".join(["w"] * 20), " ".join(["w"] * 17)
+    assert clean_corpus("gcc", ["w w", long, ".", *[middle] * 50]).counts["too_long"] == 1
+    assert clean_corpus("shutterstock", [["<S>", "</S>"], "<S> a b </S>", 3]).counts == {
+        "read": 3, "kept": 0, "empty": 1, "too_short": 1, "wrong_type": 1,
+    }  # fmt: skip
+
+
+def test_gcc_keeps_a_third_of_long_captions_and_the_released_rule_none() -> None:
+    long = [" ".join(["w"] * 17)] * 2000
+    assert 500 < len(clean_captions("gcc", long)) < 700
+    assert clean_captions("gcc", long) == clean_captions("gcc", long, seed=0)
+    assert clean_captions("gcc", long, released=True) == []
+
+
+def test_unknown_rule() -> None:
+    with pytest.raises(InputError, match=r"corpus\.rule=cococo.*one of coco"):
+        clean_captions("cococo", [])
+
+
+def test_text_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfone dog\r\n\nbad \xff byte\nlast")
+    notes: Counter[str] = Counter()
+    assert list(read_raw("text_file", path, notes)) == ["one dog", "", "bad \ufffd byte", "last"]
+    assert notes == {"bad_bytes": 1}
+    zipped = tmp_path / "a.txt.gz"
+    zipped.write_bytes(gzip.compress(path.read_bytes()))
+    assert list(read_raw("text_file", zipped)) == list(read_raw("text_file", path))
+    corpus = load_corpus(CorpusConfig(kind="text_file", rule="coco", max_sentences=2), path)
+    assert len(corpus.sentences) == 2
+    assert corpus.counts == {"read": 4, "kept": 3, "empty": 1, "bad_bytes": 1}
+    assert corpus.summary() == "kept 3 of 4 captions (dropped: 1 empty); 1 lines had bytes that are not UTF-8"
+
+
+def test_caption_files_of_three_layouts(tmp_path: Path) -> None:
+    paper = [{"image_id": "1", "caption": "a"}, {"image_id": "2", "caption": None}]
+    karpathy = {
+        "images": [
+            {"split": split, "filename": f"{n}.jpg", "cocoid": n, "sentences": [{"raw": f"{split} {n}"}]}
+            for n, split in enumerate(("train", "val", "restval", "test"))
+        ]
+    }
+    for content, expected in ((paper, ["a", None]), ({"annotations": paper}, ["a", None]), (karpathy, ["train 0", "restval 2"])):
+        path = tmp_path / "captions.json"
+        path.write_text(json.dumps(content))
+        assert list(read_raw("coco", path)) == expected
+
+
+def test_gcc_file(tmp_path: Path) -> None:
+    path = tmp_path / "gcc.tsv"
+    path.write_text("a man on a very long white horse\thttp://x\nno tab here\nshort\thttp://y\n")
+    corpus = load_corpus(CorpusConfig(kind="gcc", rule="gcc"), path)
+    assert corpus.sentences == ["A man on a very long white horse."]
+    assert corpus.counts == {"read": 3, "kept": 1, "too_short": 1, "no_tab": 1}
+    path.write_text("http://x\ta man\n")
+    with pytest.raises(InputError, match="address first"):
+        list(read_raw("gcc", path))
+    path.write_text("one\ntwo\n")
+    with pytest.raises(InputError, match="no row caption<TAB>url in 2 lines"):
+        list(read_raw("gcc", path))
+
+
+def test_shutterstock_pickle_is_read_without_running_it(tmp_path: Path) -> None:
+    path = tmp_path / "s.pkl"
+    tokens = ["<S>", "one", "two", "three", "four", "five", "six", "seven", "</S>"]
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        path.write_bytes(pickle.dumps([tokens, ("<S>", "x", "</S>"), 5], protocol=protocol))
+        assert load_corpus(CorpusConfig(kind="shutterstock", rule="shutterstock"), path).sentences == [
+            "One two three four five six seven."
+        ]
+    path.write_bytes(pickle.dumps([OrderedDict(a=1)]))
+    with pytest.raises(InputError, match=r"s\.pkl.*collections\.OrderedDict"):
+        load_plain_pickle(path, "corpus.path")
+    evidence = tmp_path / "ran"
+    path.write_bytes(f"cos\nsystem\n(S'touch {evidence}'\ntR.".encode())
+    with pytest.raises(InputError, match=r"os\.system"):
+        load_plain_pickle(path, "corpus.path")
+    assert not evidence.exists()
+    path.write_bytes(pickle.dumps([tokens])[:-5])
+    with pytest.raises(InputError, match="no whole pickle"):
+        load_plain_pickle(path, "corpus.path")
+    path.write_bytes(pickle.dumps({"a": tokens}))
+    with pytest.raises(InputError, match="list of token lists"):
+        read_raw("shutterstock", path)
+
+
+@settings(max_examples=100, deadline=None)
+# Without the two opcodes that address the memo by 32 bits: those may ask for much memory.
+@given(st.binary(max_size=40).filter(lambda b: b"r" not in b and b"j" not in b))
+def test_random_bytes_are_no_pickle_but_no_crash(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "random.pkl"
+    path.write_bytes(content)
+    try:
+        load_plain_pickle(path, "corpus.path")
+    except InputError as error:
+        assert "random.pkl" in str(error)  # noqa: PT017 (a few random bytes are a pickle)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "says"),
+    [
+        ("a.json", b'[{"image_id": 1, "capt', "coco", r"not whole JSON \(line 1, column 18"),
+        ("a.json", b"\n<!DOCTYPE html><html>", "coco", "web page"),
+        ("a.txt", b"<html>404</html>", "text_file", "web page"),
+        ("a.tsv.gz", b"caption\turl", "gcc", r"ends in \.gz but is not a gzip file"),
+        ("a.json", b"PK\x03\x04....", "flickr30k", "zip archive"),
+        ("a.txt", "a dog".encode("utf-16"), "text_file", "UTF-16"),
+        ("a.txt.gz", gzip.compress(bytes(range(256)) * 99)[:-20], "text_file", "damaged or cut off"),
+        ("a.json.gz", gzip.compress(b"[]")[:-4], "coco", "damaged or cut off"),
+        ("a.json", b'{"captions": []}', "coco", "keys.*captions"),
+        ("a.json", b'[{"image_id": 1, "text": "a"}]', "coco", r"entry \[0\].*'image_id' and 'caption'.*text"),
+        ("a.json", b'[{"image_id": [1], "caption": "a"}]', "coco", r"image id \[1\]"),
+        ("a.json", b"\xff\x00", "coco", "not UTF-8"),
+    ],
+)
+def test_wrong_files_are_named(tmp_path: Path, name: str, content: bytes, kind: str, says: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=says) as caught:
+        list(read_raw(kind, path))
+    assert name in str(caught.value)
+
+
+def test_missing_files_and_usual_places(tmp_path: Path) -> None:
+    for kind, source in (
+        ("coco", "cocodataset.org"),
+        ("gcc", "ConceptualCaptions"),
+        ("shutterstock", "sentence"),
+        ("demo", "preprocess"),
+    ):
+        path = corpus_path(CorpusConfig(kind=kind), tmp_path)
+        with pytest.raises(MissingFileError, match=rf"{source}.*corpus\.path") as caught:
+            load_corpus(CorpusConfig(kind=kind, rule="coco"), path)
+        assert str(path) in str(caught.value)
+    assert corpus_path(CorpusConfig(kind="demo_external"), tmp_path) == tmp_path / "corpus/external.txt"
+    (tmp_path / "dataset_coco.json").touch()
+    assert corpus_path(CorpusConfig(kind="coco"), tmp_path) == tmp_path / "dataset_coco.json"
+    assert corpus_path(CorpusConfig(kind="gcc", path="other.tsv"), tmp_path) == Path("other.tsv")
+    with pytest.raises(InputError, match=r"corpus\.path is null"):
+        corpus_path(CorpusConfig(kind="text_file"), tmp_path)
+
+
+def test_no_sentence_left_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n...\n")
+    with pytest.raises(InputError, match=r"no sentence is left.*2 empty, 1 no words"):
+        load_corpus(CorpusConfig(kind="text_file"), path)

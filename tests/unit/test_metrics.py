@@ -1,0 +1,303 @@
+"""score_captions: odd captions, several methods, missing or hanging Java, refused input, and the two COCO file formats."""
+
+import gzip
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cgtgan.errors import InputError, MissingFileError
+from cgtgan.evaluation import java as jvm
+from cgtgan.evaluation import metrics as m
+
+NAMES = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"}
+CAPTIONS = {1: "A man rides a horse.", 2: "two dogs play in the snow", 3: "a red bus on a street"}
+REFERENCES = {
+    1: ["a man riding a horse on a beach", "the man is on a horse"],
+    2: ["two dogs are playing in snow", "dogs running through the snow"],
+    3: ["a red double decker bus drives down a street"],
+}
+ODD = {
+    "newline": "a man\nrides\r\n\u2028a\x85 horse\x0b\x0c",
+    "tab": "a man\trides a horse",
+    "separator": "a man ||| rides |||| a horse |||",
+    "emoji": "a man \N{HORSE} rides \N{GRINNING FACE} a \ud83d horse",
+    "empty": "",
+    "long": "a man rides a horse " * 500,
+    "punctuation": "...!!! -- '' ,",
+    "ptb": "*NL* &#10; <br> -LRB- \x00",
+}
+
+
+def test_odd_captions_are_scored_and_move_no_other_score() -> None:
+    # CIDEr's document frequencies come from the references alone, so every other image keeps its score to the bit.
+    references = {**REFERENCES, **dict.fromkeys(ODD, REFERENCES[1])}
+    plain = m.score_captions({**CAPTIONS, **dict.fromkeys(ODD, "a cat")}, references)
+    odd = m.score_captions({**CAPTIONS, **ODD}, references)
+    assert odd.failed == plain.failed == {}
+    assert set(odd.corpus) == NAMES
+    for i in CAPTIONS:
+        assert odd.per_image[i] == plain.per_image[i]
+    for name in ODD:
+        assert set(odd.per_image[name]) == NAMES
+        assert all(0 <= value <= 10 for value in odd.per_image[name].values())
+    one = odd.per_image[1]
+    for name in ("newline", "tab", "emoji"):  # the same tokens as the plain sentence, so the same scores
+        assert odd.per_image[name] == pytest.approx(one)
+    assert odd.per_image["separator"]["METEOR"] > 0
+    assert odd.per_image["empty"]["METEOR"] == odd.per_image["punctuation"]["METEOR"] == 0
+
+
+def test_several_methods_score_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = {"one": CAPTIONS, "two": {1: "", 2: "dogs in the snow", 3: "a bus ||| on a street"}}
+    alone = {name: m.score_captions(captions, REFERENCES) for name, captions in methods.items()}
+    starts: list[object] = []
+
+    class Counted(jvm.MeteorRun):
+        def __enter__(self) -> jvm.MeteorRun:
+            starts.append(self)
+            return super().__enter__()
+
+    monkeypatch.setattr(jvm, "MeteorRun", Counted)
+    together = m.score_many(methods, REFERENCES)
+    assert len(starts) == 1
+    assert together == alone
+    assert set(together["two"].corpus) == NAMES
+    assert m.score_many({}, REFERENCES) == {}
+
+
+def test_meteor_is_pycocoevalcaps_own() -> None:
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    nouns, verbs = ("a man", "two dogs", "the red bus", "children", "a cat"), ("rides a horse", "stands", "runs in snow", "sits")
+    hypotheses = [f"{noun} {verb}" for noun in nouns for verb in verbs]
+    references = [[f"{text} slowly", "someone is there"][: 1 + i % 2] for i, text in enumerate(hypotheses[3:] + hypotheses[:3])]
+    java = jvm.find_java()
+    assert java is not None
+    theirs = Meteor()
+    watchdog = threading.Timer(120, theirs.meteor_p.kill)  # their wrapper waits for ever; of a killed program it raises
+    watchdog.start()
+    try:
+        with jvm.MeteorRun(java, [(hypotheses, references)], timeout_s=120) as run:
+            expected = theirs.compute_score(dict(enumerate(references)), {i: [text] for i, text in enumerate(hypotheses)})
+            ((corpus, each),) = run.result()
+    finally:
+        watchdog.cancel()
+        theirs.meteor_p.kill()
+    assert (corpus, each) == expected
+    assert len(set(each)) > 5
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=40))
+def test_no_caption_shifts_the_lines(captions: list[str]) -> None:
+    java = jvm.find_java()
+    assert java is not None
+    marked = [line for i, text in enumerate(captions) for line in (text, f"marker{i} stands here")]
+    lines = jvm.ptb_tokenize(java, marked, timeout_s=60)
+    assert len(lines) == len(marked)
+    assert lines[1::2] == [f"marker{i} stands here" for i in range(len(captions))]
+
+
+def test_a_tokeniser_that_adds_lines_is_put_right(fake_java: Callable[[str], None]) -> None:
+    fake_java("exec sed 's/BREAK/one\\\ntwo/'")
+    java = jvm.find_java()
+    assert java is not None
+    assert jvm.ptb_tokenize(java, ["a b", "x BREAK y", "c", "d"], timeout_s=60) == ["a b", "x one two y", "c", "d"]
+
+
+@pytest.fixture
+def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts a shell script named java first on PATH; `$REAL` is the true one."""
+    real = jvm.find_java()
+
+    def put(script: str) -> None:
+        (tmp_path / "bin").mkdir()
+        java = tmp_path / "bin" / "java"
+        java.write_text(f"#!/bin/sh\nREAL={real}\n{script}\n")
+        java.chmod(0o755)
+        monkeypatch.delenv("JAVA_HOME", raising=False)
+        monkeypatch.setenv("PATH", f"{java.parent}{os.pathsep}{os.environ['PATH']}")
+
+    return put
+
+
+def test_meteor_timeout_leaves_the_other_metrics_whole(fake_java: Callable[[str], None]) -> None:
+    fake_java('case "$*" in *meteor*) sleep 600;; *) exec "$REAL" "$@";; esac')
+    start = time.monotonic()
+    scores = m.score_captions(CAPTIONS, REFERENCES, meteor_timeout_s=0.5)
+    assert time.monotonic() - start < 30
+    assert set(scores.failed) == {"METEOR"}
+    assert "0.5 s" in scores.failed["METEOR"]
+    assert set(scores.corpus) == NAMES - {"METEOR"}
+    assert scores.tokenizer == "ptb"
+
+
+def test_a_java_that_always_hangs_or_dies_still_gives_scores(fake_java: Callable[[str], None]) -> None:
+    fake_java('case "$*" in *PTB*) sleep 600;; *) echo "no memory" >&2; exit 3;; esac')
+    scores = m.score_captions(CAPTIONS, REFERENCES, ptb_timeout_s=0.3)
+    assert set(scores.corpus) == NAMES - {"METEOR"}
+    assert scores.tokenizer == "approximate"
+    with pytest.raises(jvm.JavaError, match="no memory"), jvm.MeteorRun("java", [(["a"], [["a"]])], timeout_s=30) as run:
+        run.result()
+
+
+def test_the_process_is_reaped_on_ctrl_c(fake_java: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_java(f'case "$*" in *meteor*) echo $$ > {tmp_path}/pid; sleep 600;; *) exec "$REAL" "$@";; esac')
+
+    def interrupt(*_: object) -> None:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(m, "_python_metric", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        m.score_captions(CAPTIONS, REFERENCES)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_without_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    scores = m.score_captions(CAPTIONS, REFERENCES)
+    assert set(scores.failed) == {"METEOR"}
+    for part in ("java", "install", "approximated"):
+        assert part in scores.failed["METEOR"]
+    assert set(scores.corpus) == NAMES - {"METEOR"}
+    assert scores.tokenizer == "approximate"
+
+
+def test_java_home_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = shutil.which("java")
+    assert real is not None
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "java").symlink_to(real)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    assert jvm.find_java() == str(tmp_path / "bin" / "java")
+
+
+def test_one_failing_metric_does_not_lose_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pycocoevalcap.cider.cider import Cider
+
+    monkeypatch.setattr(Cider, "compute_score", lambda *_: 1 / 0)
+    scores = m.score_captions(CAPTIONS, REFERENCES, ("cider", "rouge_l"))
+    assert "division by zero" in scores.failed["CIDEr"]
+    assert set(scores.corpus) == {"ROUGE-L"}
+
+
+def test_spice_without_jars_says_what_to_put_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(jvm, "package_folder", _with_spice_in(tmp_path))
+    scores = m.score_captions(CAPTIONS, REFERENCES, ("rouge_l", "spice"))
+    assert set(scores.corpus) == {"ROUGE-L"}
+    assert str(tmp_path / "lib") in scores.failed["SPICE"]
+    assert "stanford-corenlp-3.6.0-models.jar" in scores.failed["SPICE"]
+
+
+def test_spice_reads_what_its_program_writes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_java: Callable[[str], None]
+) -> None:
+    rows = [{"image_id": i, "scores": {"All": {"f": f}}} for i, f in ((1, 0.5), (0, 0.1), (2, 0.3))]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    fake_java(
+        f'case "$*" in *spice*) while [ "$1" != -out ]; do shift; done; cp {tmp_path}/rows.json "$2";; *) exec "$REAL" "$@";; esac'
+    )
+    (tmp_path / "lib").mkdir()
+    for jar in jvm.SPICE_JARS:
+        (tmp_path / "lib" / jar).touch()
+    monkeypatch.setattr(jvm, "package_folder", _with_spice_in(tmp_path))
+    scores = m.score_captions(CAPTIONS, REFERENCES, ("spice",), scratch=tmp_path)
+    assert scores.corpus["SPICE"] == pytest.approx(0.3)
+    assert [row["SPICE"] for row in scores.per_image.values()] == [0.1, 0.5, 0.3]
+
+
+def _with_spice_in(folder: Path) -> Callable[[str], Path]:
+    original = jvm.package_folder
+    return lambda name: folder if name == "spice" else original(name)
+
+
+def test_images_without_references_are_excluded_and_reported() -> None:
+    references = {**REFERENCES, 4: [], 5: [" "]}
+    scores = m.score_captions({**CAPTIONS, 4: "a", 5: "b"}, references, ("cider",))
+    assert scores.excluded == (4, 5)
+    assert scores.per_image == m.score_captions(CAPTIONS, REFERENCES, ("cider",)).per_image
+
+
+@pytest.mark.parametrize(
+    ("captions", "references", "message"),
+    [
+        ({**CAPTIONS, 9: "a cat"}, REFERENCES, r"1 image \(9\)"),
+        ({1: "a"}, REFERENCES, r"2 images \(2, 3\) have references but no caption"),
+        ({str(i): text for i, text in CAPTIONS.items()}, REFERENCES, "str in the captions and int in the references"),
+        (CAPTIONS, {str(i): texts for i, texts in REFERENCES.items()}, "int in the captions and str in the references"),
+        ({1: ["a"]}, {1: ["a"]}, "not a string"),
+        ({1: "a"}, {1: "a"}, "not a list of strings"),
+        ({1: "a"}, {1: []}, "no image is left"),
+        ({}, {}, "no image is left"),
+    ],
+)
+def test_ids_and_values_that_do_not_fit_are_refused(captions: dict, references: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        m.score_captions(captions, references, ("rouge_l",))
+
+
+@pytest.mark.parametrize("metrics", [("blue",), "bleu", ()])
+def test_unknown_metrics_are_refused(metrics: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match="rouge_l"):
+        m.score_captions(CAPTIONS, REFERENCES, metrics)
+
+
+def test_results_round_trip(tmp_path: Path) -> None:
+    captions = {1: "a man", "x": "café\n\ud83d", 3: ""}
+    m.save_results(tmp_path / "deep" / "captions.json", captions)
+    assert m.load_results(tmp_path / "deep" / "captions.json") == captions
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["captions.json"]
+    with pytest.raises(InputError, match="None"):
+        m.save_results(tmp_path / "captions.json", {1: None})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'[{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}]', r"1 image \(1\) has more than one caption"),
+        (b'[{"image_id": 1, "caption": "a"}, {"image_id"', "line 1 column"),
+        (b"<!DOCTYPE html><html>404</html>", "web page"),
+        (b'{"image_id": 1}', "JSON dict, not a list"),
+        (b'[{"image_id": 1, "caption": "a"}, {"image_id": 1.5, "caption": "b"}]', r"\[1\]"),
+        (b'[{"image_id": true, "caption": "a"}]', r"\[0\]"),
+        (b'[{"image_id": 1, "caption": null}]', r"\[0\]"),
+        (b"[7]", r"\[0\]"),
+        (b"\xff\xfe", "byte 0"),
+        (gzip.compress(b"[]" * 999)[:20], "gzip"),
+        (b"[" * 200_000, "nested"),
+    ],
+)
+def test_broken_results_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "captions.json").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        m.load_results(tmp_path / "captions.json")
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"nothing\.json"):
+        m.load_results(tmp_path / "nothing.json")
+
+
+def test_references_plain_and_gzip(tmp_path: Path) -> None:
+    rows = [{"id": 7, "image_id": i, "caption": text} for i, texts in REFERENCES.items() for text in texts]
+    content = json.dumps({"images": [{"id": 8}], "annotations": rows}).encode()
+    (tmp_path / "plain.json").write_bytes(content)
+    (tmp_path / "packed.json.gz").write_bytes(gzip.compress(content))
+    expected = {8: [], **REFERENCES}
+    assert m.load_references(tmp_path / "plain.json") == m.load_references(tmp_path / "packed.json.gz") == expected
+    (tmp_path / "wrong.json").write_text("[]")
+    with pytest.raises(InputError, match="annotations"):
+        m.load_references(tmp_path / "wrong.json")
