@@ -49,7 +49,7 @@ def job(raw: DictConfig) -> None:
 
 
 def main() -> int:
-    argv = sys.argv[1:]
+    sys.argv[1:] = argv = cli.quote_paths(sys.argv[1:])
     if "--help" in argv or "-h" in argv:
         print(cli.help_text())
         return 0

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,11 +207,27 @@ def load_sentences(path: Path) -> tuple[list[str], dict[str, int]]:
 # -------------------------------------------------------------------------------------------------------- made once, shared
 
 
-class ArtifactStore:
-    """A folder of artifacts; the name of each carries the fingerprint of the settings and inputs it was made from.
+@contextmanager
+def locked(path: Path, when_waiting: Callable[[], object]) -> Iterator[None]:
+    """Hold the lock of `path` (a file `.<name>.lock` beside it), after a call of `when_waiting` if another process holds it now.
 
-    Locks are `fcntl` locks (filelock): the system drops the lock of a process that dies, so nobody waits for a dead job.
+    An `fcntl` lock (filelock): the system drops the lock of a process that dies, so nobody waits for a dead job.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except TimeoutError:
+        when_waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class ArtifactStore:
+    """A folder of artifacts; the name of each carries the fingerprint of the settings and inputs it was made from."""
 
     def __init__(self, root: Path, say: Callable[[str], None] = lambda _: None):
         self.root = root
@@ -220,20 +236,8 @@ class ArtifactStore:
     def path(self, kind: str, producer: Mapping[str, Any], suffix: str) -> Path:
         return self.root / kind / f"{kind}-{fingerprint(producer)}{suffix}"
 
-    @contextmanager
-    def lock(self, path: Path) -> Iterator[None]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(f".{path.name}.lock"))
-        if not lock.is_locked:
-            try:
-                lock.acquire(timeout=0)
-            except TimeoutError:
-                self.say(f"waiting for another job that makes {path}")
-                lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+    def lock(self, path: Path) -> AbstractContextManager[None]:
+        return locked(path, lambda: self.say(f"waiting for another job that makes {path}"))
 
     def make(self, path: Path, write: Callable[[Path], object]) -> bool:
         """Make `path` with `write(path)` unless it is there; False if it was. `write` must write atomically."""

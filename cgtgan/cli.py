@@ -98,6 +98,26 @@ def help_text(conf: Path = CONF) -> str:
     return "\n".join(lines)
 
 
+# -------------------------------------------------------------------------------------------------------------- overrides
+
+# Settings whose value is one path: our own run folders hold a '=' (seed=0), and photographs lie in folders with blanks and brackets.
+_PATHS = ("checkpoint", "images", "output", "dataset.root", "corpus.path", "report.output", "runs_dir", "artifacts_dir")
+
+
+def quote_paths(argv: Sequence[str]) -> list[str]:
+    """Overrides with the value of a path quoted for Hydra's grammar, so that a person need not; lists and quoted values stay."""
+    several = "-m" in argv or "--multirun" in argv
+    quoted = []
+    for word in argv:
+        field, _, value = word.partition("=")
+        plain = bool(value) and value[0] not in "['\"" and value != "null" and "${" not in value and not (several and "," in value)
+        if field in _PATHS and plain and not re.fullmatch(r"[\w./~:-]*", value):
+            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+            word = f"{field}='{escaped}'"
+        quoted.append(word)
+    return quoted
+
+
 # ----------------------------------------------------------------------------------------------------- unknown and mistyped
 
 

@@ -404,7 +404,9 @@ def validate(cfg: Config) -> None:
 
 def _contradictions(cfg: Config) -> Iterator[str]:
     g, d, t, r = cfg.generator, cfg.discriminator, cfg.train, cfg.reward_weights
-    if not (cfg.images is None or isinstance(cfg.images, str) or (isinstance(cfg.images, list) and all(isinstance(i, str) for i in cfg.images))):
+    if not (
+        cfg.images is None or isinstance(cfg.images, str) or (isinstance(cfg.images, list) and all(isinstance(i, str) for i in cfg.images))
+    ):
         yield f"images={cfg.images!r} is not accepted: it must be a file or folder, or a list of them"
     if cfg.stage == "caption" and not cfg.image_paths:
         yield "stage=caption needs images=FOLDER (or images=[a.jpg,b.png]): which pictures to caption"

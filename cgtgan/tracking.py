@@ -28,7 +28,13 @@ class Bar:
         self._said = completed * 4 // max(total, 1)
         self._progress: Progress | None = None
         if console.is_terminal:
-            columns = [TextColumn("{task.description:<28}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
+            columns = [
+                TextColumn("{task.description:<28}"),
+                BarColumn(30),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            ]
             self._progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=console)
             self._task = self._progress.add_task(description, total=total, completed=completed, note="")
             self._progress.start()
@@ -109,7 +115,9 @@ class Tracker:
             return
         mode = settings.mode
         if mode == "online" and not _has_wandb_key():
-            self.say("wandb=online: no API key is found (WANDB_API_KEY or ~/.netrc), so this run is written offline; `wandb sync` sends it later")
+            self.say(
+                "wandb=online: no API key is found (WANDB_API_KEY or ~/.netrc), so this run is written offline; `wandb sync` sends it later"
+            )
             mode = "offline"
         self.wandb_id = wandb_id or _stored_id(folder / "wandb_id.txt")
         attempts: tuple[Literal["online", "offline"], ...] = ("online", "offline") if mode == "online" else ("offline",)

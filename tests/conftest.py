@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads cost several times the time under load
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -66,9 +66,7 @@ class CleanedCorpus:
         """One sentence for the log: how many were read and kept, and why the others went."""
         reasons = [f"{n:,} {why.replace('_', ' ')}" for why, n in self.counts.items() if why not in ("read", "kept", "bad_bytes")]
         repaired = f"; {self.counts['bad_bytes']:,} lines had bytes that are not UTF-8" if self.counts.get("bad_bytes") else ""
-        return (
-            f"kept {self.counts['kept']:,} of {self.counts['read']:,} captions (dropped: {', '.join(reasons) or 'none'}){repaired}"
-        )
+        return f"kept {self.counts['kept']:,} of {self.counts['read']:,} captions (dropped: {', '.join(reasons) or 'none'}){repaired}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- cleaning

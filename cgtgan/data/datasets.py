@@ -67,9 +67,7 @@ def load_split(config: DatasetConfig, name: str, root: Path) -> Split:
         if len(absent) > config.max_bad_images:
             raise _absent_images(config, name, root, absent, len(ids))
         if name != "train" and not captions:
-            raise InputError(
-                f"the annotations of the {name} split of dataset.kind={config.kind} under {root} hold no caption of it"
-            )
+            raise InputError(f"the annotations of the {name} split of dataset.kind={config.kind} under {root} hold no caption of it")
         if absent:
             log.warning("%s: %d of %d images are not on disk and left out (dataset.max_bad_images)", name, len(absent), len(ids))
     captions = {} if name == "train" else captions
@@ -95,13 +93,14 @@ def load_pairs(config: DatasetConfig, root: Path) -> Captions:
 
 
 def open_image(path: Path) -> Image.Image:
-    """RGB as CLIP's own pipeline sees it: `Image.open(path).convert("RGB")`, without turning it by its EXIF entry.
+    """The picture as CLIP's own pipeline opens it: in the file's own mode (RGB comes after the resize), not turned by its EXIF entry.
 
     Raises `MissingFileError` or `InputError` with the file's name.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            image.load()
+            return image
     except FileNotFoundError as error:
         raise MissingFileError(f"the image {path} does not exist") from error
     # What a damaged picture raises depends on its format.

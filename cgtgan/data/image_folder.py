@@ -46,9 +46,7 @@ def folder_split(config: DatasetConfig, name: str, root: Path) -> tuple[dict[Ima
         files = _with_reference_ids(files, captions, known, path)
         stray = captions.keys() - files.keys()
         if stray:
-            log.warning(
-                "%s: captions of %d ids belong to no picture in %s, %s first", path, len(stray), base, min(stray, key=id_order)
-            )
+            log.warning("%s: captions of %d ids belong to no picture in %s, %s first", path, len(stray), base, min(stray, key=id_order))
     if config.karpathy is not None:
         lines = list_file(root / config.karpathy, name, "dataset.karpathy")
         chosen = _picked(files, base, lines, config)
@@ -56,9 +54,7 @@ def folder_split(config: DatasetConfig, name: str, root: Path) -> tuple[dict[Ima
         chosen = {i: p for i, p in files.items() if _drawn_split(i, config) == name}
         share = {"train": 1.0, "val": config.val_fraction, "test": config.test_fraction}[name]
         if not chosen and share > 0:
-            raise InputError(
-                f"none of the {len(files)} pictures in {base} falls in {name}: raise its dataset.*_fraction or name lists"
-            )
+            raise InputError(f"none of the {len(files)} pictures in {base} falls in {name}: raise its dataset.*_fraction or name lists")
     return chosen, captions
 
 
@@ -75,9 +71,7 @@ def _pictures(base: Path) -> dict[ImageId, Path]:
     return alone | {path.relative_to(base).as_posix(): path for found in stems.values() if len(found) > 1 for path in found}
 
 
-def _with_reference_ids(
-    files: dict[ImageId, Path], captions: Captions, known: dict[str, ImageId], path: Path
-) -> dict[ImageId, Path]:
+def _with_reference_ids(files: dict[ImageId, Path], captions: Captions, known: dict[str, ImageId], path: Path) -> dict[ImageId, Path]:
     """The same pictures under the ids of the references: by file name, relative path, or the number that ends the name."""
     by_name = {n: i for full, i in known.items() for n in (full, full.replace("\\", "/").rsplit("/", 1)[-1])}
     renamed: dict[ImageId, Path] = {}

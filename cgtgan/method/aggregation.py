@@ -27,7 +27,9 @@ def aggregate_text_embeddings(
     finite t, and rows that are not finite.
     """
     if image_embeddings.dim() != 2 or text_embeddings.dim() != 2 or image_embeddings.shape[1] != text_embeddings.shape[1]:
-        raise InputError(f"embeddings of shapes {tuple(image_embeddings.shape)} and {tuple(text_embeddings.shape)} do not fit: (N, D) and (M, D)")
+        raise InputError(
+            f"embeddings of shapes {tuple(image_embeddings.shape)} and {tuple(text_embeddings.shape)} do not fit: (N, D) and (M, D)"
+        )
     if len(text_embeddings) == 0:
         raise InputError("the corpus has no embeddings: there is nothing to aggregate over")
     t = float(t)

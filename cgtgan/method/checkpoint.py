@@ -43,8 +43,14 @@ class Optimizer:
         loss.backward()
         limit = self.config.grad_clip or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+        if not np.isfinite(loss.item()):
+            raise InputError(
+                f"the loss at step {step} is {loss.item()} (learning rate {self.config.lr:g}): training diverged, lower the rate"
+            )
         if not np.isfinite(norm):
-            raise InputError(f"the gradient norm at step {step} is {norm} (learning rate {self.config.lr:g}): training diverged, lower the rate")
+            raise InputError(
+                f"the gradient norm at step {step} is {norm} (learning rate {self.config.lr:g}): training diverged, lower the rate"
+            )
         c = self.config
         factor = learning_rate_factor(step, warmup_steps=c.warmup_steps, total_steps=self.total_steps, final_ratio=c.final_lr_ratio)
         for group in self.adamw.param_groups:

@@ -29,7 +29,9 @@ def semantic_reward(
     CLIP-cos is clip_weight 1. Computed in float32. Raises `ValueError` if the three shapes differ.
     """
     if not text.shape == aggregated.shape == image.shape or text.dim() != 2:
-        raise ValueError(f"text {tuple(text.shape)}, aggregated {tuple(aggregated.shape)} and image {tuple(image.shape)} must all be (R, D)")
+        raise ValueError(
+            f"text {tuple(text.shape)}, aggregated {tuple(aggregated.shape)} and image {tuple(image.shape)} must all be (R, D)"
+        )
     g, a, v = text.float(), aggregated.float(), image.float()
     cos = logit_scale * F.cosine_similarity(a, g, dim=-1)
     l1 = logit_scale * (1 - (a - g).abs().mean(dim=-1))

@@ -31,12 +31,13 @@ _OPENAI_FILES = {"ViT-L/14": "ViT-L-14.pt", "ViT-B/32": "ViT-B-32.pt", "RN50x4":
 
 
 def preprocess(image: Image.Image, size: int, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
-    """CLIP's own pipeline, bit for bit: short side to `size` with BICUBIC, centre crop, RGB, scale, normalise. -> (3, size, size) float32"""
+    """CLIP's own pipeline, bit for bit: short side to `size` with BICUBIC, centre crop, RGB, scale, normalise.
+
+    An image of any mode -> (3, size, size) float32. It becomes RGB after the resize, as in clip's pipeline.
+    """
     width, height = image.size
-    if width <= height:
-        resized = (size, max(1, int(size * height / width)))
-    else:
-        resized = (max(1, int(size * width / height)), size)
+    short = min(width, height)
+    resized = (size if width == short else int(size * width / short), size if height == short else int(size * height / short))
     image = image.resize(resized, Image.Resampling.BICUBIC) if resized != image.size else image
     left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
     image = image.crop((left, top, left + size, top + size)).convert("RGB")
@@ -131,6 +132,9 @@ class OpenAIBackbone(ClipBackbone):
         build = _clip_module("model")
         model = self._random(build) if config.kind == "random" else build.build_model(_openai_state(config))
         self.model = _frozen(model.float(), device, config.dtype)
+        for module in self.model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.float()  # clip's own computes in float32 whatever it is given
         self.device = device
         self.image_size = int(self.model.visual.input_resolution)
         self.dim = int(self.model.text_projection.shape[1])
@@ -172,14 +176,16 @@ def _openai_state(config: ClipBackboneConfig) -> dict[str, Tensor]:
     path = _openai_path(config)
     if not path.is_file():
         raise MissingFileError(
-            f"clip_backbone.model={config.model}: {path} is missing; get OpenAI's archive (its address stands in the clip package's clip.py) "
-            "and put it there, or set clip_backbone.model to the .pt file, or clip_backbone.cache to its folder"
+            f"clip_backbone.model={config.model}: {path} is missing; get OpenAI's archive (its address stands in the clip package's "
+            "clip.py) and put it there, or set clip_backbone.model to the .pt file, or clip_backbone.cache to its folder"
         )
     try:
         return torch.jit.load(str(path), map_location="cpu").eval().state_dict()
     except RuntimeError as e:
         first = str(e).strip().splitlines()[0]
-        raise InputError(f"clip_backbone.model={config.model}: {path} is not a CLIP archive in OpenAI's TorchScript format ({first})") from None
+        raise InputError(
+            f"clip_backbone.model={config.model}: {path} is not a CLIP archive in OpenAI's TorchScript format ({first})"
+        ) from None
 
 
 def _openai_path(config: ClipBackboneConfig) -> Path:
@@ -230,7 +236,9 @@ class OpenClipBackbone(ClipBackbone):
         try:
             import open_clip  # pyright: ignore[reportMissingImports]
         except ImportError:
-            raise MissingFileError("clip_backbone=open_clip needs the package open_clip_torch (with torchvision): pip install open_clip_torch") from None
+            raise MissingFileError(
+                "clip_backbone=open_clip needs the package open_clip_torch (with torchvision): pip install open_clip_torch"
+            ) from None
         model, _, _ = open_clip.create_model_and_transforms(config.model, pretrained=config.pretrained or None)
         self.model, self.device = _frozen(model, device, config.dtype), device
         self.tokenizer = open_clip.get_tokenizer(config.model)

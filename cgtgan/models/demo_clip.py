@@ -27,7 +27,11 @@ class DemoClip(nn.Module):
         widths = [3, w, 2 * w, 4 * w, 4 * w]
         blocks: list[nn.Module] = []
         for i in range(4):
-            blocks += [nn.Conv2d(widths[i], widths[i + 1], 3, stride=2 if i < 3 else 1, padding=1), nn.GroupNorm(8, widths[i + 1]), nn.GELU()]
+            blocks += [
+                nn.Conv2d(widths[i], widths[i + 1], 3, stride=2 if i < 3 else 1, padding=1),
+                nn.GroupNorm(8, widths[i + 1]),
+                nn.GELU(),
+            ]
         self.image_tower = nn.Sequential(*blocks)
         # as in CLIP, a norm before the projection: raw image and text vectors are then of like length
         pooled = [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(widths[-1] * 16, 4 * d), nn.GELU(), nn.LayerNorm(4 * d)]

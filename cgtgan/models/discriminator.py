@@ -33,7 +33,11 @@ class Discriminator(nn.Module):
         self.mlp = _Head(int(encoder.config.hidden_size))
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
-        self.begin, self.pad, self.end = tokenizer.id_of("<s>", "[CLS]"), tokenizer.id_of("<pad>", "[PAD]"), tokenizer.id_of("</s>", "[SEP]")
+        self.begin, self.pad, self.end = (
+            tokenizer.id_of("<s>", "[CLS]"),
+            tokenizer.id_of("<pad>", "[PAD]"),
+            tokenizer.id_of("</s>", "[SEP]"),
+        )
         self.stop = tokenizer.id_of(".")
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -97,7 +101,9 @@ def _encoder(config: DiscriminatorConfig, tokenizer: TextTokenizer, max_tokens: 
         }
         # RoBERTa counts positions from pad + 1
         return RobertaModel(
-            RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=max_tokens + pad + 1, pad_token_id=pad, type_vocab_size=1, **sizes)
+            RobertaConfig(
+                vocab_size=len(tokenizer), max_position_embeddings=max_tokens + pad + 1, pad_token_id=pad, type_vocab_size=1, **sizes
+            )
         )
     try:
         return AutoModel.from_pretrained(config.encoder, dtype=torch.float32)

@@ -138,7 +138,9 @@ class CaptionGenerator(nn.Module):
         both = self._decode(prefix_embedding, samples + 1, choose, length, 1.0)
         return Captions(*(x[:, :samples] for x in both)), Captions(*(x[:, samples] for x in both))
 
-    def _uniforms(self, embedding: Tensor, samples: int, given: Tensor | None, generator: torch.Generator | None, length: int | None) -> Tensor:
+    def _uniforms(
+        self, embedding: Tensor, samples: int, given: Tensor | None, generator: torch.Generator | None, length: int | None
+    ) -> Tensor:
         shape = (len(embedding), samples, length or self.max_length)
         if given is None:
             where = generator.device if generator is not None else embedding.device
@@ -201,7 +203,9 @@ class CaptionGenerator(nn.Module):
         device, vocab = prefix_embedding.device, int(self.gpt.config.vocab_size)
         beams = min(beams, vocab - 1)
         cache = DynamicCache(config=self.gpt.config)
-        logits = self.gpt(inputs_embeds=self.prefix(prefix_embedding), past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        logits = self.gpt(inputs_embeds=self.prefix(prefix_embedding), past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
+            :, -1
+        ]
         logits = logits.float().repeat_interleave(beams, dim=0)
         cache.batch_repeat_interleave(beams)
         running = torch.full((batch, beams, length), self.end_token_id, dtype=torch.long, device=device)
@@ -325,8 +329,8 @@ def _language_model(config: GeneratorConfig, tokenizer: TextTokenizer) -> PreTra
     except (OSError, ValueError) as e:
         reason = str(e).strip().splitlines()[0]
         raise MissingFileError(
-            f"generator.language_model={config.language_model}: no model is found there ({reason}); give a folder with config.json and weights "
-            "downloaded beforehand, a hub name with the network up, or scratch"
+            f"generator.language_model={config.language_model}: no model is found there ({reason}); give a folder with config.json and "
+            "weights downloaded beforehand, a hub name with the network up, or scratch"
         ) from None
 
 

@@ -36,7 +36,9 @@ def aggregated_embeddings(ws: Workspace, name: str) -> Embeddings:
         with ws.tracker.progress(f"aggregating {name}, t={t:g}", len(images.ids)) as bar:
             for first in range(0, len(images.ids), BLOCK):
                 block = images.vectors[first : first + BLOCK]
-                parts.append(aggregate_text_embeddings(block, texts.vectors, t, chunk_bytes=ws.cfg.aggregation_t.chunk_mb * 2**20, device=ws.device))
+                parts.append(
+                    aggregate_text_embeddings(block, texts.vectors, t, chunk_bytes=ws.cfg.aggregation_t.chunk_mb * 2**20, device=ws.device)
+                )
                 bar.advance(len(block))
         save_embeddings(path, torch.cat(parts), images.ids, kind="aggregated_embeddings", producer=producer)
         seconds = time.perf_counter() - start

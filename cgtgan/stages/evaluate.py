@@ -14,8 +14,9 @@ from rich.table import Table
 from torch import Tensor
 
 from cgtgan.artifacts import file_fingerprint, fingerprint, read_json, write_json
-from cgtgan.config import Config, as_dict
+from cgtgan.config import Config, as_dict, scientific_settings
 from cgtgan.errors import InputError, MissingFileError
+from cgtgan.evaluation.java import find_java
 from cgtgan.evaluation.metrics import load_results, save_results, score_many
 from cgtgan.models.generator import GeneratorBundle, load_generator
 from cgtgan.stages.aggregate import aggregated_embeddings
@@ -47,7 +48,9 @@ METHODS = {
 
 
 def run(cfg: Config) -> None:
-    evaluate(Workspace(cfg))
+    ws = Workspace(cfg)
+    with ws.hold_run():
+        ws.tracker.show(scores_table(evaluate(ws), list(METHODS)))
 
 
 def find_checkpoint(ws: Workspace) -> Path:
@@ -63,55 +66,66 @@ def find_checkpoint(ws: Workspace) -> Path:
     raise MissingFileError(f"{start / 'checkpoints' / which} is missing: run stage=train first, or name one with checkpoint=FOLDER")
 
 
-def evaluate(ws: Workspace) -> None:
-    """Caption the split with every method that is not scored yet, then score them together."""
+def evaluate(ws: Workspace) -> Path:
+    """Caption the split with every method that is not scored yet, then score them together; returns the folder of the scores."""
     cfg = ws.cfg.evaluate
     checkpoint = find_checkpoint(ws)
-    folder = ws.run / "evaluation" / cfg.split
-    wanted = {"cgtgan": {"checkpoint": file_fingerprint(checkpoint / "generator.safetensors")}}
-    wanted |= {name: {"seed": ws.cfg.seed, "initialize": as_dict(ws.cfg.initialize), "generator": as_dict(ws.cfg.generator)} for name in cfg.baselines}
     references = ws.split(cfg.split).references
     if not references:
         raise InputError(f"the {cfg.split} split has no references, so there is nothing to score against: set dataset.references")
-    shared = {"images": image_embeddings(ws, cfg.split).header.fingerprint, "references": fingerprint(list(references.items())), "t": ws.cfg.aggregation_t.t,
-              "sentences": fingerprint(corpus_sentences(ws)[2]), "decode": as_dict(ws.cfg.decode), "metrics": list(cfg.metrics)}  # fmt: skip
-    made_from = {name: fingerprint(own | shared) for name, own in wanted.items()}
-    pending = [name for name in wanted if not _is_scored(folder / name, made_from[name])]
-    for name in pending:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    makers: dict[str, Callable[[], tuple[list[Any], list[str]]]] = {
-        "cgtgan": lambda: _decoded(ws, load_generator(checkpoint), image_embeddings(ws, cfg.split).vectors),
-        "init": lambda: _decoded(ws, initial_generator(ws), image_embeddings(ws, cfg.split).vectors),
+    ws.check_same_run("settings", scientific_settings(ws.cfg))
+    images = image_embeddings(ws, cfg.split)
+    makers: dict[str, Callable[[], list[str]]] = {
+        "cgtgan": lambda: _decoded(ws, load_generator(checkpoint), images.vectors),
+        "init": lambda: _decoded(ws, initial_generator(ws), images.vectors),
         "mean_shift": lambda: _decoded(ws, initial_generator(ws), mean_shifted(ws, cfg.split)),
         "projection": lambda: _decoded(ws, initial_generator(ws), aggregated_embeddings(ws, cfg.split).vectors),
         "nearest": lambda: _nearest(ws),
-        "supervised": lambda: _decoded(ws, supervised_generator(ws), image_embeddings(ws, cfg.split).vectors),
+        "supervised": lambda: _decoded(ws, supervised_generator(ws), images.vectors),
         "human": lambda: _human(ws),
     }
+    folder = ws.run / "evaluation" / cfg.split
+    made_from = {
+        "checkpoint": file_fingerprint(checkpoint / "generator.safetensors"),
+        "images": images.header.fingerprint,
+        "references": fingerprint(list(references.items())),
+        "sentences": fingerprint(corpus_sentences(ws)[2]),
+        "decode": as_dict(ws.cfg.decode),
+        "metrics": list(cfg.metrics),
+        "java": find_java() is not None,  # once it is installed, what failed without it is scored again
+    }
     captions: dict[str, dict[Any, str]] = {}
-    for name in pending:
-        ids, texts = makers[name]()
-        captions[name] = dict(zip(ids, texts, strict=True))
-        ws.tracker.say(f"captioned {len(texts):,} {cfg.split} images: {METHODS[name].title}")
-    if pending:
-        ws.tracker.say(f"scoring {len(pending)} methods: {', '.join(cfg.metrics)}")
-        seen = next(iter(captions.values()))  # every method captions the same images
-        ws.run.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".scores", dir=ws.run))
-        try:
-            scored = score_many(captions, {i: references[i] for i in seen}, cfg.metrics, scratch=scratch)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        for name, scores in scored.items():
-            save_results(folder / name / "captions.json", captions[name])
-            write_json(folder / name / "per_image.json", [{"image_id": i, **s} for i, s in scores.per_image.items()], indent=None)
-            write_json(folder / name / "scores.json", {
-                "scores": scores.corpus, "failed": scores.failed, "excluded": list(scores.excluded), "tokenizer": scores.tokenizer,
-                "images": len(scores.per_image), "decoding": describe(ws.cfg.decode), "made_from": made_from[name],
-            })  # fmt: skip
-        for why in sorted({w for s in scored.values() for w in s.failed.values()}):
-            ws.tracker.say(why)
-    ws.tracker.show(scores_table(folder, list(METHODS)))
+    for name in ("cgtgan", *cfg.baselines):
+        if _is_scored(folder / name, made_from):
+            continue
+        shutil.rmtree(folder / name, ignore_errors=True)
+        captions[name] = dict(zip(images.ids, makers[name](), strict=True))
+        ws.tracker.say(f"captioned {len(images.ids):,} {cfg.split} images: {METHODS[name].title}")
+    if captions:
+        ws.tracker.say(f"scoring {len(captions)} methods: {', '.join(cfg.metrics)}")
+        _score(ws, folder, captions, {i: references[i] for i in images.ids}, made_from)
+    return folder
+
+
+def _score(
+    ws: Workspace, folder: Path, captions: dict[str, dict[Any, str]], references: dict[Any, list[str]], made_from: dict[str, Any]
+) -> None:
+    """Score the methods together and write captions.json, per_image.json and, last, scores.json of each."""
+    for stale in ws.run.glob(".scores*"):  # of a killed run: this process holds the run folder
+        shutil.rmtree(stale, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".scores", dir=ws.run))
+    try:
+        scored = score_many(captions, references, ws.cfg.evaluate.metrics, scratch=scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    for name, scores in scored.items():
+        save_results(folder / name / "captions.json", captions[name])
+        write_json(folder / name / "per_image.json", [{"image_id": i, **s} for i, s in scores.per_image.items()], indent=None)
+        summary = {"scores": scores.corpus, "failed": scores.failed, "excluded": list(scores.excluded), "tokenizer": scores.tokenizer}
+        summary |= {"images": len(scores.per_image), "decoding": describe(ws.cfg.decode), "made_from": made_from}
+        write_json(folder / name / "scores.json", summary)
+    for why in sorted({why for scores in scored.values() for why in scores.failed.values()}):
+        ws.tracker.say(why)
 
 
 def scores_table(folder: Path, order: list[str]) -> Table:
@@ -126,22 +140,26 @@ def scores_table(folder: Path, order: list[str]) -> Table:
     return table
 
 
-def _is_scored(folder: Path, made_from: str) -> bool:
+def _is_scored(folder: Path, made_from: dict[str, Any]) -> bool:
+    """Whether the scores there are of these inputs; a baseline does not hang on the checkpoint."""
     path = folder / "scores.json"
-    return path.is_file() and read_json(path).get("made_from") == made_from
+    if not path.is_file():
+        return False
+    ignored = {"checkpoint"} if folder.name != "cgtgan" else set()
+    found = read_json(path).get("made_from", {})
+    return all(found.get(key) == value for key, value in made_from.items() if key not in ignored)
 
 
 # ------------------------------------------------------------------------------------------------------------ methods
 
 
-def _decoded(ws: Workspace, bundle: GeneratorBundle, vectors: Tensor) -> tuple[list[Any], list[str]]:
-    ids = image_embeddings(ws, ws.cfg.evaluate.split).ids
+def _decoded(ws: Workspace, bundle: GeneratorBundle, vectors: Tensor) -> list[str]:
     if vectors.shape[1] != bundle.clip_dim:
         raise InputError(
             f"the checkpoint reads embeddings of {bundle.clip_dim} numbers and clip_backbone={ws.cfg.clip_backbone.name} gives "
             f"{vectors.shape[1]}: use the backbone it was trained with"
         )
-    return ids, caption_embeddings(bundle, vectors, ws.cfg.decode, ws.device, seed=ws.cfg.seed)
+    return caption_embeddings(bundle, vectors, ws.cfg.decode, ws.device, seed=ws.cfg.seed)
 
 
 def mean_shifted(ws: Workspace, split: str) -> Tensor:
@@ -150,7 +168,7 @@ def mean_shifted(ws: Workspace, split: str) -> Tensor:
     return image_embeddings(ws, split).vectors.float() + gap
 
 
-def _nearest(ws: Workspace) -> tuple[list[Any], list[str]]:
+def _nearest(ws: Workspace) -> list[str]:
     """The corpus sentence with the highest cosine to the image."""
     images, texts = image_embeddings(ws, ws.cfg.evaluate.split), sentence_embeddings(ws)
     sentences = corpus_sentences(ws)[0]
@@ -158,10 +176,9 @@ def _nearest(ws: Workspace) -> tuple[list[Any], list[str]]:
     best: list[int] = []
     for start in range(0, len(images.ids), 256):
         best += (images.vectors[start : start + 256].float() @ corpus.T).argmax(-1).tolist()
-    return images.ids, [sentences[i] for i in best]
+    return [sentences[i] for i in best]
 
 
-def _human(ws: Workspace) -> tuple[list[Any], list[str]]:
+def _human(ws: Workspace) -> list[str]:
     captions = load_results(ws.data_root / f"human_{ws.cfg.evaluate.split}.json")
-    ids = image_embeddings(ws, ws.cfg.evaluate.split).ids
-    return ids, [captions[i] for i in ids]
+    return [captions[i] for i in image_embeddings(ws, ws.cfg.evaluate.split).ids]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,21 @@ import torch
 from torch import Tensor
 
 from cgtgan.artifacts import atomic_path, fingerprint
-from cgtgan.config import Config, as_dict
+from cgtgan.config import Config, InitializeConfig, TrainConfig, as_dict
 from cgtgan.method.batches import EpochOrder, stable_seed
 from cgtgan.method.checkpoint import Optimizer, load_state, save_state
 from cgtgan.models.generator import GeneratorBundle, load_generator, make_generator, make_tokenizer
-from cgtgan.stages.preprocess import corpus_sentences, image_embeddings, pairs, sentence_embeddings
+from cgtgan.stages.preprocess import caption_pairs, corpus_sentences, image_embeddings, sentence_embeddings
 from cgtgan.stages.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """texts[i] is to be rebuilt from vectors[rows[i]]; vectors (N, D)"""
+
+    texts: Sequence[str]
+    vectors: Tensor
+    rows: Sequence[int]
 
 
 def run(cfg: Config) -> None:
@@ -30,16 +40,30 @@ def initial_generator(ws: Workspace) -> GeneratorBundle:
         return _fresh(ws, sentences, sentence_embeddings(ws).header.dim)
     embeddings = sentence_embeddings(ws)
     producer = _producer(ws) | {"sentences": embeddings.header.fingerprint}
-    return _made(ws, "initial", producer, sentences, sentences, embeddings.vectors, range(len(sentences)))
+    return _made(ws, "initial", producer, sentences, Pairs(sentences, embeddings.vectors, range(len(sentences))), ws.cfg.initialize)
+
+
+def initialization_steps(c: InitializeConfig, sentences: int) -> int:
+    return c.steps or math.ceil(sentences * c.epochs / c.batch_size)
+
+
+def total_steps(t: TrainConfig, images: int) -> int:
+    """Optimiser steps of GAN training."""
+    return t.steps or math.ceil(images / t.batch_size) * t.epochs
 
 
 def supervised_generator(ws: Workspace) -> GeneratorBundle:
-    """The same generator trained on (image embedding, caption) pairs by the recipe of `initialize`, without its noise: a bound."""
+    """The same generator trained on (image embedding, caption) pairs: a bound.
+
+    By the recipe of `initialize` without its noise, for as many updates as initialisation and GAN training have together.
+    """
     sentences, _, _ = corpus_sentences(ws)
-    texts, rows, source = pairs(ws)
+    texts, rows, source = caption_pairs(ws)
     images = image_embeddings(ws, "train")
-    producer = _producer(ws) | source | {"images": images.header.fingerprint, "tokens_from": fingerprint(sentences)}
-    return _made(ws, "supervised", producer, sentences, texts, images.vectors, rows)
+    c = ws.cfg.initialize
+    steps = initialization_steps(c, len(sentences)) + total_steps(ws.cfg.train, len(images.ids))
+    producer = _producer(ws) | source | {"images": images.header.fingerprint, "tokens_from": fingerprint(sentences), "steps": steps}
+    return _made(ws, "supervised", producer, sentences, Pairs(texts, images.vectors, rows), replace(c, steps=steps, noise_std=0.0))
 
 
 def _producer(ws: Workspace) -> dict[str, Any]:
@@ -54,36 +78,34 @@ def _fresh(ws: Workspace, sentences: Sequence[str], dim: int) -> GeneratorBundle
 
 
 def _made(
-    ws: Workspace, kind: str, producer: dict[str, Any], sentences: Sequence[str], texts: Sequence[str], vectors: Tensor, rows: Sequence[int]
+    ws: Workspace, kind: str, producer: dict[str, Any], sentences: Sequence[str], pairs: Pairs, recipe: InitializeConfig
 ) -> GeneratorBundle:
     path = ws.store.path(f"generator_{kind}", producer, "")
 
     def write(folder: Path) -> None:
-        bundle = _fresh(ws, sentences, vectors.shape[1])
-        _reconstruct(ws, kind, bundle, texts, vectors, rows, folder)
+        bundle = _fresh(ws, sentences, pairs.vectors.shape[1])
+        _reconstruct(ws, kind, bundle, pairs, recipe, folder)
 
     ws.store.make(path, write)
     return load_generator(path)
 
 
-def _reconstruct(
-    ws: Workspace, kind: str, bundle: GeneratorBundle, texts: Sequence[str], vectors: Tensor, rows: Sequence[int], path: Path
-) -> None:
-    """Cross-entropy of texts[i] given vectors[rows[i]]; a killed run goes on from its last state."""
-    c, seed, device = ws.cfg.initialize, ws.cfg.seed, ws.device
+def _reconstruct(ws: Workspace, kind: str, bundle: GeneratorBundle, pairs: Pairs, c: InitializeConfig, path: Path) -> None:
+    """Cross-entropy of each text given its vector; a killed run goes on from its last state."""
+    seed, device = ws.cfg.seed, ws.device
     model = bundle.model.to(device).train(ws.cfg.train.dropout)
-    token_ids = _tokenized(bundle, texts)
-    row_of = torch.as_tensor(list(rows))
-    steps = c.steps or math.ceil(len(texts) * c.epochs / c.batch_size)
+    token_ids = _tokenized(bundle, pairs.texts)
+    row_of = torch.as_tensor(list(pairs.rows))
+    steps = initialization_steps(c, len(pairs.texts))
     optimizer = Optimizer(model, c.optimizer, steps)
-    order = EpochOrder(len(texts), seed, kind)
+    order = EpochOrder(len(pairs.texts), seed, kind)
     state = path.with_name(f"{path.name}.training")
     done = load_state(state, {"generator": model}, {"generator": optimizer})["step"] if state.is_file() else 0
     with ws.tracker.progress("initialising on text" if kind == "initial" else "supervised bound", steps, done) as bar:
         for step in range(done + 1, steps + 1):
             chosen = order.batch(step, c.batch_size)
-            embedding = vectors[row_of[torch.from_numpy(chosen)]].float()
-            if c.noise_std and kind == "initial":
+            embedding = pairs.vectors[row_of[torch.from_numpy(chosen)]].float()
+            if c.noise_std:
                 noise = torch.Generator().manual_seed(stable_seed(seed, "noise", step))
                 embedding = embedding + c.noise_std * torch.randn(embedding.shape, generator=noise)
             tokens, mask = _padded([token_ids[i] for i in chosen], device)

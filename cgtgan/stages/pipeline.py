@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from cgtgan.config import Config
 from cgtgan.stages.aggregate import aggregate
@@ -13,7 +14,7 @@ from cgtgan.stages.report import report
 from cgtgan.stages.train import train
 from cgtgan.stages.workspace import Workspace
 
-ORDER = {
+ORDER: dict[str, Callable[[Workspace], object]] = {
     "preprocess": preprocess,
     "aggregate": aggregate,
     "initialize": initial_generator,
@@ -27,9 +28,10 @@ def run(cfg: Config) -> None:
     ws = Workspace(cfg)
     ws.tracker.say(f"run folder: {ws.run}")
     started = time.perf_counter()
-    for name, stage in ORDER.items():
-        ws.tracker.console.rule(f"{name}", align="left")
-        before = time.perf_counter()
-        stage(ws)
-        ws.tracker.say(f"{name}: {time.perf_counter() - before:.1f} s")
+    with ws.hold_run():
+        for name, stage in ORDER.items():
+            ws.tracker.console.rule(f"{name}", align="left")
+            before = time.perf_counter()
+            stage(ws)
+            ws.tracker.say(f"{name}: {time.perf_counter() - before:.1f} s")
     ws.tracker.say(f"pipeline: {time.perf_counter() - started:.1f} s")

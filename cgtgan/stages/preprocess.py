@@ -158,13 +158,17 @@ def _encode_images(ws: Workspace, name: str, images: list[ImageRecord], producer
 
 def load_pixels(backbone: ClipBackbone, path: Path) -> torch.Tensor:
     """(3, S, S) of an image file. Raises `MissingFileError` or `InputError` naming it."""
-    return backbone.preprocess(open_image(path))
+    image = open_image(path)
+    try:
+        return backbone.preprocess(image)
+    except (ValueError, OSError) as e:
+        raise InputError(f"the image {path} ({image.mode}, {image.size[0]} x {image.size[1]}) cannot be resized: {e}") from None
 
 
 # ------------------------------------------------------------------------------------------------ pairs (supervised bound)
 
 
-def pairs(ws: Workspace) -> tuple[list[str], list[int], dict[str, Any]]:
+def caption_pairs(ws: Workspace) -> tuple[list[str], list[int], dict[str, Any]]:
     """Captions of the train images and the embedding row of each, for the supervised bound alone, and what they come from."""
     captions: Captions = load_pairs(ws.cfg.dataset, ws.data_root)
     rows = {image_id: row for row, image_id in enumerate(image_embeddings(ws, "train").ids)}

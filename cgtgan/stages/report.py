@@ -38,7 +38,8 @@ METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 REWARDS = {"clip_agg": "CLIP-agg", "clip_cos": "CLIP-cos", "mixed": "CLIP-agg and CLIP-cos", "naturalness_only": "no semantics"}
 PLOTS = (  # title, y label, factor, {label: key in metrics.jsonl}, note
     ("Validation CIDEr", "CIDEr x 100", 100, {"": "eval/CIDEr"}, "greedy captions of the validation images"),
-    ("Semantic reward", "reward", 1, {"cos(aggregated, caption)": "reward/cos", "1 - L1": "reward/l1", "cos(image, caption)": "reward/clip"},
+    ("Semantic reward", "reward", 1,
+     {"cos(aggregated, caption)": "reward/cos", "1 - L1": "reward/l1", "cos(image, caption)": "reward/clip"},
      "raw means over the sampled captions, each in units of the reward's scale"),
     ("Naturalness", "logit", 1, {"samples": "reward/naturalness", "greedy": "reward/naturalness_greedy", "corpus": "reward/real_logit"},
      "the discriminator's raw logit; above 0 it says human"),
@@ -47,7 +48,9 @@ PLOTS = (  # title, y label, factor, {label: key in metrics.jsonl}, note
 
 
 def run(cfg: Config) -> None:
-    report(Workspace(cfg))
+    ws = Workspace(cfg)
+    with ws.hold_run():
+        report(ws)
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,9 @@ def report(ws: Workspace) -> None:
         config_yaml=yaml.safe_dump(as_dict(cfg), sort_keys=False),
         notes=_notes(runs, own),
     )
-    output = Path(cfg.report.output).expanduser() if cfg.report.output else (ws.run if len(runs) == 1 else Path(cfg.runs_dir)) / "report.html"
+    output = (
+        Path(cfg.report.output).expanduser() if cfg.report.output else (ws.run if len(runs) == 1 else Path(cfg.runs_dir)) / "report.html"
+    )
     write_text(output, render_report(page))
     write_text(output.with_suffix(".md"), markdown_table(rows, METRICS))
     if cfg.report.warning:
@@ -217,8 +222,12 @@ def _code_version() -> str:
     root = Path(__file__).parents[2]
     try:
         git = ["git", "-C", str(root)]
-        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        commit = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return f"cgtgan {__version__}"
     return f"cgtgan {__version__} ({commit}{'+' if changed else ''})"

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgtgan.artifacts import Embeddings, read_json, write_json
+from cgtgan.artifacts import Embeddings, write_json
 from cgtgan.config import Config, as_dict, scientific_settings
 from cgtgan.data.corpora import embedded_text
-from cgtgan.errors import InputError
 from cgtgan.evaluation.metrics import save_results, score_captions
 from cgtgan.method.batches import EpochOrder, sampling_uniforms, stable_seed
 from cgtgan.method.checkpoint import Optimizer, load_state, read_meta, save_state, write_checkpoint
@@ -27,13 +26,15 @@ from cgtgan.models.generator import CaptionGenerator, Captions, GeneratorBundle
 from cgtgan.stages.aggregate import aggregated_embeddings
 from cgtgan.stages.backbone import open_backbone, save_demo_clip
 from cgtgan.stages.decoding import caption_embeddings
-from cgtgan.stages.initialize import initial_generator
+from cgtgan.stages.initialize import initial_generator, total_steps
 from cgtgan.stages.preprocess import corpus_sentences, image_embeddings
 from cgtgan.stages.workspace import Workspace
 
 
 def run(cfg: Config) -> None:
-    train(Workspace(cfg))
+    ws = Workspace(cfg)
+    with ws.hold_run():
+        train(ws)
 
 
 @dataclass
@@ -56,18 +57,14 @@ class Players:
         return {"generator": self.g_optimizer} | ({"discriminator": self.d_optimizer} if self.d_optimizer is not None else {})
 
 
-def total_steps(cfg: Config, images: int) -> int:
-    return cfg.train.steps or math.ceil(images / cfg.train.batch_size) * cfg.train.epochs
-
-
 def train(ws: Workspace) -> None:
     cfg, t = ws.cfg, ws.cfg.train
-    check_same_run(ws, "settings", scientific_settings(cfg))
+    ws.check_same_run("settings", scientific_settings(cfg))
     sentences, _, _ = corpus_sentences(ws)
     images, targets = image_embeddings(ws, "train"), aggregated_embeddings(ws, "train")
-    check_same_run(ws, "inputs", {"images": images.header.fingerprint, "aggregated": targets.header.fingerprint})
+    ws.check_same_run("inputs", {"images": images.header.fingerprint, "aggregated": targets.header.fingerprint})
     val = image_embeddings(ws, "val")
-    steps = total_steps(cfg, len(images.ids))
+    steps = total_steps(t, len(images.ids))
     validate_every = t.validate_every or math.ceil(len(images.ids) / t.batch_size)
     checkpoints = ws.run / "checkpoints"
     state = checkpoints / "last" / "training.safetensors"
@@ -106,17 +103,20 @@ def train(ws: Workspace) -> None:
                 if improved or step == steps or step % t.checkpoint_every == 0:
                     meta |= {"step": step, "wandb_id": ws.tracker.wandb_id}
                     _checkpoint(ws, players, checkpoints, step, meta, best=improved)
-                bar.advance(note=f"cos {metrics['reward/cos']:.1f}  D loss {metrics['train/d_loss']:.2f}  val CIDEr {100 * meta['best']:.1f}")
+                validated = f"  val CIDEr {100 * meta['best']:.1f}" if meta["best"] >= 0 else ""
+                bar.advance(note=f"cos {metrics['reward/cos']:.1f}  D loss {metrics['train/d_loss']:.2f}{validated}")
         ws.tracker.summarize({"eval/best_CIDEr": meta["best"], "eval/best_step": meta["best_step"]})
         failed = False
     finally:
         ws.tracker.finish(failed)
 
 
-def gan_step(cfg: Config, players: Players, step: int, image: Tensor, target: Tensor, uniforms: Tensor, real: list[str]) -> dict[str, float]:
+def gan_step(
+    cfg: Config, players: Players, step: int, image: Tensor, target: Tensor, uniforms: Tensor, real: list[str]
+) -> dict[str, float]:
     """One optimiser step (CgT-GAN, Algorithm 1; METHOD: GAN training). image, target (B, D), uniforms (B, K, L), B*K real sentences."""
     t, weights = cfg.train, cfg.reward_weights
-    generator, discriminator = players.bundle.model, players.discriminator
+    generator = players.bundle.model
     batch, samples = uniforms.shape[:2]
     scale = t.reward_scale or players.backbone.logit_scale
 
@@ -229,24 +229,14 @@ def _players(ws: Workspace, sentences: list[str], steps: int) -> Players:
     return Players(bundle, reference, discriminator, open_backbone(ws), g_optimizer, d_optimizer)
 
 
-def check_same_run(ws: Workspace, name: str, wanted: Mapping[str, Any]) -> None:
-    """A run folder belongs to one set of scientific settings and inputs; others are refused, and what differs is named."""
-    path = ws.run / f"{name}.json"
-    if not path.is_file():
-        write_json(path, wanted)
-        return
-    found: Mapping[str, Any] = read_json(path)
-    changed = [f"{k} was {found.get(k)}, is {wanted.get(k)}" for k in sorted({*found, *wanted}) if found.get(k) != wanted.get(k)]
-    if changed:
-        raise InputError(
-            f"{ws.run} holds a run with other {name} ({'; '.join(changed)}): give this one a folder of its own with variant=NAME, "
-            "or remove that folder"
-        )
-
-
 def _start_run(ws: Workspace, meta: Mapping[str, Any], steps: int) -> None:
     ws.tracker.start_run(
-        ws.run, ws.cfg.wandb, config=as_dict(ws.cfg) | {"total_steps": steps}, job_type="train", step=meta["step"], wandb_id=meta["wandb_id"]
+        ws.run,
+        ws.cfg.wandb,
+        config=as_dict(ws.cfg) | {"total_steps": steps},
+        job_type="train",
+        step=meta["step"],
+        wandb_id=meta["wandb_id"],
     )
 
 
@@ -264,7 +254,8 @@ def _checkpoint(ws: Workspace, players: Players, folder: Path, step: int, meta: 
         save_state(path / "training.safetensors", players.modules, players.optimizers, meta)
         describe_checkpoint(ws, path, players.backbone, step)
 
-    write_checkpoint(folder, step, write, ["last", "best"] if best else ["last"])
+    # `best` first: killed between the two, the run goes on from the older `last` and comes to the same `best` again
+    write_checkpoint(folder, step, write, ["best", "last"] if best else ["last"])
 
 
 def describe_checkpoint(ws: Workspace, path: Path, backbone: ClipBackbone, step: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cgtgan.artifacts import ArtifactStore, fingerprint
+from cgtgan.artifacts import ArtifactStore, fingerprint, locked, read_json, write_json
 from cgtgan.config import Config, as_dict, run_folder
 from cgtgan.data.datasets import Split, load_split
 from cgtgan.data.demo_world import write_demo_world
@@ -32,6 +34,10 @@ class Workspace:
     @cached_property
     def run(self) -> Path:
         return run_folder(self.cfg)
+
+    def hold_run(self) -> AbstractContextManager[None]:
+        """One process at a time in a run folder: the child of a killed `make` may still be at work there."""
+        return locked(self.run, lambda: self.tracker.say(f"waiting for another process that works in {self.run}"))
 
     @cached_property
     def device(self) -> torch.device:
@@ -66,3 +72,17 @@ class Workspace:
         """What makes the images of a dataset what they are, beside their list."""
         d = self.cfg.dataset
         return {"kind": d.kind} | ({"world": as_dict(d.world)} if d.kind == "demo" else {})
+
+    def check_same_run(self, name: str, wanted: Mapping[str, Any]) -> None:
+        """A run folder belongs to one set of scientific settings and inputs; others are refused, and what differs is named."""
+        path = self.run / f"{name}.json"
+        if not path.is_file():
+            write_json(path, wanted)
+            return
+        found: Mapping[str, Any] = read_json(path)
+        changed = [f"{k} was {found.get(k)}, is {wanted.get(k)}" for k in sorted({*found, *wanted}) if found.get(k) != wanted.get(k)]
+        if changed:
+            raise InputError(
+                f"{self.run} holds a run with other {name} ({'; '.join(changed)}): give this one a folder of its own with variant=NAME, "
+                "or remove that folder"
+            )

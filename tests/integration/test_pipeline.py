@@ -36,7 +36,9 @@ def run_folder(home: Path) -> Path:
 def results(home: Path) -> dict[str, object]:
     """Everything a reader would cite: captions, scores, scores an image, training metrics without the clock."""
     folder = run_folder(home)
-    found: dict[str, object] = {str(p.relative_to(folder)): json.loads(p.read_text()) for p in sorted((folder / "evaluation").rglob("*.json"))}
+    found: dict[str, object] = {
+        str(p.relative_to(folder)): json.loads(p.read_text()) for p in sorted((folder / "evaluation").rglob("*.json"))
+    }
     for row in (rows := [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]):
         row.pop("train/seconds", None)
     return found | {"metrics": rows}
@@ -112,7 +114,9 @@ KILL_WHEN: dict[str, Callable[[Path], bool]] = {
 def test_killed_anywhere_and_typed_again_it_ends_with_the_same_scores(whole: Path, tmp_path: Path) -> None:
     killed = []
     for point, reached in KILL_WHEN.items():
-        process = subprocess.Popen(command(tmp_path), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command(tmp_path), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         deadline = time.monotonic() + 200
         while process.poll() is None and not reached(tmp_path):
             assert time.monotonic() < deadline, f"{point} is never reached"

@@ -134,9 +134,7 @@ def test_shutterstock_pickle_is_read_without_running_it(tmp_path: Path) -> None:
     tokens = ["<S>", "one", "two", "three", "four", "five", "six", "seven", "</S>"]
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         path.write_bytes(pickle.dumps([tokens, ("<S>", "x", "</S>"), 5], protocol=protocol))
-        assert load_corpus(CorpusConfig(kind="shutterstock", rule="shutterstock"), path).sentences == [
-            "One two three four five six seven."
-        ]
+        assert load_corpus(CorpusConfig(kind="shutterstock", rule="shutterstock"), path).sentences == ["One two three four five six seven."]
     path.write_bytes(pickle.dumps([OrderedDict(a=1)]))
     with pytest.raises(InputError, match=r"s\.pkl.*collections\.OrderedDict"):
         load_plain_pickle(path, "corpus.path")

@@ -114,9 +114,7 @@ def test_the_real_split_lists_and_captions(shared: Path, tmp_path: Path) -> None
     source = shared / "data/coco"
     names = (source / "karpathy/coco_val.txt").read_text().split()
     touch(*(tmp_path / "val2014" / name for name in names))
-    config = DatasetConfig(
-        kind="coco", karpathy=str(source / "karpathy"), val_annotations=str(source / "captions_val2014_notest.json.gz")
-    )
+    config = DatasetConfig(kind="coco", karpathy=str(source / "karpathy"), val_annotations=str(source / "captions_val2014_notest.json.gz"))
     split = load_split(config, "val", tmp_path)
     assert len(split.images) == 4_975  # the shared file leaves out the captions of 25
     assert sum(map(len, split.references.values())) == 24_885  # 25,010 in the whole split, less 25 x 5
@@ -126,9 +124,7 @@ def test_the_real_split_lists_and_captions(shared: Path, tmp_path: Path) -> None
 
 def test_absent_images(coco: Path, caplog: pytest.LogCaptureFixture) -> None:
     (coco / "val2014" / coco_name("val2014", 42)).unlink()
-    with pytest.raises(
-        MissingFileError, match=r"1 of 2 val images.*first 42.*cocodataset.*dataset\.images.*dataset\.max_bad_images"
-    ):
+    with pytest.raises(MissingFileError, match=r"1 of 2 val images.*first 42.*cocodataset.*dataset\.images.*dataset\.max_bad_images"):
         load_split(COCO, "val", coco)
     with caplog.at_level(logging.WARNING):
         split = load_split(DatasetConfig(kind="coco", max_bad_images=1), "val", coco)
@@ -250,7 +246,7 @@ def test_folder_with_references(shared: Path, caplog: pytest.LogCaptureFixture) 
     assert set(splits[1].references) == {r.image_id for r in splits[1].images}
     assert all(len(c) >= 5 for split in splits[1:] for c in split.references.values())
     assert set(load_pairs(config, root)) == {r.image_id for r in splits[0].images}
-    assert open_image(records[0].path).mode == "RGB"
+    assert open_image(records[0].path).mode in ("RGB", "L")
 
 
 def test_folder_with_lists_and_named_references(tmp_path: Path) -> None:
@@ -291,7 +287,8 @@ def test_open_image(tmp_path: Path) -> None:
     picture.save(tmp_path / "a.jpg", exif=exif)
     assert open_image(tmp_path / "a.jpg").size == (4, 2)
     picture.convert("P").save(tmp_path / "p.png")
-    assert open_image(tmp_path / "p.png").getpixel((0, 0)) == (255, 0, 0)
+    assert open_image(tmp_path / "p.png").mode == "P"  # becomes RGB after the resize, as in clip's pipeline
+    assert open_image(tmp_path / "p.png").convert("RGB").getpixel((0, 0)) == (255, 0, 0)
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-200])
     (tmp_path / "page.jpg").write_text("<html>")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 40)

@@ -202,14 +202,10 @@ def test_spice_without_jars_says_what_to_put_where(monkeypatch: pytest.MonkeyPat
     assert "stanford-corenlp-3.6.0-models.jar" in scores.failed["SPICE"]
 
 
-def test_spice_reads_what_its_program_writes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_java: Callable[[str], None]
-) -> None:
+def test_spice_reads_what_its_program_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_java: Callable[[str], None]) -> None:
     rows = [{"image_id": i, "scores": {"All": {"f": f}}} for i, f in ((1, 0.5), (0, 0.1), (2, 0.3))]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    fake_java(
-        f'case "$*" in *spice*) while [ "$1" != -out ]; do shift; done; cp {tmp_path}/rows.json "$2";; *) exec "$REAL" "$@";; esac'
-    )
+    fake_java(f'case "$*" in *spice*) while [ "$1" != -out ]; do shift; done; cp {tmp_path}/rows.json "$2";; *) exec "$REAL" "$@";; esac')
     (tmp_path / "lib").mkdir()
     for jar in jvm.SPICE_JARS:
         (tmp_path / "lib" / jar).touch()

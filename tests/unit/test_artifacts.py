@@ -1,0 +1,338 @@
+"""Files that appear whole or not at all, headers that must fit, and artifacts that two jobs make once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cgtgan.artifacts import (
+    ArtifactStore,
+    Header,
+    atomic_path,
+    canonical_json,
+    file_fingerprint,
+    fingerprint,
+    load_embeddings,
+    load_sentences,
+    read_json,
+    save_embeddings,
+    save_sentences,
+    sweep_leftovers,
+    write_json,
+    write_text,
+)
+from cgtgan.errors import InputError, MissingFileError
+
+ROOT = Path(__file__).resolve().parents[2]
+PRODUCER = {"backbone": {"kind": "random"}, "t": 100.0}
+
+
+def python(code: str, *arguments: object, hash_seed: str = "0") -> "subprocess.Popen[str]":
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": hash_seed}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def hidden(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.name.startswith("."))
+
+
+# ---------------------------------------------------------------------------------------------------------- fingerprints
+
+
+def test_fingerprint_hangs_on_content_alone() -> None:
+    a, b = {"x": 1, "y": {"p": [1, 2], "q": None}}, {"y": {"q": None, "p": (1, 2)}, "x": 1}
+    assert fingerprint(a) == fingerprint(b)
+    assert len(fingerprint(a)) == 12
+    different: list[Any] = [{"x": 1}, {"x": 1.5}, {"x": "1"}, {"x": True}, {"x": None}, {"y": 1}, {"x": [1]}, [1], "ß", "ss"]
+    assert len({fingerprint(v) for v in different}) == len(different)
+    assert fingerprint("lone \ud800 surrogate")
+
+
+def test_fingerprint_is_the_same_in_every_process() -> None:
+    code = "from cgtgan.artifacts import *; print(fingerprint({k: k for k in {'b', 'a', 'ü'}}))"
+    found = {python(code, hash_seed=seed).communicate()[0].strip() for seed in ("1", "2")}
+    assert found == {fingerprint({"a": "a", "b": "b", "ü": "ü"})}
+
+
+def test_file_fingerprint_reads_every_byte(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * 3_000_000)
+    before = file_fingerprint(path)
+    path.write_bytes(b"x" * 2_999_999 + b"y")
+    assert file_fingerprint(path) != before
+
+
+# --------------------------------------------------------------------------------------------------------- atomic writes
+
+
+def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+
+    def fail() -> None:
+        with atomic_path(path) as beside:
+            beside.write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert read_json(path) == {"old": 1}
+    assert hidden(tmp_path) == []
+
+
+def test_the_new_file_takes_the_name_in_one_rename(tmp_path: Path) -> None:
+    """Who has the old file open or mapped keeps it whole: nothing is written into it."""
+    path = tmp_path / "a"
+    write_text(path, "old")
+    with path.open() as reader:
+        with atomic_path(path) as beside:
+            beside.write_text("new")
+            number = beside.stat().st_ino
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+    assert path.stat().st_ino == number
+
+
+def test_folders_are_replaced_whole(tmp_path: Path) -> None:
+    for names in (["a", "b"], ["c"]):
+        with atomic_path(tmp_path / "deep" / "folder") as beside:
+            (beside / "sub").mkdir(parents=True)
+            for name in names:
+                (beside / "sub" / name).write_text(name)
+    assert [p.name for p in (tmp_path / "deep/folder/sub").iterdir()] == ["c"]
+    assert hidden(tmp_path / "deep") == []
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from cgtgan.artifacts import atomic_path
+with atomic_path(Path(sys.argv[1])) as beside:
+    if sys.argv[2] == "folder":
+        beside.mkdir()
+        beside = beside / "part"
+    beside.write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_killed_writer_leaves_the_old_file_and_no_half_one(tmp_path: Path, kind: str) -> None:
+    old, fresh = tmp_path / "old", tmp_path / "fresh"
+    if kind == "file":
+        write_text(old, "whole")
+    else:
+        old.mkdir()
+        (old / "part").write_text("whole")
+    for path in (old, fresh):
+        writer = python(KILLED, path, kind)
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "writing\n"
+        writer.send_signal(signal.SIGKILL)
+        writer.communicate()
+    assert (old if kind == "file" else old / "part").read_text() == "whole"
+    assert not fresh.exists()
+    assert len(hidden(tmp_path)) == 2
+    sweep_leftovers(tmp_path)
+    assert hidden(tmp_path) == []
+    assert old.exists()
+
+
+def test_json_errors_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"nothing\.json is missing"):
+        read_json(tmp_path / "nothing.json")
+    (tmp_path / "half.json").write_text('{"a": [1,')
+    with pytest.raises(InputError, match=r"half\.json is not whole"):
+        read_json(tmp_path / "half.json")
+
+
+# --------------------------------------------------------------------------------------------------------------- headers
+
+
+def embeddings(path: Path, rows: int = 5, ids: list[Any] | None = None) -> Header:
+    vectors = torch.arange(rows * 3, dtype=torch.float32).view(rows, 3) / 7
+    return save_embeddings(path, vectors, list(range(rows)) if ids is None else ids, kind="images", producer=PRODUCER)
+
+
+def test_embeddings_round_trip(tmp_path: Path) -> None:
+    ids = [7, "000000000007", -3, "ü/a b.jpg", 2**40]
+    header = embeddings(tmp_path / "a.safetensors", ids=ids)
+    found = load_embeddings(tmp_path / "a.safetensors", kind="images", dim=3, rows=5)
+    assert found.ids == ids
+    assert [type(i) for i in found.ids] == [type(i) for i in ids]
+    assert found.header == header
+    assert found.vectors.dtype == torch.float16
+    assert torch.equal(found.vectors, (torch.arange(15.0).view(5, 3) / 7).half())
+    assert (header.fingerprint, header.rows, header.dim, header.dtype) == (fingerprint(PRODUCER), 5, 3, "float16")
+
+
+def test_embeddings_are_mapped_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    embeddings(path)
+    found = load_embeddings(path)
+    assert str(path) in Path("/proc/self/maps").read_text()
+    assert len(found.ids) == 5
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        ({"kind": "texts"}, "kind=images and kind=texts is expected"),
+        ({"dim": 4}, "dim=3 and dim=4 is expected"),
+        ({"rows": 6}, "rows=5 and rows=6 is expected"),
+        ({"fingerprint": "abc"}, f"fingerprint={fingerprint(PRODUCER)} and fingerprint=abc is expected"),
+    ],
+)
+def test_a_header_that_does_not_fit_names_both_values(tmp_path: Path, wanted: dict[str, Any], sentence: str) -> None:
+    path = tmp_path / "a.safetensors"
+    embeddings(path)
+    with pytest.raises(InputError, match=rf"{path.name} has {sentence}"):
+        load_embeddings(path, **wanted)
+
+
+def rewritten(path: Path, **changes: Any) -> None:
+    """The same tensors under a changed header."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(path, framework="pt") as f:
+        meta, vectors = f.metadata(), f.get_tensor("embeddings").clone()
+    save_file({"embeddings": vectors}, path, meta | {"header": canonical_json(json.loads(meta["header"]) | changes)})
+
+
+def test_another_format_version_and_wrong_row_counts_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    embeddings(path)
+    rewritten(path, format_version=99)
+    with pytest.raises(InputError, match="format_version=99 and format_version=1"):
+        load_embeddings(path)
+    rewritten(path, format_version=1, rows=4)
+    with pytest.raises(InputError, match="rows=4 and rows=5"):
+        load_embeddings(path)
+    rewritten(path, rows=5, surprise=1)
+    with pytest.raises(InputError, match="header this version cannot read"):
+        load_embeddings(path)
+
+
+@pytest.mark.parametrize("keep", [0, 3, 40, 400, -1])
+def test_a_truncated_file_is_an_input_error(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "a.safetensors"
+    embeddings(path, rows=200)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"a\.safetensors cannot be read"):
+        load_embeddings(path)
+
+
+def test_foreign_and_missing_files(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"embeddings": torch.ones(2, 2)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(InputError, match="has no header"):
+        load_embeddings(tmp_path / "foreign.safetensors")
+    with pytest.raises(MissingFileError, match=r"none\.safetensors is missing: run stage=preprocess"):
+        load_embeddings(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e5])  # 1e5 is infinite in float16
+def test_a_row_that_is_not_finite_is_refused_and_named(tmp_path: Path, bad: float) -> None:
+    vectors = torch.ones(4, 3)
+    vectors[2, 1] = vectors[3, 0] = bad
+    with pytest.raises(InputError, match=r"'c' \(and 1 more\) is not finite"):
+        save_embeddings(tmp_path / "a.safetensors", vectors, ["a", "b", "c", "d"], kind="images", producer=PRODUCER)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_and_ids_must_be_as_many(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="5 rows and 2 ids"):
+        embeddings(tmp_path / "a.safetensors", ids=[1, 2])
+
+
+def test_sentences_round_trip(tmp_path: Path) -> None:
+    sentences = ["A dog\u2028runs.", "Ünï — 犬.", ""]
+    save_sentences(tmp_path / "s.json", sentences, producer=PRODUCER, counts={"read": 4, "empty": 1})
+    assert load_sentences(tmp_path / "s.json") == (sentences, {"read": 4, "empty": 1})
+    content = read_json(tmp_path / "s.json")
+    content["sentences"].pop()
+    write_json(tmp_path / "s.json", content)
+    with pytest.raises(InputError, match="rows=3 and rows=2"):
+        load_sentences(tmp_path / "s.json")
+
+
+# ------------------------------------------------------------------------------------------------------------- made once
+
+MAKER = """
+import sys, time
+from pathlib import Path
+from cgtgan.artifacts import ArtifactStore, atomic_path
+path, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+def write(path):
+    with log.open("a") as f:
+        f.write("write\\n")
+    print("in", flush=True)
+    time.sleep(seconds)
+    with atomic_path(path) as beside:
+        beside.write_text("whole")
+print("made", ArtifactStore(path.parent, lambda text: print(text, flush=True)).make(path, write), path.read_text(), flush=True)
+"""
+
+
+def test_two_jobs_make_one_artifact(tmp_path: Path) -> None:
+    path, log = tmp_path / "store" / "a.bin", tmp_path / "log"
+    first = python(MAKER, path, log, 1.5)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "in\n"
+    others = [python(MAKER, path, log, 0) for _ in range(2)]
+    outputs = [p.communicate()[0] for p in (first, *others)]
+    assert [p.returncode for p in (first, *others)] == [0, 0, 0]
+    assert log.read_text() == "write\n"
+    assert outputs[0] == "made True whole\n"
+    for output in outputs[1:]:
+        assert output.splitlines()[-1] == "made False whole"
+
+
+def test_who_waits_says_so(tmp_path: Path) -> None:
+    path, log = tmp_path / "a.bin", tmp_path / "log"
+    store = ArtifactStore(tmp_path)
+    with store.lock(path):
+        waiting = python(MAKER, path, log, 0)
+        assert waiting.stdout is not None
+        assert "waiting for another job" in waiting.stdout.readline()
+        assert not log.exists()
+    assert waiting.communicate()[0].splitlines()[-1] == "made True whole"
+
+
+def test_the_lock_of_a_killed_job_is_free_and_its_leftovers_go(tmp_path: Path) -> None:
+    path, log = tmp_path / "a.bin", tmp_path / "log"
+    killed = python(MAKER, path, log, 60)
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == "in\n"
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    (tmp_path / ".a.bin.4242.tmp").write_text("half")
+    said: list[str] = []
+    assert ArtifactStore(tmp_path, said.append).make(path, lambda p: write_text(p, "mine"))
+    assert said == []
+    assert path.read_text() == "mine"
+    assert not (tmp_path / ".a.bin.4242.tmp").exists()
+
+
+def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
+    store, calls = ArtifactStore(tmp_path), []
+
+    def write(path: Path) -> None:
+        calls.append(path)
+        write_text(path, "x")
+
+    path = store.path("images", PRODUCER, ".bin")
+    assert path.name == f"images-{fingerprint(PRODUCER)}.bin"
+    assert [store.make(path, write), store.make(path, write)] == [True, False]
+    assert calls == [path]
+    assert store.path("images", PRODUCER | {"t": 175.0}, ".bin") != path

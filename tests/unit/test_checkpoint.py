@@ -1,0 +1,322 @@
+"""Training state: continuing is bit for bit the same as never stopping, and a checkpoint is whole or not there."""
+
+import copy
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from cgtgan.config import Config, DemoClipConfig, DiscriminatorConfig, GeneratorConfig, OptimizerConfig
+from cgtgan.errors import InputError, MissingFileError
+from cgtgan.method.batches import sampling_uniforms
+from cgtgan.method.checkpoint import Optimizer, load_state, read_meta, save_state, write_checkpoint
+from cgtgan.models.clip_backbone import DemoBackbone
+from cgtgan.models.demo_clip import DemoClip
+from cgtgan.models.discriminator import make_discriminator
+from cgtgan.models.generator import load_generator, make_generator, make_tokenizer
+from cgtgan.models.tokenizers import END_OF_TEXT, train_tokenizer
+from cgtgan.stages.train import Players, gan_step
+
+ROOT = Path(__file__).resolve().parents[2]
+SENTENCES = ["A red dog runs over the grass.", "Two cats sleep on a blue sofa.", "A man rides a horse.", "The sea is calm."]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def players(
+    *, mapper: str = "mlp", dropout: bool = False, kl_weight: float = 0.0, discriminator: bool = True, lr: float = 1e-3
+) -> tuple[Config, Players]:
+    """Everything a step of the GAN needs, tiny, from seed 0."""
+    cfg = Config()
+    sizes: dict[str, Any] = {"tokenizer": "corpus", "vocab_size": 300, "width": 16, "heads": 2}
+    prefix: dict[str, Any] = {"mapper": mapper, "prefix_length": 3, "clip_length": 2, "mapper_layers": 1, "mapper_heads": 2}
+    cfg.generator = GeneratorConfig(language_model="scratch", layers=2, max_length=6, **sizes, **prefix)
+    cfg.discriminator = DiscriminatorConfig(encoder="scratch", layers=1, **sizes)
+    cfg.reward_weights.delay_steps, cfg.reward_weights.ramp_steps = 0, 0
+    cfg.train.dropout, cfg.train.kl_weight, cfg.train.num_samples = dropout, kl_weight, 3
+    rate = OptimizerConfig(lr=lr)
+    clip = DemoClipConfig(dim=8, width=8, text_layers=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = DemoBackbone(DemoClip(clip, train_tokenizer(SENTENCES, 300, [END_OF_TEXT]), 32), torch.device("cpu"))
+    bundle = make_generator(cfg.generator, make_tokenizer(cfg.generator, SENTENCES), backbone.dim, seed=1)
+    reference = copy.deepcopy(bundle.model).eval().requires_grad_(False) if kl_weight else None
+    judge = make_discriminator(cfg.discriminator, SENTENCES, cfg.generator.max_length, seed=2) if discriminator else None
+    g_optimizer, d_optimizer = Optimizer(bundle.model, rate, 10), Optimizer(judge, rate, 10) if judge is not None else None
+    return cfg, Players(bundle, reference, judge, backbone, g_optimizer, d_optimizer)
+
+
+def step_inputs(made: Players, step: int) -> Tensor:
+    """Images and aggregated texts (2, 4, D)"""
+    return torch.randn(2, 4, made.backbone.dim, generator=torch.Generator().manual_seed(step))
+
+
+def one_step(cfg: Config, made: Players, step: int) -> dict[str, float]:
+    image, target = step_inputs(made, step)
+    uniforms = sampling_uniforms(0, step, range(4), cfg.train.num_samples, cfg.generator.max_length)
+    return gan_step(cfg, made, step, image, target, uniforms, SENTENCES * 3)
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+# ----------------------------------------------------------------------------------------------------------- a GAN step
+
+
+@pytest.mark.parametrize("mapper", ["mlp", "transformer"])
+def test_everything_trainable_moves_and_everything_frozen_stays(mapper: str) -> None:
+    cfg, made = players(mapper=mapper, kl_weight=0.1)
+    assert made.discriminator is not None
+    assert made.reference is not None
+    assert isinstance(made.backbone, DemoBackbone)
+    learners = {"G": made.bundle.model, "D": made.discriminator}
+    frozen = {"clip": made.backbone.model, "reference": made.reference}
+    before = {name: weights(m) for name, m in (learners | frozen).items()}
+    metrics = one_step(cfg, made, 1)
+    for name, module in learners.items():
+        parameters = dict(module.named_parameters())
+        assert len(parameters) > 10
+        still = [key for key, p in parameters.items() if torch.equal(p, before[name][key])]
+        assert still == [], name
+    for name, module in frozen.items():
+        assert not any(p.requires_grad or p.grad is not None for p in module.parameters())
+        assert all(torch.equal(value, before[name][key]) for key, value in module.state_dict().items()), name
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert metrics["train/kl"] == 0  # the reference is where the generator was
+    assert one_step(cfg, made, 2)["train/kl"] > 0
+
+
+def test_the_first_step_of_a_warm_up_moves_the_discriminator_alone() -> None:
+    cfg, made = players()
+    assert made.discriminator is not None
+    made.g_optimizer.config = OptimizerConfig(warmup_steps=5)
+    g, d = weights(made.bundle.model), weights(made.discriminator)
+    one_step(cfg, made, 1)
+    assert all(torch.equal(value, g[key]) for key, value in made.bundle.model.state_dict().items())
+    assert not all(torch.equal(value, d[key]) for key, value in made.discriminator.state_dict().items())
+
+
+def test_naturalness_is_judged_without_dropout_and_before_the_update() -> None:
+    cfg, made = players(dropout=True, lr=0.05)
+    assert made.discriminator is not None
+    greedy = made.bundle.model.eval().greedy(step_inputs(made, 1)[0])
+    texts = made.bundle.texts(greedy.token_ids)
+    with torch.no_grad():
+        before = made.discriminator.eval().score(texts).mean().item()
+    assert one_step(cfg, made, 1)["reward/naturalness_greedy"] == pytest.approx(before, rel=1e-5)
+    with torch.no_grad():
+        assert abs(made.discriminator.eval().score(texts).mean().item() - before) > 1e-3
+
+
+def test_a_step_without_a_discriminator() -> None:
+    cfg, made = players(discriminator=False)
+    before = weights(made.bundle.model)
+    metrics = one_step(cfg, made, 1)
+    assert metrics["train/naturalness_loss"] == 0
+    assert not all(torch.equal(value, before[key]) for key, value in made.bundle.model.state_dict().items())
+
+
+# ---------------------------------------------------------------------------------------------------------- save and load
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+def test_stopped_and_continued_is_the_same_bit_for_bit(tmp_path: Path, dropout: bool) -> None:
+    torch.manual_seed(3)
+    cfg, straight = players(dropout=dropout)
+    straight_metrics = [one_step(cfg, straight, step) for step in range(1, 7)]
+
+    torch.manual_seed(3)
+    cfg, first = players(dropout=dropout)
+    metrics = [one_step(cfg, first, step) for step in range(1, 4)]
+    save_state(tmp_path / "state", first.modules, first.optimizers, {"step": 3})
+    torch.manual_seed(99)  # another process starts elsewhere
+    cfg, second = players(dropout=dropout)
+    assert load_state(tmp_path / "state", second.modules, second.optimizers) == {"step": 3}
+    metrics += [one_step(cfg, second, step) for step in range(4, 7)]
+
+    assert metrics == straight_metrics
+    for name, module in straight.modules.items():
+        ours = second.modules[name].state_dict()
+        assert all(torch.equal(value, ours[key]) for key, value in module.state_dict().items())
+    if dropout:  # the masks come from torch's generator: without its state the runs would part
+        cfg, third = players(dropout=True)
+        load_state(tmp_path / "state", third.modules, third.optimizers)
+        torch.manual_seed(99)
+        assert one_step(cfg, third, 4) != straight_metrics[3]
+
+
+def tiny_gpt2() -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=16))
+
+
+def test_tied_weights_stay_tied(tmp_path: Path) -> None:
+    module = tiny_gpt2()
+    assert module.lm_head.weight is module.transformer.wte.weight
+    save_state(tmp_path / "state", {"g": module}, {}, {})
+    fresh = tiny_gpt2()
+    load_state(tmp_path / "state", {"g": fresh}, {})
+    assert fresh.lm_head.weight is fresh.transformer.wte.weight
+    assert torch.equal(fresh.lm_head.weight, module.lm_head.weight)
+
+
+def test_every_random_generator_is_put_back(tmp_path: Path) -> None:
+    def draw() -> list[float]:
+        return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(()).item(), torch.randn(()).item()]
+
+    random.seed(1)
+    np.random.seed(2)
+    torch.manual_seed(3)
+    draw()  # leaves half a pair of normals in Python's and numpy's generators
+    save_state(tmp_path / "state", {}, {}, {})
+    expected = [draw() for _ in range(3)]
+    random.seed(9)
+    np.random.seed(9)
+    torch.manual_seed(9)
+    assert draw() != expected[0]
+    load_state(tmp_path / "state", {}, {})
+    assert [draw() for _ in range(3)] == expected
+
+
+def test_no_pickle_is_written(tmp_path: Path) -> None:
+    cfg, made = players()
+    one_step(cfg, made, 1)
+    made.bundle.save(tmp_path)
+    save_state(tmp_path / "training.safetensors", made.modules, made.optimizers, {"step": 1})
+    assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors", ".json"}
+    content = (tmp_path / "training.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert {value["dtype"] for key, value in header.items() if key != "__metadata__"} <= {"F32", "U8", "BOOL", "I64"}
+    assert json.loads(header["__metadata__"]["meta"]) == {"step": 1}
+    with safe_open(tmp_path / "training.safetensors", framework="pt") as f:
+        moments = [key for key in f.keys() if key.endswith("/exp_avg_sq")]  # noqa: SIM118
+    assert len(moments) == sum(len(list(m.parameters())) for m in made.modules.values())
+
+
+def test_a_saved_generator_captions_the_same(tmp_path: Path) -> None:
+    cfg, made = players(mapper="transformer")
+    one_step(cfg, made, 1)
+    made.bundle.save(tmp_path)
+    loaded = load_generator(tmp_path)
+    x = torch.randn(5, made.backbone.dim)
+    a, b = made.bundle.model.eval().greedy(x), loaded.model.eval().greedy(x)
+    assert torch.equal(a.token_ids, b.token_ids)
+    assert torch.equal(a.log_probs, b.log_probs)
+    assert made.bundle.texts(a.token_ids) == loaded.texts(b.token_ids)
+    assert loaded.config == cfg.generator
+
+
+@pytest.mark.parametrize("name", ["generator.json", "generator.safetensors", "tokenizer.json"])
+def test_a_generator_with_a_file_missing_or_cut(tmp_path: Path, name: str) -> None:
+    _, made = players()
+    made.bundle.save(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(InputError, match="cannot be read as a generator's checkpoint"):
+        load_generator(tmp_path)
+    path.unlink()
+    with pytest.raises(MissingFileError, match=rf"{name} is missing"):
+        load_generator(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_a_cut_state_is_an_input_error(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "state"
+    save_state(path, {"g": tiny_gpt2()}, {}, {"step": 1})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match="not a whole training state"):
+        read_meta(path)
+    with pytest.raises(MissingFileError, match="no training state"):
+        read_meta(tmp_path / "none")
+
+
+# ------------------------------------------------------------------------------------------------------------ divergence
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["gradient", "loss"])
+def test_what_is_not_finite_stops_before_a_weight_changes(where: str, bad: float) -> None:
+    module = nn.Linear(3, 2)
+    optimizer = Optimizer(module, OptimizerConfig(lr=0.1), 10)
+    optimizer.step(module(torch.ones(1, 3)).sum(), 1)
+    before = weights(module)
+    state = copy.deepcopy(optimizer.adamw.state_dict())
+    loss = module(torch.ones(1, 3)).sum()
+    with pytest.raises(InputError, match=r"step 2 is .*diverged, lower the rate"):
+        optimizer.step(loss * bad if where == "gradient" else loss + bad, 2)
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    for index, values in optimizer.adamw.state_dict()["state"].items():
+        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(state["state"][index][k])) for k, v in values.items())
+
+
+# -------------------------------------------------------------------------------------------------------------- folders
+
+
+def checkpoint(folder: Path, step: int, *links: str) -> list[str]:
+    """Write one and list what is there."""
+
+    def write(path: Path) -> None:
+        (path / "state").write_text(str(step))
+
+    write_checkpoint(folder, step, write, links)
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_links_point_to_whole_folders_and_the_best_is_kept(tmp_path: Path) -> None:
+    assert checkpoint(tmp_path, 10, "last", "best") == ["best", "last", "step_000010"]
+    assert checkpoint(tmp_path, 20, "last") == ["best", "last", "step_000010", "step_000020"]
+    assert checkpoint(tmp_path, 30, "last") == ["best", "last", "step_000010", "step_000030"]
+    assert (tmp_path / "best/state").read_text() == "10"
+    assert (tmp_path / "last/state").read_text() == "30"
+    assert checkpoint(tmp_path, 40, "last", "best") == ["best", "last", "step_000040"]
+    assert not (tmp_path / "last").readlink().is_absolute()  # the run folder may be moved
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from cgtgan.method import checkpoint
+where = sys.argv[2]
+def write(path):
+    (path / "state").write_text("20")
+    if where == "inside":
+        os.kill(os.getpid(), signal.SIGKILL)
+if where == "between":  # the folder is there, no link points to it yet
+    checkpoint.Path.symlink_to = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+if where == "before the swap":
+    replace = Path.replace
+    checkpoint.Path.replace = lambda a, b: os.kill(os.getpid(), signal.SIGKILL) if str(b).endswith("last") else replace(a, b)
+if where == "before removing":
+    checkpoint.shutil.rmtree = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.write_checkpoint(Path(sys.argv[1]), 20, write, ["last"])
+"""
+
+
+@pytest.mark.parametrize(("where", "found"), [("inside", "10"), ("between", "10"), ("before the swap", "10"), ("before removing", "20")])
+def test_killed_at_any_moment_last_is_whole(tmp_path: Path, where: str, found: str) -> None:
+    checkpoint(tmp_path, 10, "last")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), where], env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (tmp_path / "last/state").read_text() == found
+    assert checkpoint(tmp_path, 20, "last") == ["last", "step_000020"]  # the same step is made or taken again
+    assert (tmp_path / "last/state").read_text() == "20"
+    assert checkpoint(tmp_path, 30, "last", "best") == ["best", "last", "step_000030"]
