@@ -17,7 +17,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from cgtgan.config import Config, accepted_values, validate
+from cgtgan.checks import accepted_values, validate
+from cgtgan.config import Config
 from cgtgan.errors import InputError, UserError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

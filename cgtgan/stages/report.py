@@ -34,7 +34,7 @@ from cgtgan.stages.preprocess import corpus_sentences, demo_overlap
 from cgtgan.stages.workspace import Workspace
 from cgtgan.tracking import read_metrics
 
-METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
+METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
 REWARDS = {"clip_agg": "CLIP-agg", "clip_cos": "CLIP-cos", "mixed": "CLIP-agg and CLIP-cos", "naturalness_only": "no semantics"}
 PLOTS = (  # title, y label, factor, {label: key in metrics.jsonl}, note
     ("Validation CIDEr", "CIDEr x 100", 100, {"": "eval/CIDEr"}, "greedy captions of the validation images"),
@@ -92,6 +92,7 @@ def report(ws: Workspace) -> None:
     cfg = ws.cfg
     runs = find_runs(ws)
     rows = method_rows(runs)
+    metrics = [m for m in METRICS if m != "SPICE" or any(m in row.scores for row in rows)]  # asked for by few: its jars are extra
     own = next((r for r in runs if r.folder.resolve() == ws.run.resolve()), runs[0])
     best, worst, random = _gallery(ws, own)
     page = Report(
@@ -99,7 +100,7 @@ def report(ws: Workspace) -> None:
         subtitle="Unpaired image captioning: a captioner trained from images without captions and sentences without images.",
         warning=cfg.report.warning,
         facts=_facts(ws, runs, own),
-        metrics=METRICS,
+        metrics=metrics,
         rows=rows,
         plots=_plots([r for r in runs if r.folder.parent == own.folder.parent]),
         best=best,
@@ -112,10 +113,10 @@ def report(ws: Workspace) -> None:
         Path(cfg.report.output).expanduser() if cfg.report.output else (ws.run if len(runs) == 1 else Path(cfg.runs_dir)) / "report.html"
     )
     write_text(output, render_report(page))
-    write_text(output.with_suffix(".md"), markdown_table(rows, METRICS))
+    write_text(output.with_suffix(".md"), markdown_table(rows, metrics))
     if cfg.report.warning:
         ws.tracker.say(cfg.report.warning)
-    ws.tracker.show(comparison_table(rows, METRICS))
+    ws.tracker.show(comparison_table(rows, metrics))
     ws.tracker.say(f"report: {output}")
 
 
@@ -188,10 +189,14 @@ def _gallery(ws: Workspace, own: Run) -> tuple[list[GalleryItem], list[GalleryIt
 
 
 def _facts(ws: Workspace, runs: Sequence[Run], own: Run) -> dict[str, str]:
-    sentences, counts, _ = corpus_sentences(ws)
+    try:
+        sentences, counts, _ = corpus_sentences(ws)
+        corpus = f"{len(sentences):,} sentences; {CleanedCorpus(sentences, counts).summary()}"
+    except MissingFileError:  # a transfer row: the checkpoint was trained elsewhere
+        corpus = f"{ws.cfg.corpus.name}, not at hand here"
     facts = {
         "Images": ", ".join(f"{len(ws.split(name).images):,} {name}" for name in ("train", "val", "test")),
-        "Corpus": f"{len(sentences):,} sentences; {CleanedCorpus(sentences, counts).summary()}",
+        "Corpus": corpus,
         "Backbone": ws.cfg.clip_backbone.name + (f" ({ws.cfg.clip_backbone.model})" if ws.cfg.clip_backbone.model else ""),
         "Aggregation temperature": f"{ws.cfg.aggregation_t.t:g}",
         "Decoding": own.scores(own.scored[0])["decoding"],

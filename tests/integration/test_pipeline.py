@@ -131,6 +131,17 @@ def test_killed_anywhere_and_typed_again_it_ends_with_the_same_scores(whole: Pat
     assert not list((tmp_path / "artifacts").rglob("*.tmp"))
 
 
+def test_two_at_once_share_the_work(whole: Path, tmp_path: Path) -> None:
+    """As when `make` alone is killed and typed again: its child is still at work in the run folder."""
+    both = [
+        subprocess.Popen(command(tmp_path), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sum("waiting for another process that works in" in text for text in said) == 1
+    assert results(tmp_path) == results(whole)
+
+
 def test_captions_of_ones_own_pictures(whole: Path, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures" / "below"
     pictures.mkdir(parents=True)

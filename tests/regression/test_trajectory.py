@@ -1,6 +1,7 @@
 """Twenty steps of the GAN on one thread: losses, rewards and gradient norms as they were when the trajectory was stored.
 
-After a change that is meant to change them: `PYTHONPATH=. python tests/regression/test_trajectory.py` stores them anew (say why in the commit).
+After a change that is meant to change them, `PYTHONPATH=. python tests/regression/test_trajectory.py` stores them anew; say why
+in the commit.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ SENTENCES = [
 
 
 def versions() -> dict[str, str]:
-    return {"torch": torch.__version__, "transformers": transformers.__version__, "tokenizers": tokenizers.__version__}
+    return {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__, "tokenizers": tokenizers.__version__}
 
 
 def trajectory() -> list[dict[str, float]]:

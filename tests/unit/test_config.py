@@ -23,7 +23,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from cgtgan import cli
-from cgtgan.config import REWARD_PRESETS, STAGES, Config, OptimizerConfig, accepted_values, run_folder, scientific_settings
+from cgtgan.checks import accepted_values
+from cgtgan.config import REWARD_PRESETS, STAGES, Config, OptimizerConfig, run_folder, scientific_settings
 from cgtgan.errors import MissingFileError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,7 +185,7 @@ def test_plain_defaults_are_the_papers_coco_row(typed):
 
 def test_demo_recipe_and_its_deltas(typed):
     demo = typed("experiment=demo")
-    assert (demo.aggregation_t.t, demo.train.steps, demo.train.batch_size, demo.train.num_samples) == (150, 200, 24, 5)
+    assert (demo.aggregation_t.t, demo.train.steps, demo.train.batch_size, demo.train.num_samples) == (150, 300, 24, 5)
     assert (demo.initialize.optimizer.lr, demo.initialize.batch_size, demo.initialize.steps) == (1e-3, 64, 600)
     assert (demo.train.generator_optimizer.lr, demo.train.generator_optimizer.final_lr_ratio) == (1e-4, 0.1)
     assert (demo.train.discriminator_optimizer.lr, demo.train.reward_scale) == (5e-4, 20)

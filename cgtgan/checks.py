@@ -1,0 +1,183 @@
+"""What every setting may be, and which may not stand together. Apart from `config.py` only to keep both short."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from cgtgan.config import BASELINE_ROWS, METRICS, STAGES, Config, leaves
+from cgtgan.errors import InputError
+
+Check = tuple[str, Callable[[Any], bool]]
+
+
+def _one_of(*options: str) -> Check:
+    return "one of " + ", ".join(options), lambda v: v in options
+
+
+_POSITIVE: Check = ("a number above 0", lambda v: v > 0)
+_NOT_NEGATIVE: Check = ("0 or more", lambda v: v >= 0)
+_AT_LEAST_1: Check = ("1 or more", lambda v: v >= 1)
+_SHARE: Check = ("between 0 and 1", lambda v: 0 <= v <= 1)
+_TOKENIZER: Check = ("pretrained, corpus or a folder", lambda v: bool(v))
+
+# By field path; `*` stands for every optimizer. A field that is null is not checked: null is allowed by its type.
+_CHECKS: dict[str, Check] = {
+    "stage": _one_of(*STAGES),
+    "seed": ("0 to 2**31-1", lambda v: 0 <= v < 2**31),
+    "device": ("auto, cpu, cuda or cuda:N", lambda v: v in ("auto", "cpu", "cuda") or (v.startswith("cuda:") and v[5:].isdigit())),
+    "threads": _AT_LEAST_1,
+    "dataset.kind": _one_of("demo", "coco", "flickr30k", "folder"),
+    "dataset.val_fraction": _SHARE,
+    "dataset.test_fraction": _SHARE,
+    "dataset.max_images": _AT_LEAST_1,
+    "dataset.max_bad_images": _NOT_NEGATIVE,
+    "dataset.world.seed": _NOT_NEGATIVE,
+    "dataset.world.train_images": _AT_LEAST_1,
+    "dataset.world.val_images": _AT_LEAST_1,
+    "dataset.world.test_images": _AT_LEAST_1,
+    "dataset.world.references": _AT_LEAST_1,
+    "dataset.world.corpus_sentences": _AT_LEAST_1,
+    "dataset.world.image_size": ("32 to 512", lambda v: 32 <= v <= 512),
+    "corpus.kind": _one_of("demo", "demo_external", "coco", "flickr30k", "gcc", "shutterstock", "text_file"),
+    "corpus.rule": _one_of("coco", "flickr30k", "gcc", "shutterstock", "none"),
+    "corpus.max_sentences": _AT_LEAST_1,
+    "corpus.shuffle_seed": ("0 to 2**32-1", lambda v: 0 <= v < 2**32),
+    "clip_backbone.kind": _one_of("openai", "huggingface", "open_clip", "random", "demo"),
+    "clip_backbone.dtype": _one_of("float32", "float16", "bfloat16"),
+    "clip_backbone.image_batch_size": _AT_LEAST_1,
+    "clip_backbone.text_batch_size": _AT_LEAST_1,
+    "clip_backbone.demo.dim": _AT_LEAST_1,
+    "clip_backbone.demo.width": _AT_LEAST_1,
+    "clip_backbone.demo.text_layers": _AT_LEAST_1,
+    "clip_backbone.demo.pairs": _AT_LEAST_1,
+    "clip_backbone.demo.batch_size": ("2 or more", lambda v: v >= 2),
+    "clip_backbone.demo.steps": _AT_LEAST_1,
+    "clip_backbone.demo.lr": _POSITIVE,
+    "clip_backbone.demo.logit_scale": _POSITIVE,
+    "clip_backbone.demo.seed": _NOT_NEGATIVE,
+    "aggregation_t.t": _POSITIVE,
+    "aggregation_t.chunk_mb": _AT_LEAST_1,
+    "reward_weights.cos_weight": _SHARE,
+    "reward_weights.clip_weight": _SHARE,
+    "reward_weights.max_weight": _SHARE,
+    "reward_weights.delay_steps": _NOT_NEGATIVE,
+    "reward_weights.ramp_steps": _NOT_NEGATIVE,
+    "generator.tokenizer": _TOKENIZER,
+    "generator.vocab_size": ("260 or more (256 bytes and the special tokens)", lambda v: v >= 260),
+    "generator.layers": _AT_LEAST_1,
+    "generator.width": ("2 or more", lambda v: v >= 2),
+    "generator.heads": _AT_LEAST_1,
+    "generator.mapper": _one_of("mlp", "transformer"),
+    "generator.prefix_length": _AT_LEAST_1,
+    "generator.clip_length": _AT_LEAST_1,
+    "generator.mapper_layers": _AT_LEAST_1,
+    "generator.mapper_heads": _AT_LEAST_1,
+    "generator.max_length": ("2 or more", lambda v: v >= 2),
+    "discriminator.tokenizer": _TOKENIZER,
+    "discriminator.vocab_size": ("262 or more (256 bytes and the special tokens)", lambda v: v >= 262),
+    "discriminator.layers": _AT_LEAST_1,
+    "discriminator.width": ("2 or more", lambda v: v >= 2),
+    "discriminator.heads": _AT_LEAST_1,
+    "decode.name": _one_of("greedy", "beam", "sample"),
+    "decode.beam_size": _AT_LEAST_1,
+    "decode.temperature": _POSITIVE,
+    "decode.batch_size": _AT_LEAST_1,
+    "initialize.steps": _AT_LEAST_1,
+    "initialize.epochs": _AT_LEAST_1,
+    "initialize.batch_size": _AT_LEAST_1,
+    "initialize.noise_std": _NOT_NEGATIVE,
+    "initialize.checkpoint_every": _AT_LEAST_1,
+    "train.steps": _AT_LEAST_1,
+    "train.epochs": _AT_LEAST_1,
+    "train.batch_size": _AT_LEAST_1,
+    "train.num_samples": _AT_LEAST_1,
+    "train.baseline": _one_of("greedy", "leave_one_out"),
+    "train.reward_scale": _POSITIVE,
+    "train.kl_weight": _NOT_NEGATIVE,
+    "train.validate_every": _AT_LEAST_1,
+    "train.checkpoint_every": _AT_LEAST_1,
+    "train.log_every": _AT_LEAST_1,
+    "*.lr": _POSITIVE,
+    "*.warmup_steps": _NOT_NEGATIVE,
+    "*.final_lr_ratio": _SHARE,
+    "*.weight_decay": _NOT_NEGATIVE,
+    "*.eps": _POSITIVE,
+    "*.grad_clip": ("0 (no clipping) or more", lambda v: v >= 0),
+    "evaluate.which": _one_of("best", "last"),
+    "evaluate.split": _one_of("val", "test"),
+    "report.gallery": _NOT_NEGATIVE,
+    "wandb.mode": _one_of("offline", "online", "disabled"),
+}
+
+
+def accepted_values(path: str) -> str | None:
+    """What the setting at this path accepts, in words; None: anything of its type."""
+    section, _, name = path.rpartition(".")
+    check = _CHECKS.get(f"*.{name}" if section.endswith("optimizer") else path)
+    return check and check[0]
+
+
+def validate(cfg: Config) -> None:
+    """Raise `InputError` for the first field out of range or the first two fields that contradict each other."""
+    for name, key, value in leaves(cfg):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name}={value} is not a finite number")
+        if key in _CHECKS and value is not None:
+            accepted, holds = _CHECKS[key]
+            if not holds(value):
+                raise InputError(f"{name}={value} is not accepted: it must be {accepted}")
+    for contradiction in _contradictions(cfg):
+        raise InputError(contradiction)
+
+
+def _contradictions(cfg: Config) -> Iterator[str]:
+    g, d, t, r = cfg.generator, cfg.discriminator, cfg.train, cfg.reward_weights
+    if not (
+        cfg.images is None or isinstance(cfg.images, str) or (isinstance(cfg.images, list) and all(isinstance(i, str) for i in cfg.images))
+    ):
+        yield f"images={cfg.images!r} is not accepted: it must be a file or folder, or a list of them"
+    if cfg.stage == "caption" and not cfg.image_paths:
+        yield "stage=caption needs images=FOLDER (or images=[a.jpg,b.png]): which pictures to caption"
+    if cfg.dataset.kind == "folder" and not cfg.dataset.root and cfg.stage != "caption":
+        yield "dataset.root is empty: dataset.kind=folder needs dataset.root=FOLDER, where the pictures are"
+    if cfg.corpus.kind == "text_file" and not cfg.corpus.path and cfg.stage != "caption":
+        yield "corpus.path is null: corpus.kind=text_file needs corpus.path=FILE, one sentence a line"
+    for side, demo in (("corpus", cfg.corpus.kind.startswith("demo")), ("clip_backbone", cfg.clip_backbone.kind == "demo")):
+        if demo and cfg.dataset.kind != "demo" and cfg.stage != "caption":
+            kind = getattr(cfg, side).kind
+            demo_only = f"the demo's {side} only fits dataset=demo"
+            yield f"{side}.kind={kind} and dataset.kind={cfg.dataset.kind} contradict each other: {demo_only}"
+    for side, width, heads in (("generator", g.width, g.heads), ("discriminator", d.width, d.heads)):
+        if width % heads:
+            yield f"{side}.width={width} and {side}.heads={heads} contradict each other: the width must be a multiple of the heads"
+    if g.mapper == "transformer" and g.width % g.mapper_heads:
+        yield f"generator.width={g.width} and generator.mapper_heads={g.mapper_heads} contradict each other: it must be a multiple"
+    if t.baseline == "leave_one_out" and t.num_samples < 2:
+        yield f"train.baseline=leave_one_out and train.num_samples={t.num_samples} contradict each other: it needs 2 or more"
+    if not t.use_discriminator and (r.max_weight < 1 or r.delay_steps or r.ramp_steps):
+        yield (
+            f"train.use_discriminator=false and reward_weights.max_weight={r.max_weight:g} (delay_steps={r.delay_steps}, "
+            f"ramp_steps={r.ramp_steps}) contradict each other: without a discriminator they must be 1, 0 and 0"
+        )
+    if cfg.dataset.kind == "folder" and cfg.dataset.val_fraction + cfg.dataset.test_fraction >= 1:
+        yield (
+            f"dataset.val_fraction={cfg.dataset.val_fraction:g} and dataset.test_fraction={cfg.dataset.test_fraction:g} contradict "
+            "each other: they leave no training image, their sum must be below 1"
+        )
+    if g.language_model == "scratch" and g.tokenizer == "pretrained":
+        yield "generator.language_model=scratch and generator.tokenizer=pretrained contradict each other: name a folder, or corpus"
+    if d.encoder == "scratch" and d.tokenizer == "pretrained":
+        yield "discriminator.encoder=scratch and discriminator.tokenizer=pretrained contradict each other: name a folder, or corpus"
+    for metric in cfg.evaluate.metrics:
+        if metric not in METRICS:
+            yield f"evaluate.metrics has '{metric}', which is not accepted: one of {', '.join(METRICS)}"
+    for row in cfg.evaluate.baselines:
+        if row not in BASELINE_ROWS:
+            yield f"evaluate.baselines has '{row}', which is not accepted: one of {', '.join(BASELINE_ROWS)}"
+    if "human" in cfg.evaluate.baselines and cfg.dataset.kind != "demo":
+        yield f"evaluate.baselines has 'human' and dataset.kind={cfg.dataset.kind}: fresh human sentences exist in the demo only"
+    for part, folder in (("name", cfg.name), ("variant", cfg.variant)):
+        if folder is not None and (not folder.strip(". ") or "/" in folder):
+            yield f"{part}={folder!r} is not accepted: it must be the name of one folder"
