@@ -22,7 +22,8 @@ install: $(VENV)/installed
 # torch first and by its exact number: a range would fetch several GB of CUDA libraries on a machine without a GPU
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (a minute or two) ..."
-	test -x $(PY) || python3 -m venv $(VENV)
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: python3 is older than 3.10: install a newer one"; exit 1; }
+	$(PY) -m pip --version >/dev/null 2>&1 || python3 -m venv --clear $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check "setuptools<82" wheel
 	$(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[clip,slurm,dev]'

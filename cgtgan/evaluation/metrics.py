@@ -80,8 +80,12 @@ def score_many(
     scratch: Path | None = None,
     meteor_timeout_s: float | None = None,
     ptb_timeout_s: float | None = None,
+    scored: Callable[[], object] = lambda: None,
 ) -> dict[str, Scores]:
-    """`score_captions` of several methods' captions for the same images: the same numbers, but METEOR starts once for all."""
+    """`score_captions` of several methods' captions for the same images: the same numbers, but METEOR starts once for all.
+
+    `scored` is called after each family of each method.
+    """
     families = _check_metrics(metrics)
     results = {name: _Result.of(captions, references) for name, captions in methods.items()}
     java = jvm.find_java()
@@ -98,11 +102,14 @@ def score_many(
             for family in families:
                 if family in ("bleu", "rouge_l", "cider"):
                     result.record(family, lambda f=family, r=result: _python_metric(f, r.hypotheses, r.references))
+                    scored()
             if "spice" in families:
                 result.record("spice", lambda r=result: _spice(java, r.hypotheses, r.references, scratch))
+                scored()
         if meteor is not None:
             for n, result in enumerate(results.values()):
                 result.record("meteor", lambda n=n: _meteor(meteor, n))
+                scored()
     return {name: result.scores(families) for name, result in results.items()}
 
 

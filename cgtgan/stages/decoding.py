@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,9 +13,18 @@ from cgtgan.models.generator import GeneratorBundle
 
 
 def caption_embeddings(
-    bundle: GeneratorBundle, vectors: Tensor, decode: DecodeConfig, device: torch.device, *, greedy: bool = False, seed: int = 0
+    bundle: GeneratorBundle,
+    vectors: Tensor,
+    decode: DecodeConfig,
+    device: torch.device,
+    *,
+    greedy: bool = False,
+    seed: int = 0,
+    captioned: Callable[[int], object] = lambda _: None,
 ) -> list[str]:
-    """One caption a row of `vectors` (N, D); `greedy` overrides the decoding (validation is always greedy)."""
+    """One caption a row of `vectors` (N, D); `greedy` overrides the decoding (validation is always greedy).
+
+    `captioned` is called with the size of each finished batch."""
     model = bundle.model.to(device).eval()
     captions: list[str] = []
     for start in range(0, len(vectors), decode.batch_size):
@@ -26,6 +37,7 @@ def caption_embeddings(
             noise = torch.Generator().manual_seed(stable_seed(seed, "decode", start))
             drawn = model.sample(batch, 1, generator=noise, temperature=decode.temperature)
         captions += bundle.texts(drawn.token_ids)
+        captioned(len(batch))
     return captions
 
 

@@ -76,12 +76,12 @@ def evaluate(ws: Workspace) -> Path:
     ws.check_same_run("settings", scientific_settings(ws.cfg))
     images = image_embeddings(ws, cfg.split)
     makers: dict[str, Callable[[], list[str]]] = {
-        "cgtgan": lambda: _decoded(ws, load_generator(checkpoint), images.vectors),
-        "init": lambda: _decoded(ws, initial_generator(ws), images.vectors),
-        "mean_shift": lambda: _decoded(ws, initial_generator(ws), mean_shifted(ws, cfg.split)),
-        "projection": lambda: _decoded(ws, initial_generator(ws), aggregated_embeddings(ws, cfg.split).vectors),
+        "cgtgan": lambda: _decoded(ws, "cgtgan", load_generator(checkpoint), images.vectors),
+        "init": lambda: _decoded(ws, "init", initial_generator(ws), images.vectors),
+        "mean_shift": lambda: _decoded(ws, "mean_shift", initial_generator(ws), mean_shifted(ws, cfg.split)),
+        "projection": lambda: _decoded(ws, "projection", initial_generator(ws), aggregated_embeddings(ws, cfg.split).vectors),
         "nearest": lambda: _nearest(ws),
-        "supervised": lambda: _decoded(ws, supervised_generator(ws), images.vectors),
+        "supervised": lambda: _decoded(ws, "supervised", supervised_generator(ws), images.vectors),
         "human": lambda: _human(ws),
     }
     folder = ws.run / "evaluation" / cfg.split
@@ -101,9 +101,7 @@ def evaluate(ws: Workspace) -> Path:
             continue
         shutil.rmtree(folder / name, ignore_errors=True)
         captions[name] = dict(zip(images.ids, makers[name](), strict=True))
-        ws.tracker.say(f"captioned {len(images.ids):,} {cfg.split} images: {METHODS[name].title}")
     if captions:
-        ws.tracker.say(f"scoring {len(captions)} methods: {', '.join(cfg.metrics)}")
         _score(ws, folder, captions, {i: references[i] for i in images.ids}, made_from)
     return folder
 
@@ -116,7 +114,9 @@ def _score(
         shutil.rmtree(stale, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=".scores", dir=ws.run))
     try:
-        scored = score_many(captions, references, ws.cfg.evaluate.metrics, scratch=scratch)
+        metrics = ws.cfg.evaluate.metrics
+        with ws.tracker.progress(f"scoring: {', '.join(metrics)}", len(captions) * len(metrics)) as bar:
+            scored = score_many(captions, references, metrics, scratch=scratch, scored=bar.advance)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     for name, scores in scored.items():
@@ -154,13 +154,14 @@ def _is_scored(folder: Path, made_from: dict[str, Any]) -> bool:
 # ------------------------------------------------------------------------------------------------------------ methods
 
 
-def _decoded(ws: Workspace, bundle: GeneratorBundle, vectors: Tensor) -> list[str]:
+def _decoded(ws: Workspace, name: str, bundle: GeneratorBundle, vectors: Tensor) -> list[str]:
     if vectors.shape[1] != bundle.clip_dim:
         raise InputError(
             f"the checkpoint reads embeddings of {bundle.clip_dim} numbers and clip_backbone={ws.cfg.clip_backbone.name} gives "
             f"{vectors.shape[1]}: use the backbone it was trained with"
         )
-    return caption_embeddings(bundle, vectors, ws.cfg.decode, ws.device, seed=ws.cfg.seed)
+    with ws.tracker.progress(f"captioning: {METHODS[name].title}", len(vectors)) as bar:
+        return caption_embeddings(bundle, vectors, ws.cfg.decode, ws.device, seed=ws.cfg.seed, captioned=bar.advance)
 
 
 def mean_shifted(ws: Workspace, split: str) -> Tensor:

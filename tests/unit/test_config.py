@@ -267,7 +267,7 @@ WRONG_VALUES = {  # noticed after composition, whatever started the run
     "initialize.optimizer.lr=-1": "initialize.optimizer.lr=-1.0 is not accepted: it must be a number above 0",
     "decode.beam_size=0": "decode.beam_size=0 is not accepted: it must be 1 or more",
     "generator.vocab_size=10": "generator.vocab_size=10 is not accepted: it must be 260 or more",
-    "dataset.world.image_size=4": "dataset.world.image_size=4 is not accepted: it must be 16 to 512",
+    "dataset.world.image_size=4": "dataset.world.image_size=4 is not accepted: it must be 32 to 512",
     "device=gpu": "device=gpu is not accepted: it must be auto, cpu, cuda or cuda:N",
     "wandb.mode=on": "wandb.mode=on is not accepted: it must be one of offline, online, disabled",
     # contradictions
@@ -446,7 +446,7 @@ def test_a_stage_that_is_not_built_says_so(tmp_path, no_torch):
 def test_cfg_job_and_completion_keep_working(tmp_path, no_torch):
     shown = command_line("--cfg", "job", "experiment=demo", cwd=tmp_path, path=no_torch)
     assert shown.returncode == 0
-    assert OmegaConf.create(shown.stdout).train.steps == 200
+    assert OmegaConf.create(shown.stdout).train.steps == 300
     info = command_line("--info", "defaults", cwd=tmp_path, path=no_torch)
     assert "cgtgan_schema" in info.stdout
     assert "Hydra (" in command_line("--hydra-help", cwd=tmp_path, path=no_torch).stdout
