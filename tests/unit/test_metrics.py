@@ -272,7 +272,7 @@ def test_results_round_trip(tmp_path: Path) -> None:
         (b'[{"image_id": 1, "caption": null}]', r"\[0\]"),
         (b"[7]", r"\[0\]"),
         (b"\xff\xfe", "byte 0"),
-        (gzip.compress(b"[]" * 999)[:20], "gzip"),
+        (gzip.compress(b"[]" * 999, mtime=0)[:20], "gzip"),
         (b"[" * 200_000, "nested"),
     ],
 )
@@ -291,7 +291,7 @@ def test_references_plain_and_gzip(tmp_path: Path) -> None:
     rows = [{"id": 7, "image_id": i, "caption": text} for i, texts in REFERENCES.items() for text in texts]
     content = json.dumps({"images": [{"id": 8}], "annotations": rows}).encode()
     (tmp_path / "plain.json").write_bytes(content)
-    (tmp_path / "packed.json.gz").write_bytes(gzip.compress(content))
+    (tmp_path / "packed.json.gz").write_bytes(gzip.compress(content, mtime=0))
     expected = {8: [], **REFERENCES}
     assert m.load_references(tmp_path / "plain.json") == m.load_references(tmp_path / "packed.json.gz") == expected
     (tmp_path / "wrong.json").write_text("[]")

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +96,22 @@ def test_disabled_writes_nothing_but_the_metrics(tmp_path: Path, alone: None) ->
     assert said.getvalue() == ""
 
 
-def offline(shared: Path, run: Path) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
-    """History and summary of every offline W&B run in the folder, in order of its start."""
+def offline(shared: Path, run: Path, rows: int) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """History and summary of every offline W&B run in the folder, in order of its start, once `rows` rows are there: W&B's own
+    process writes them, and offline `finish` does not wait for it."""
     spec = importlib.util.spec_from_file_location("read_wandb_offline", shared / "tools/read_wandb_offline.py")
     assert spec is not None
     assert spec.loader is not None
     reader = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reader)
-    files = sorted(run.glob("wandb/offline-run-*/run-*.wandb"), key=lambda p: p.stat().st_mtime_ns)
-    return [reader.read(str(path)) for path in files]
+    deadline = time.monotonic() + 60
+    while True:
+        files = sorted(run.glob("wandb/offline-run-*/run-*.wandb"), key=lambda p: p.stat().st_mtime_ns)
+        found = [reader.read(str(path)) for path in files]
+        if sum(len(history) for history, _ in found) >= rows and all(summary for _, summary in found):
+            return found
+        assert time.monotonic() < deadline, f"W&B wrote {found}"
+        time.sleep(0.1)
 
 
 def test_offline_wandb_holds_the_same_rows(tmp_path: Path, shared: Path, alone: None) -> None:
@@ -114,7 +122,7 @@ def test_offline_wandb_holds_the_same_rows(tmp_path: Path, shared: Path, alone: 
     made.summarize({"eval/best_CIDEr": 0.75})
     made.finish()
     assert said.getvalue() == ""
-    [(history, summary)] = offline(shared, run)
+    [(history, summary)] = offline(shared, run, 2)
     assert [(row["_step"], row["train/loss"]) for row in history] == [(1, 0.5), (5, 0.25)]
     assert history[1]["eval/CIDEr"] == 0.75
     assert summary["eval/best_CIDEr"] == 0.75
@@ -131,7 +139,7 @@ def test_online_without_a_key_goes_offline_with_a_sentence_and_resumes_under_one
     again.log(2, {"a": 2.0})
     again.finish(failed=True)
     assert again.wandb_id == made.wandb_id
-    runs = offline(shared, tmp_path / "run")
+    runs = offline(shared, tmp_path / "run", 2)
     assert sorted(row["_step"] for history, _ in runs for row in history) == [1, 2]
 
 
