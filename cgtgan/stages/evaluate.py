@@ -147,8 +147,8 @@ def _is_scored(folder: Path, made_from: dict[str, Any]) -> bool:
     if not path.is_file():
         return False
     ignored = {"checkpoint"} if folder.name != "cgtgan" else {"sentences"}
-    found = read_json(path).get("made_from", {})
-    return all(found.get(key) == value for key, value in made_from.items() if key not in ignored)
+    found = read_json(path).get("made_from")
+    return isinstance(found, dict) and all(found.get(key) == value for key, value in made_from.items() if key not in ignored)
 
 
 # ------------------------------------------------------------------------------------------------------------ methods
