@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # Hydra and OmegaConf take a third of a second: `--help` does
 
 # Before numpy, torch or tokenizers are loaded: spinning OpenMP threads cost four times the time on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# ... but a spin of some microseconds is a third faster on a quiet one, and no slower on a busy one (docs/negative_results.md, 11).
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")  # without a network the local copy is used after this, not after minutes
