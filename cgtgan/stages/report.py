@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 from cgtgan import __version__
 from cgtgan.artifacts import read_json, write_text
@@ -106,7 +106,7 @@ def report(ws: Workspace) -> None:
         best=best,
         worst=worst,
         random=random,
-        config_yaml=yaml.safe_dump(as_dict(cfg), sort_keys=False),
+        config_yaml=OmegaConf.to_yaml(OmegaConf.create(as_dict(cfg))),
         notes=_notes(runs, own),
     )
     output = (
