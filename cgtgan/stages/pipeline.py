@@ -30,6 +30,12 @@ def run(cfg: Config) -> None:
     started = time.perf_counter()
     with ws.hold_run():
         for name, stage in ORDER.items():
+            if name == "evaluate" and not ws.split(ws.cfg.evaluate.split).references:
+                ws.tracker.say(
+                    f"the {ws.cfg.evaluate.split} images have no references, so there is nothing to score; caption pictures with "
+                    f"stage=caption checkpoint={ws.run} images=FOLDER"
+                )
+                break
             ws.tracker.console.rule(f"{name}", align="left")
             before = time.perf_counter()
             stage(ws)

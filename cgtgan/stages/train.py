@@ -64,6 +64,9 @@ def train(ws: Workspace) -> None:
     images, targets = image_embeddings(ws, "train"), aggregated_embeddings(ws, "train")
     ws.check_same_run("inputs", {"images": images.header.fingerprint, "aggregated": targets.header.fingerprint})
     val = image_embeddings(ws, "val")
+    scored = bool(ws.split("val").references)  # without references nothing can be validated, and `best` is the last
+    if not scored:
+        ws.tracker.say("train: the val images have no references, so nothing is validated; checkpoints/best is the last step")
     steps = total_steps(t, len(images.ids))
     validate_every = t.validate_every or math.ceil(len(images.ids) / t.batch_size)
     checkpoints = ws.run / "checkpoints"
@@ -93,7 +96,7 @@ def train(ws: Workspace) -> None:
                 metrics["train/seconds"] = time.perf_counter() - started
                 if step % t.log_every == 0 or step in (1, steps):
                     ws.tracker.log(step, metrics)
-                if step % validate_every == 0 or step == steps:
+                if scored and (step % validate_every == 0 or step == steps):
                     cider = _validate(ws, players.bundle, val, step)
                     ws.tracker.log(step, {"eval/CIDEr": cider})
                     improved = cider > meta["best"]
@@ -102,7 +105,7 @@ def train(ws: Workspace) -> None:
                     improved = False
                 if improved or step == steps or step % t.checkpoint_every == 0:
                     meta |= {"step": step, "wandb_id": ws.tracker.wandb_id}
-                    _checkpoint(ws, players, checkpoints, step, meta, best=improved)
+                    _checkpoint(ws, players, checkpoints, step, meta, best=improved or not scored)
                 validated = f"  val CIDEr {100 * meta['best']:.1f}" if meta["best"] >= 0 else ""
                 bar.advance(note=f"cos {metrics['reward/cos']:.1f}  D loss {metrics['train/d_loss']:.2f}{validated}")
         ws.tracker.summarize({"eval/best_CIDEr": meta["best"], "eval/best_step": meta["best_step"]})

@@ -1,0 +1,54 @@
+"""An engineer with a folder of images and a text file, and no caption of any image."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("tokenizer=corpus", "layers=1", "width=32", "heads=2")
+
+
+def test_pictures_and_a_text_file_are_enough(tmp_path: Path) -> None:
+    for n in range(24):
+        place = tmp_path / "photos" / ("red" if n % 2 else "blue") / f"picture {n}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40 + n, 50), (250 if n % 2 else 0, 5 * n, 0 if n % 2 else 250)).save(place)
+    (tmp_path / "text.txt").write_text(
+        "".join(f"a {c} wall near a {t}\n\n" for c in ("red", "blue") for t in ("tree", "car", "dog", "lamp"))
+    )
+    base = [sys.executable, str(ROOT / "run.py"), "threads=1", "name=mine"]
+    args = [
+        "dataset=folder",
+        "dataset.root=photos",
+        "dataset.val_fraction=0.2",
+        "dataset.test_fraction=0.2",
+        "corpus=text_file",
+        "corpus.path=text.txt",
+    ]
+    args += ["clip_backbone.kind=random", "generator.language_model=scratch", "discriminator.encoder=scratch"]
+    args += [f"{part}.{setting}" for part in ("generator", "discriminator") for setting in SMALL]
+    args += ["initialize.steps=3", "train.steps=3", "train.batch_size=4", "train.checkpoint_every=2", "wandb=disabled"]
+    done = subprocess.run([*base, *args], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing to score" in done.stdout
+    (folder,) = (tmp_path / "runs" / "mine").glob("*/seed=0")
+    assert (folder / "checkpoints/best/generator.json").is_file()
+    assert (folder / "checkpoints/best").resolve() == (folder / "checkpoints/last").resolve()
+    done = subprocess.run(
+        [*base, "stage=caption", f"checkpoint={folder}", "images=photos", "output=out"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(json.loads((tmp_path / "out/captions.json").read_text())) == 24
+    scored = subprocess.run([*base, *args, "stage=evaluate"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert scored.returncode == 1
+    assert "no references" in scored.stderr
+    assert "Traceback" not in scored.stderr
