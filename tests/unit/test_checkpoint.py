@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +28,9 @@ from cgtgan.models.generator import load_generator, make_generator, make_tokeniz
 from cgtgan.models.tokenizers import END_OF_TEXT, train_tokenizer
 from cgtgan.stages.train import Players, gan_step
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCES = ["A red dog runs over the grass.", "Two cats sleep on a blue sofa.", "A man rides a horse.", "The sea is calm."]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def players(

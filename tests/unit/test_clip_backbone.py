@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,11 @@ from cgtgan.models.clip_backbone import (
 )
 
 # tracing clip's model says what the trace cannot follow: shape checks, which do not matter here
-pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")]
 CPU = torch.device("cpu")
 TEXTS = ["A dog runs over the grass", "two cats", "", "a " * 200, "Zwei Hunde — 犬, 'x' &amp; y!", "two cats"]
 VIT: dict[str, Any] = {"image_resolution": 64, "vision_layers": 2, "vision_width": 64, "vision_patch_size": 32}
 RESNET: dict[str, Any] = {"image_resolution": 64, "vision_layers": (1, 2, 1, 1), "vision_width": 8, "vision_patch_size": None}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
