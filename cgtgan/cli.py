@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import sys
 import textwrap
@@ -267,10 +268,23 @@ def config_sentence(error: Exception, argv: Sequence[str]) -> str | None:
 # ------------------------------------------------------------------------------------------------------ failures, exit codes
 
 
+# What a disk or a folder may do to any write; other OSErrors (a missing file that we should have asked for) are bugs of ours.
+_DISK = (errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EEXIST)
+
+
+def _disk_sentence(error: Exception) -> str | None:
+    if not isinstance(error, OSError) or error.errno not in _DISK:
+        return None
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror}: mend that place or choose another with runs_dir, artifacts_dir or output; nothing made is lost"
+
+
 def report_failure(error: Exception, argv: Sequence[str]) -> int:
     """Say on stderr what went wrong and return the exit code: 2 for settings, 1 else. A bug keeps its traceback."""
     if not isinstance(error, UserError) and (sentence := config_sentence(error, argv)):
         error = ConfigError(sentence)
+    if not isinstance(error, UserError) and (sentence := _disk_sentence(error)):
+        error = UserError(sentence)
     if not isinstance(error, UserError):
         traceback.print_exception(error)
         return 1

@@ -33,11 +33,9 @@ class Discriminator(nn.Module):
         self.mlp = _Head(int(encoder.config.hidden_size))
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
-        self.begin, self.pad, self.end = (
-            tokenizer.id_of("<s>", "[CLS]"),
-            tokenizer.id_of("<pad>", "[PAD]"),
-            tokenizer.id_of("</s>", "[SEP]"),
-        )
+        self.begin = tokenizer.id_of("<s>", "[CLS]")
+        self.pad = tokenizer.id_of("<pad>", "[PAD]")
+        self.end = tokenizer.id_of("</s>", "[SEP]")
         self.stop = tokenizer.id_of(".")
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:

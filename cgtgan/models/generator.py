@@ -203,10 +203,8 @@ class CaptionGenerator(nn.Module):
         device, vocab = prefix_embedding.device, int(self.gpt.config.vocab_size)
         beams = min(beams, vocab - 1)
         cache = DynamicCache(config=self.gpt.config)
-        logits = self.gpt(inputs_embeds=self.prefix(prefix_embedding), past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
-            :, -1
-        ]
-        logits = logits.float().repeat_interleave(beams, dim=0)
+        out = self.gpt(inputs_embeds=self.prefix(prefix_embedding), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits = out.logits[:, -1].float().repeat_interleave(beams, dim=0)
         cache.batch_repeat_interleave(beams)
         running = torch.full((batch, beams, length), self.end_token_id, dtype=torch.long, device=device)
         scores = torch.full((batch, beams), -torch.inf, device=device)
@@ -297,7 +295,9 @@ def load_generator(folder: Path) -> GeneratorBundle:
         model = _assemble(AutoModelForCausalLM.from_config(model_config), config, tokenizer, description["clip_dim"])
         load_model(model, str(folder / "generator.safetensors"))
     except Exception as e:  # every way in which foreign bytes can fail to be a checkpoint
-        raise InputError(f"{folder} cannot be read as a generator's checkpoint ({type(e).__name__}: {e})") from e
+        raise InputError(
+            f"{folder} cannot be read as a generator's checkpoint ({type(e).__name__}: {e}): remove it and it is made again"
+        ) from e
     return GeneratorBundle(model, tokenizer, config, description["clip_dim"])
 
 

@@ -187,3 +187,13 @@ def test_what_is_missing_is_said_in_a_sentence(whole: Path, overrides: list[str]
     said = run(whole, *overrides, code=1 if sentence else 0)
     assert "Traceback" not in said
     assert sentence in said
+
+
+def test_a_place_that_cannot_be_written_is_said_in_a_sentence(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    own = ["stage=caption", f"checkpoint={run_folder(whole)}", f"images={tmp_path / 'a.png'}", f"output={tmp_path / 'file' / 'out'}"]
+    for overrides in (own, ["stage=train", f"runs_dir={tmp_path / 'file'}"]):
+        said = run(whole, *overrides, code=1)
+        assert "Traceback" not in said
+        assert "Not a directory: mend that place" in said
