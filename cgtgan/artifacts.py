@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT_VERSION = 1
+ROW_NUMBERS = "row numbers"  # what stands for the ids 0, 1, 2 ... of a corpus of millions
 
 
 def canonical_json(value: Any) -> str:
@@ -65,7 +67,7 @@ def _sync_file(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or a folder to; it takes `path`'s name only if the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
     _remove(beside)
     try:
         yield beside
@@ -147,24 +149,41 @@ class Embeddings:
     """`vectors` (N, D) float16, memory-mapped, unnormalised; `ids[i]` names row i."""
 
     vectors: torch.Tensor
-    ids: list[Any]
+    ids: Sequence[Any]
     header: Header
 
 
 def save_embeddings(path: Path, vectors: torch.Tensor, ids: Sequence[Any], *, kind: str, producer: Mapping[str, Any]) -> Header:
     """Write `vectors` (N, D) as float16. Raises `InputError` if a row is not finite in float16 or rows and ids differ in number."""
-    import torch
-    from safetensors.torch import save_file
-
     if len(ids) != len(vectors):
         raise InputError(f"{path}: {len(vectors)} rows and {len(ids)} ids do not fit together")
-    stored = vectors.detach().to("cpu", torch.float16).contiguous()
-    bad = (~torch.isfinite(stored).all(dim=1)).nonzero()
-    if len(bad):
-        raise InputError(f"{path}: the embedding of {ids[int(bad[0])]!r} (and {len(bad) - 1} more) is not finite in float16")
-    header = Header(kind, fingerprint(producer), dict(producer), len(stored), stored.shape[1], "float16")
-    with atomic_path(path) as beside:
-        save_file({"embeddings": stored}, beside, {"header": canonical_json(asdict(header)), "ids": json.dumps(list(ids))})
+    return write_embeddings(path, [vectors], vectors.shape[1], ids, kind=kind, producer=producer)
+
+
+def write_embeddings(
+    path: Path, pieces: Iterable[torch.Tensor], dim: int, ids: Sequence[Any], *, kind: str, producer: Mapping[str, Any]
+) -> Header:
+    """`save_embeddings` of `pieces` (n, D) that are len(ids) rows in all; only one of them is in memory at a time."""
+    import torch
+
+    header = Header(kind, fingerprint(producer), dict(producer), len(ids), dim, "float16")
+    listed = ROW_NUMBERS if isinstance(ids, range) and ids == range(len(ids)) else json.dumps(list(ids))
+    # the safetensors format itself (a length, a JSON header, the bytes): its package wants the whole tensor at once
+    place = {"dtype": "F16", "shape": [len(ids), dim], "data_offsets": [0, 2 * len(ids) * dim]}
+    head = json.dumps({"__metadata__": {"header": canonical_json(asdict(header)), "ids": listed}, "embeddings": place}).encode()
+    head += b" " * (-len(head) % 8)
+    row = 0
+    with atomic_path(path) as beside, beside.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for piece in pieces:
+            stored = piece.detach().to("cpu", torch.float16).contiguous()
+            bad = (~torch.isfinite(stored).all(dim=1)).nonzero()
+            if len(bad):
+                first = ids[row + int(bad[0])]
+                raise InputError(f"{path}: the embedding of {first!r} (and {len(bad) - 1} more) is not finite in float16")
+            stored.numpy().tofile(file)
+            row += len(stored)
+        assert row == len(ids), f"{row} rows for {len(ids)} ids"
     return header
 
 
@@ -182,7 +201,7 @@ def load_embeddings(path: Path, **wanted: Any) -> Embeddings:
     if "header" not in meta:
         raise InputError(f"{path} has no header: it was not written by cgtgan")
     header = Header.read(meta["header"], path)
-    ids = json.loads(meta["ids"])
+    ids = range(len(vectors)) if meta["ids"] == ROW_NUMBERS else json.loads(meta["ids"])
     for rows in (len(vectors), len(ids)):
         header.expect(path, dtype="float16", rows=rows)
     header.expect(path, **wanted)

@@ -22,12 +22,19 @@ _AT_LEAST_1: Check = ("1 or more", lambda v: v >= 1)
 _SHARE: Check = ("between 0 and 1", lambda v: 0 <= v <= 1)
 _TOKENIZER: Check = ("pretrained, corpus or a folder", lambda v: bool(v))
 
+
+def _is_temperature(value: Any) -> bool:
+    several = value if isinstance(value, list) and value else [value]
+    return all(isinstance(t, int | float) and not isinstance(t, bool) and 0 < t < math.inf for t in several)
+
+
 # By field path; `*` stands for every optimizer. A field that is null is not checked: null is allowed by its type.
 _CHECKS: dict[str, Check] = {
     "stage": _one_of(*STAGES),
     "seed": ("0 to 2**31-1", lambda v: 0 <= v < 2**31),
     "device": ("auto, cpu, cuda or cuda:N", lambda v: v in ("auto", "cpu", "cuda") or (v.startswith("cuda:") and v[5:].isdigit())),
     "threads": _AT_LEAST_1,
+    "workers": _NOT_NEGATIVE,
     "dataset.kind": _one_of("demo", "coco", "flickr30k", "folder"),
     "dataset.val_fraction": _SHARE,
     "dataset.test_fraction": _SHARE,
@@ -48,6 +55,8 @@ _CHECKS: dict[str, Check] = {
     "clip_backbone.dtype": _one_of("float32", "float16", "bfloat16"),
     "clip_backbone.image_batch_size": _AT_LEAST_1,
     "clip_backbone.text_batch_size": _AT_LEAST_1,
+    "clip_backbone.image_shard": _AT_LEAST_1,
+    "clip_backbone.text_shard": _AT_LEAST_1,
     "clip_backbone.demo.dim": _AT_LEAST_1,
     "clip_backbone.demo.width": _AT_LEAST_1,
     "clip_backbone.demo.text_layers": _AT_LEAST_1,
@@ -57,7 +66,8 @@ _CHECKS: dict[str, Check] = {
     "clip_backbone.demo.lr": _POSITIVE,
     "clip_backbone.demo.logit_scale": _POSITIVE,
     "clip_backbone.demo.seed": _NOT_NEGATIVE,
-    "aggregation_t.t": _POSITIVE,
+    "aggregation_t.t": ("a number above 0, or with stage=aggregate a list of them", _is_temperature),
+    "aggregation_t.top_k": _AT_LEAST_1,
     "aggregation_t.chunk_mb": _AT_LEAST_1,
     "reward_weights.cos_weight": _SHARE,
     "reward_weights.clip_weight": _SHARE,
@@ -140,6 +150,14 @@ def _contradictions(cfg: Config) -> Iterator[str]:
         yield f"images={cfg.images!r} is not accepted: it must be a file or folder, or a list of them"
     if cfg.stage == "caption" and not cfg.image_paths:
         yield "stage=caption needs images=FOLDER (or images=[a.jpg,b.png]): which pictures to caption"
+    if isinstance(cfg.aggregation_t.t, list) and cfg.stage != "aggregate":
+        yield (
+            f"aggregation_t.t={cfg.aggregation_t.t} and stage={cfg.stage} contradict each other: only stage=aggregate takes several; "
+            "a run each: -m aggregation_t.t=" + ",".join(f"{t:g}" for t in cfg.aggregation_t.temperatures)
+        )
+    files = cfg.dataset.released
+    if not (files is None or isinstance(files, str) or (isinstance(files, list) and files and all(isinstance(f, str) for f in files))):
+        yield f"dataset.released={files!r} is not accepted: it must be a file or folder, or a list of them"
     if cfg.dataset.kind == "folder" and not cfg.dataset.root and cfg.stage != "caption":
         yield "dataset.root is empty: dataset.kind=folder needs dataset.root=FOLDER, where the pictures are"
     if cfg.corpus.kind == "text_file" and not cfg.corpus.path and cfg.stage != "caption":
@@ -156,6 +174,8 @@ def _contradictions(cfg: Config) -> Iterator[str]:
         yield f"generator.width={g.width} and generator.mapper_heads={g.mapper_heads} contradict each other: it must be a multiple"
     if t.baseline == "leave_one_out" and t.num_samples < 2:
         yield f"train.baseline=leave_one_out and train.num_samples={t.num_samples} contradict each other: it needs 2 or more"
+    if t.init_from and not t.use_initialization:
+        yield f"train.init_from={t.init_from} and train.use_initialization=false contradict each other: leave one of them out"
     if not t.use_discriminator and (r.max_weight < 1 or r.delay_steps or r.ramp_steps):
         yield (
             f"train.use_discriminator=false and reward_weights.max_weight={r.max_weight:g} (delay_steps={r.delay_steps}, "

@@ -103,7 +103,18 @@ def help_text(conf: Path = CONF) -> str:
 # -------------------------------------------------------------------------------------------------------------- overrides
 
 # Settings whose value is one path: our own run folders hold a '=' (seed=0), and photographs lie in folders with blanks and brackets.
-_PATHS = ("checkpoint", "images", "output", "dataset.root", "corpus.path", "report.output", "runs_dir", "artifacts_dir")
+_PATHS = (
+    "checkpoint",
+    "images",
+    "output",
+    "dataset.root",
+    "dataset.released",
+    "corpus.path",
+    "train.init_from",
+    "report.output",
+    "runs_dir",
+    "artifacts_dir",
+)
 
 
 def quote_paths(argv: Sequence[str]) -> list[str]:

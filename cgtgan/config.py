@@ -46,6 +46,8 @@ class DatasetConfig:
     test_fraction: float = 0.1
     max_images: int | None = None  # of every split, the first by id
     max_bad_images: int = 0
+    jpeg_draft: bool = False  # decode JPEGs at half, a quarter or an eighth of their size where CLIP's is still half of that: not exact
+    released: Any = None  # the authors' embedding pickles in the place of images: a file, a list of files, or a folder with them
     world: DemoWorldConfig = field(default_factory=DemoWorldConfig)
 
 
@@ -90,15 +92,23 @@ class ClipBackboneConfig:
     dtype: str = "float32"
     image_batch_size: int = 64
     text_batch_size: int = 256
+    image_shard: int = 256  # images, sentences that are written at once: what a kill costs, and what processes share the work by
+    text_shard: int = 4096
     demo: DemoClipConfig = field(default_factory=DemoClipConfig)
 
 
 @dataclass
 class AggregationConfig:
-    """`t` is the temperature of the attention over the corpus (METHOD: Aggregation)."""
+    """`t` is the temperature of the attention over the corpus (METHOD: Aggregation); stage=aggregate also takes a list of them."""
 
-    t: float = 100.0
+    t: Any = 100.0
+    top_k: int | None = None  # only the k nearest sentences count; null: all, which is the paper's
     chunk_mb: int = 256
+
+    @property
+    def temperatures(self) -> list[float]:
+        """`t` as a list."""
+        return [float(t) for t in (self.t if isinstance(self.t, list) else [self.t])]
 
 
 @dataclass
@@ -192,6 +202,7 @@ class TrainConfig:
     baseline: str = "greedy"  # greedy | leave_one_out
     use_discriminator: bool = True
     use_initialization: bool = True
+    init_from: str | None = None  # a checkpoint of ours or the authors' model.pt to start from, in the place of `initialize`
     reward_scale: float | None = None  # null: the backbone's own exp(logit_scale)
     kl_weight: float = 0.0  # a leash to the initial generator
     dropout: bool = False  # generator and discriminator learn with their dropout on, as in the released program
@@ -239,6 +250,7 @@ class Config:
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     threads: int | None = None  # torch's threads on the CPU; null: torch's own choice
+    workers: int | None = None  # processes that decode images and split texts into tokens ahead of the encoder; null: by the cores
     runs_dir: str = "runs"
     artifacts_dir: str = "artifacts"
     checkpoint: str | None = None  # evaluate, caption: a checkpoint or a run folder; null: this run's own
@@ -268,7 +280,7 @@ class Config:
 
 # What may change between two starts of one run without changing its numbers.
 _NOT_SCIENTIFIC = (
-    *("stage", "device", "threads", "runs_dir", "artifacts_dir", "checkpoint", "images", "output"),
+    *("stage", "device", "threads", "workers", "runs_dir", "artifacts_dir", "checkpoint", "images", "output"),
     *("report", "wandb", "evaluate", "decode"),
 )
 _NOT_SCIENTIFIC_FIELDS = (
@@ -280,10 +292,14 @@ _NOT_SCIENTIFIC_FIELDS = (
     "clip_backbone.cache",
     "clip_backbone.image_batch_size",
     "clip_backbone.text_batch_size",
+    "clip_backbone.image_shard",
+    "clip_backbone.text_shard",
     "dataset.max_bad_images",
     # places: what lies there is compared by content (stages/train.py)
     "dataset.root",
+    "dataset.released",
     "corpus.path",
+    "train.init_from",
 )
 
 
@@ -318,7 +334,8 @@ def variant_name(cfg: Config) -> str:
         return cfg.variant
     r, t = cfg.reward_weights, cfg.train
     parts = list(dict.fromkeys((cfg.corpus.name, cfg.clip_backbone.name)))
-    parts += [f"t{cfg.aggregation_t.t:g}", r.name]
+    a = cfg.aggregation_t
+    parts += ["t" + "-".join(f"{t:g}" for t in a.temperatures), *([f"top{a.top_k}"] if a.top_k else []), r.name]
     weights = (r.cos_weight, r.clip_weight, r.max_weight)
     if weights != REWARD_PRESETS.get(r.name):
         parts.append("cos{:g}-clip{:g}-max{:g}".format(*weights))

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cgtgan.artifacts import write_text
 from cgtgan.config import WandbConfig
+from cgtgan.shards import Rank
 
 
 class Bar:
@@ -48,6 +49,11 @@ class Bar:
             self._said = quarter
             self._console.print(f"{self._description} {self._done}/{self._total} {self._note}".rstrip(), highlight=False)
 
+    def reach(self, done: int) -> None:
+        """Advance to `done`; what others did counts too."""
+        if done > self._done:
+            self.advance(done - self._done)
+
     def close(self) -> None:
         if self._progress is not None:
             self._progress.stop()
@@ -57,7 +63,9 @@ class Tracker:
     """Console for every stage; with `start_run`, also the run's `metrics.jsonl` and its W&B run."""
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(width=None if sys.stdout.isatty() else 110, soft_wrap=not sys.stdout.isatty())
+        terminal = sys.stdout.isatty()
+        # of several processes of one job the first one speaks; an error is said by whoever meets it
+        self.console = console or Console(width=None if terminal else 110, soft_wrap=not terminal, quiet=Rank.here().number > 0)
         self._file: Path | None = None
         self._wandb: Any = None
         self.wandb_id: str | None = None

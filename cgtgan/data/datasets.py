@@ -92,13 +92,16 @@ def load_pairs(config: DatasetConfig, root: Path) -> Captions:
     return {i: captions[i] for i in sorted(ids, key=id_order)[: config.max_images] if i in captions}
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, draft: int = 0) -> Image.Image:
     """The picture as CLIP's own pipeline opens it: in the file's own mode (RGB comes after the resize), not turned by its EXIF entry.
 
+    draft: if above 0, a JPEG is decoded at the smallest of its scales 1/1, 1/2, 1/4, 1/8 that leaves so many pixels a side.
     Raises `MissingFileError` or `InputError` with the file's name.
     """
     try:
         with Image.open(path) as image:
+            if draft:
+                image.draft(None, (draft, draft))
             image.load()
             return image
     except FileNotFoundError as error:

@@ -52,10 +52,13 @@ class MethodRow:
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """A picture and what was said about it; `extra` maps another method's name to its caption, `cider` is the raw score."""
+    """A picture (None: only its embedding was given) and what was said about it.
+
+    `extra` maps another method's name to its caption, `cider` is the raw score.
+    """
 
     image_id: int | str
-    image: Path
+    image: Path | None
     caption: str
     references: Sequence[str] = ()
     cider: float | None = None
@@ -268,6 +271,8 @@ class _Card:
 
 def _card(item: GalleryItem) -> _Card:
     cider = "" if item.cider is None else _show("CIDEr", item.cider) if math.isfinite(item.cider) else "NaN"
+    if item.image is None:
+        return _Card(item, "", False, "No picture: only its embedding was given.", cider)
     try:
         uri, longest = _embed(Path(item.image))
     except FileNotFoundError:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cgtgan.config import DemoClipConfig
+from cgtgan.models.clip_inputs import padded
 from cgtgan.models.tokenizers import END_OF_TEXT, TextTokenizer
 
 MAX_TOKENS = 77
@@ -48,18 +49,21 @@ class DemoClip(nn.Module):
         """(B, 3, H, W) -> (B, D)"""
         return self.image_head(self.image_tower(pixels))
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> (B, D); the feature is the one at the end token, so the padding behind it does not count"""
-        rows = [[*ids[: MAX_TOKENS - 1], self.end] for ids in self.tokenizer.encode([t.lower() for t in texts])]
-        lengths = torch.tensor([len(r) for r in rows])
-        width = int(lengths.max())
-        tokens = torch.full((len(rows), width), self.end)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)] = torch.tensor(row)
-        device = self.words.weight.device
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Texts -> ids, the end token last"""
+        return [[*ids[: MAX_TOKENS - 1], self.end] for ids in self.tokenizer.encode([t.lower() for t in texts])]
+
+    def encode_tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Rows of `tokens` -> (B, D); the feature is the one at the end token, so the padding behind it does not count"""
+        tokens = padded(rows, self.end)
+        width, device = tokens.shape[1], self.words.weight.device
         causal = torch.full((width, width), -math.inf, device=device).triu(1)
         states = self.text_tower(self.words(tokens.to(device)) + self.positions[:width], mask=causal, is_causal=True)
-        return self.text_head(states[torch.arange(len(rows)), lengths - 1])
+        return self.text_head(states[torch.arange(len(rows)), [len(row) - 1 for row in rows]])
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (B, D)"""
+        return self.encode_tokens(self.tokens(texts))
 
 
 def contrastive_loss(image: Tensor, text: Tensor, logit_scale: float) -> Tensor:

@@ -292,7 +292,7 @@ def load_generator(folder: Path) -> GeneratorBundle:
         tokenizer = TextTokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
         kind = dict(description["language_model"])
         model_config = AutoConfig.for_model(kind.pop("model_type"), **kind)
-        model = _assemble(AutoModelForCausalLM.from_config(model_config), config, tokenizer, description["clip_dim"])
+        model = assemble(AutoModelForCausalLM.from_config(model_config), config, tokenizer, description["clip_dim"])
         load_model(model, str(folder / "generator.safetensors"))
     except Exception as e:  # every way in which foreign bytes can fail to be a checkpoint
         raise InputError(
@@ -313,7 +313,7 @@ def make_generator(config: GeneratorConfig, tokenizer: TextTokenizer, clip_dim: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         language_model = _language_model(config, tokenizer)
-        model = _assemble(language_model, config, tokenizer, clip_dim)
+        model = assemble(language_model, config, tokenizer, clip_dim)
     return GeneratorBundle(model, tokenizer, config, clip_dim)
 
 
@@ -334,7 +334,8 @@ def _language_model(config: GeneratorConfig, tokenizer: TextTokenizer) -> PreTra
         ) from None
 
 
-def _assemble(language_model: PreTrainedModel, config: GeneratorConfig, tokenizer: TextTokenizer, clip_dim: int) -> CaptionGenerator:
+def assemble(language_model: PreTrainedModel, config: GeneratorConfig, tokenizer: TextTokenizer, clip_dim: int) -> CaptionGenerator:
+    """A fresh mapper as the config says it, before this language model."""
     width = cast(nn.Embedding, language_model.get_input_embeddings()).embedding_dim
     if config.mapper == "transformer":
         mapper = TransformerMapper(clip_dim, width, config.prefix_length, config.clip_length, config.mapper_layers, config.mapper_heads)

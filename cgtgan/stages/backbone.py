@@ -18,7 +18,8 @@ from cgtgan.data.demo_world import DemoWorld
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.method.batches import EpochOrder, stable_seed
 from cgtgan.method.checkpoint import Optimizer, load_state, save_state
-from cgtgan.models.clip_backbone import ClipBackbone, DemoBackbone, backbone_identity, load_backbone, normalise
+from cgtgan.models.clip_backbone import ClipBackbone, DemoBackbone, backbone_identity, load_backbone
+from cgtgan.models.clip_inputs import normalise
 from cgtgan.models.demo_clip import DemoClip, contrastive_loss
 from cgtgan.models.tokenizers import END_OF_TEXT, TextTokenizer, train_tokenizer
 from cgtgan.stages.workspace import Workspace

@@ -12,13 +12,13 @@ import torch
 from cgtgan.artifacts import file_fingerprint, fingerprint, read_json, write_json, write_text
 from cgtgan.config import Config, DecodeConfig, as_dict
 from cgtgan.data.image_folder import IMAGE_SUFFIXES
+from cgtgan.data.loading import load_pixels
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.evaluation.report import GalleryItem, render_gallery
 from cgtgan.models.generator import load_generator
 from cgtgan.stages.backbone import reopen_backbone
 from cgtgan.stages.decoding import caption_embeddings
 from cgtgan.stages.evaluate import find_checkpoint
-from cgtgan.stages.preprocess import load_pixels
 from cgtgan.stages.workspace import Workspace
 
 GALLERY_LIMIT = 500  # pictures on the page; captions.json has all
@@ -68,7 +68,7 @@ def caption(ws: Workspace) -> None:
             rows: list[dict[str, Any]] = []
             for path in pending[start : start + size]:
                 try:
-                    pixels.append(load_pixels(backbone, path))
+                    pixels.append(load_pixels(path, backbone.pixels))
                     batch.append(path)
                 except (InputError, MissingFileError) as e:
                     rows.append({"key": _key(path), "error": str(e)})

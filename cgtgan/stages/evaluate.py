@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 from torch import Tensor
 
@@ -18,11 +17,13 @@ from cgtgan.config import Config, as_dict, scientific_settings
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.evaluation.java import find_java
 from cgtgan.evaluation.metrics import load_results, save_results, score_many
+from cgtgan.method.aggregation import nearest_texts
 from cgtgan.models.generator import GeneratorBundle, load_generator
 from cgtgan.stages.aggregate import aggregated_embeddings
 from cgtgan.stages.decoding import caption_embeddings, describe
 from cgtgan.stages.initialize import initial_generator, supervised_generator
 from cgtgan.stages.preprocess import corpus_sentences, image_embeddings, sentence_embeddings
+from cgtgan.stages.released import imported_checkpoint
 from cgtgan.stages.workspace import Workspace
 
 
@@ -54,10 +55,12 @@ def run(cfg: Config) -> None:
 
 
 def find_checkpoint(ws: Workspace) -> Path:
-    """The checkpoint folder that `checkpoint=` names (itself, a link, a `checkpoints` folder or a run folder), or this run's own."""
+    """The checkpoint folder that `checkpoint=` names (itself, a link, a `checkpoints` or a run folder, their model.pt), or this run's."""
     which = ws.cfg.evaluate.which
     given = ws.cfg.checkpoint
     start = Path(given).expanduser() if given else ws.run
+    if given and start.is_file():
+        return imported_checkpoint(ws, start, "checkpoint")
     for place in (start, start / which, start / "checkpoints" / which):
         if (place / "generator.json").is_file():
             return place.resolve()
@@ -174,11 +177,8 @@ def _nearest(ws: Workspace) -> list[str]:
     """The corpus sentence with the highest cosine to the image."""
     images, texts = image_embeddings(ws, ws.cfg.evaluate.split), sentence_embeddings(ws)
     sentences = corpus_sentences(ws)[0]
-    corpus = torch.nn.functional.normalize(texts.vectors.float(), dim=-1)
-    best: list[int] = []
-    for start in range(0, len(images.ids), 256):
-        best += (images.vectors[start : start + 256].float() @ corpus.T).argmax(-1).tolist()
-    return [sentences[i] for i in best]
+    rows = nearest_texts(images.vectors, texts.vectors, 1, device=ws.device)[:, 0]
+    return [sentences[i] for i in rows.tolist()]
 
 
 def _human(ws: Workspace) -> list[str]:

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from cgtgan.artifacts import atomic_path, fingerprint
 from cgtgan.config import Config, InitializeConfig, TrainConfig, as_dict
+from cgtgan.errors import MissingFileError
 from cgtgan.method.batches import EpochOrder, stable_seed
 from cgtgan.method.checkpoint import Optimizer, load_state, save_state
 from cgtgan.models.generator import GeneratorBundle, load_generator, make_generator, make_tokenizer
 from cgtgan.stages.preprocess import caption_pairs, corpus_sentences, image_embeddings, sentence_embeddings
+from cgtgan.stages.released import imported_checkpoint
 from cgtgan.stages.workspace import Workspace
 
 
@@ -34,13 +36,29 @@ def run(cfg: Config) -> None:
 
 
 def initial_generator(ws: Workspace) -> GeneratorBundle:
-    """The generator that knows the corpus and no image: text only."""
+    """The generator that knows the corpus and no image: text only; or the one that `train.init_from` names."""
+    if ws.cfg.train.init_from:
+        return load_generator(init_checkpoint(ws))
     sentences, _, _ = corpus_sentences(ws)
     if not ws.cfg.train.use_initialization:
         return _fresh(ws, sentences, sentence_embeddings(ws).header.dim)
     embeddings = sentence_embeddings(ws)
     producer = _producer(ws) | {"sentences": embeddings.header.fingerprint}
     return _made(ws, "initial", producer, sentences, Pairs(sentences, embeddings.vectors, range(len(sentences))), ws.cfg.initialize)
+
+
+def init_checkpoint(ws: Workspace) -> Path:
+    """The checkpoint folder of `train.init_from`: itself, that of a run folder, or made from the authors' model.pt."""
+    given = str(ws.cfg.train.init_from)
+    start = Path(given).expanduser()
+    if start.is_file():
+        return imported_checkpoint(ws, start, "train.init_from")
+    for place in (start, start / "best", start / "checkpoints" / "best"):
+        if (place / "generator.json").is_file():
+            return place.resolve()
+    raise MissingFileError(
+        f"train.init_from={given}: no checkpoint is found there; name a run folder, a checkpoint or the authors' model.pt"
+    )
 
 
 def initialization_steps(c: InitializeConfig, sentences: int) -> int:

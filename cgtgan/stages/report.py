@@ -31,6 +31,7 @@ from cgtgan.evaluation.report import (
 )
 from cgtgan.stages.evaluate import METHODS
 from cgtgan.stages.preprocess import corpus_sentences, demo_overlap
+from cgtgan.stages.released import released_images
 from cgtgan.stages.workspace import Workspace
 from cgtgan.tracking import read_metrics
 
@@ -182,9 +183,9 @@ def _gallery(ws: Workspace, own: Run) -> tuple[list[GalleryItem], list[GalleryIt
 
     def item(i: Any) -> GalleryItem:
         said = {title: texts[i] for title, texts in others.items() if i in texts}
-        return GalleryItem(i, paths[i], captions[i], split.references.get(i, []), cider.get(i), said)
+        return GalleryItem(i, paths.get(i), captions[i], split.references.get(i, []), cider.get(i), said)
 
-    chosen = pick_gallery({i: c for i, c in cider.items() if i in paths}, ws.cfg.report.gallery, ws.cfg.seed)
+    chosen = pick_gallery({i: c for i, c in cider.items() if i in paths or not paths}, ws.cfg.report.gallery, ws.cfg.seed)
     return tuple([item(i) for i in ids] for ids in chosen)  # type: ignore[return-value]
 
 
@@ -195,7 +196,7 @@ def _facts(ws: Workspace, runs: Sequence[Run], own: Run) -> dict[str, str]:
     except MissingFileError:  # a transfer row: the checkpoint was trained elsewhere
         corpus = f"{ws.cfg.corpus.name}, not at hand here"
     facts = {
-        "Images": ", ".join(f"{len(ws.split(name).images):,} {name}" for name in ("train", "val", "test")),
+        "Images": ", ".join(f"{_images(ws, name)} {name}" for name in ("train", "val", "test")),
         "Corpus": corpus,
         "Backbone": ws.cfg.clip_backbone.name + (f" ({ws.cfg.clip_backbone.model})" if ws.cfg.clip_backbone.model else ""),
         "Aggregation temperature": f"{ws.cfg.aggregation_t.t:g}",
@@ -212,6 +213,15 @@ def _facts(ws: Workspace, runs: Sequence[Run], own: Run) -> dict[str, str]:
             f"touching {found['scenes_in_corpus']} of {found['scenes']} test images"
         )
     return facts
+
+
+def _images(ws: Workspace, name: str) -> str:
+    """How many images a split has; of the authors' files the embeddings are counted."""
+    try:
+        given = released_images(ws, name)
+        return f"{len(given.ids if given else ws.split(name).images):,}"
+    except MissingFileError:  # what is only evaluated needs no train images
+        return "no"
 
 
 def _notes(runs: Sequence[Run], own: Run) -> list[str]:

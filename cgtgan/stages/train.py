@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgtgan.artifacts import Embeddings, write_json
+from cgtgan.artifacts import Embeddings, file_fingerprint, write_json
 from cgtgan.config import Config, as_dict, scientific_settings
 from cgtgan.data.corpora import embedded_text
+from cgtgan.errors import InputError
 from cgtgan.evaluation.metrics import save_results, score_captions
 from cgtgan.method.batches import EpochOrder, sampling_uniforms, stable_seed
 from cgtgan.method.checkpoint import Optimizer, load_state, read_meta, save_state, write_checkpoint
@@ -26,7 +27,7 @@ from cgtgan.models.generator import CaptionGenerator, Captions, GeneratorBundle
 from cgtgan.stages.aggregate import aggregated_embeddings
 from cgtgan.stages.backbone import open_backbone, save_demo_clip
 from cgtgan.stages.decoding import caption_embeddings
-from cgtgan.stages.initialize import initial_generator, total_steps
+from cgtgan.stages.initialize import init_checkpoint, initial_generator, total_steps
 from cgtgan.stages.preprocess import corpus_sentences, image_embeddings
 from cgtgan.stages.workspace import Workspace
 
@@ -62,7 +63,10 @@ def train(ws: Workspace) -> None:
     ws.check_same_run("settings", scientific_settings(cfg))
     sentences, _, _ = corpus_sentences(ws)
     images, targets = image_embeddings(ws, "train"), aggregated_embeddings(ws, "train")
-    ws.check_same_run("inputs", {"images": images.header.fingerprint, "aggregated": targets.header.fingerprint})
+    inputs = {"images": images.header.fingerprint, "aggregated": targets.header.fingerprint}
+    if t.init_from:
+        inputs["init_from"] = file_fingerprint(init_checkpoint(ws) / "generator.safetensors")
+    ws.check_same_run("inputs", inputs)
     val = image_embeddings(ws, "val")
     scored = bool(ws.split("val").references)  # without references nothing can be validated, and `best` is the last
     if not scored:
@@ -76,7 +80,7 @@ def train(ws: Workspace) -> None:
         ws.tracker.say(f"train: done already, {steps} steps in {ws.run}")
         return
 
-    players = _players(ws, sentences, steps)
+    players = _players(ws, sentences, steps, images.header.dim)
     if meta["step"]:
         load_state(state, players.modules, players.optimizers)
         ws.tracker.say(f"train: going on after step {meta['step']} of {steps} in {ws.run}")
@@ -216,10 +220,15 @@ def _reward_metrics(fit: SemanticReward, naturalness: Tensor, samples: int) -> d
 # ------------------------------------------------------------------------------------------------- around the step
 
 
-def _players(ws: Workspace, sentences: list[str], steps: int) -> Players:
+def _players(ws: Workspace, sentences: list[str], steps: int, dim: int) -> Players:
     cfg, t = ws.cfg, ws.cfg.train
     bundle = initial_generator(ws)
     bundle.model.to(ws.device).eval()
+    if (bundle.clip_dim, bundle.config.max_length) != (dim, cfg.generator.max_length):
+        raise InputError(
+            f"train.init_from={t.init_from} reads {bundle.clip_dim} numbers and writes {bundle.config.max_length} tokens; the "
+            f"images have {dim} and generator.max_length={cfg.generator.max_length}: use the backbone and the length it was made with"
+        )
     reference = None
     if t.kl_weight:
         reference = initial_generator(ws).model.to(ws.device).eval().requires_grad_(False)

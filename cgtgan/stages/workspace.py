@@ -15,7 +15,10 @@ from cgtgan.artifacts import ArtifactStore, fingerprint, locked, read_json, writ
 from cgtgan.config import Config, as_dict, run_folder
 from cgtgan.data.datasets import Split, load_split
 from cgtgan.data.demo_world import write_demo_world
+from cgtgan.data.loading import auto_workers
 from cgtgan.errors import InputError
+from cgtgan.shards import Rank
+from cgtgan.stages.released import Imported, released_split
 from cgtgan.tracking import Tracker
 
 
@@ -25,6 +28,8 @@ class Workspace:
 
     cfg: Config
     tracker: Tracker = field(default_factory=Tracker)
+    said: set[object] = field(default_factory=set)  # what is said once
+    imported: list[Imported] | None = None  # the authors' files, once they are read
     _splits: dict[str, Split] = field(default_factory=dict)
 
     @cached_property
@@ -40,15 +45,25 @@ class Workspace:
         return locked(self.run, lambda: self.tracker.say(f"waiting for another process that works in {self.run}"))
 
     @cached_property
+    def rank(self) -> Rank:
+        return Rank.here()
+
+    @cached_property
     def device(self) -> torch.device:
         if self.cfg.threads is not None:
             torch.set_num_threads(self.cfg.threads)
         name = self.cfg.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cuda":  # a card for each process of this machine, where a scheduler gives them all to see
+            name = f"cuda:{self.rank.local % max(1, torch.cuda.device_count())}"
         if name.startswith("cuda") and not torch.cuda.is_available():
-            raise InputError(f"device={name}: torch sees no CUDA device here; set device=cpu or device=auto")
+            raise InputError(f"device={self.cfg.device}: torch sees no CUDA device here; set device=cpu or device=auto")
         return torch.device(name)
+
+    def workers(self, rows: int) -> int:
+        """How many processes prepare `rows` images or texts ahead of the encoder."""
+        return auto_workers(self.device, rows, self.rank.neighbours) if self.cfg.workers is None else self.cfg.workers
 
     @cached_property
     def data_root(self) -> Path:
@@ -65,7 +80,7 @@ class Workspace:
 
     def split(self, name: str) -> Split:
         if name not in self._splits:
-            self._splits[name] = load_split(self.cfg.dataset, name, self.data_root)
+            self._splits[name] = released_split(self, name) or load_split(self.cfg.dataset, name, self.data_root)
         return self._splits[name]
 
     def identity(self) -> dict[str, Any]:

@@ -15,16 +15,8 @@ from torch import Tensor
 
 from cgtgan.config import ClipBackboneConfig
 from cgtgan.errors import InputError, MissingFileError
-from cgtgan.models.clip_backbone import (
-    CLIP_MEAN,
-    CLIP_STD,
-    CONTEXT,
-    ClipBackbone,
-    _clip_module,
-    backbone_identity,
-    load_backbone,
-    preprocess,
-)
+from cgtgan.models.clip_backbone import ClipBackbone, backbone_identity, load_backbone
+from cgtgan.models.clip_inputs import CLIP_MEAN, CLIP_STD, CONTEXT, clip_module, preprocess
 
 # tracing clip's model says what the trace cannot follow: shape checks, which do not matter here
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")]
@@ -121,7 +113,7 @@ def archive(path: Path, tower: dict[str, Any], *, seed: int = 0) -> Any:
         "transformer_heads": 1,
         "transformer_layers": 2,
     }
-    model = _clip_module("model").CLIP(embed_dim=32, **tower, **text).eval()
+    model = clip_module("model").CLIP(embed_dim=32, **tower, **text).eval()
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if name.endswith("running_mean"):
@@ -139,7 +131,7 @@ def archive(path: Path, tower: dict[str, Any], *, seed: int = 0) -> Any:
 
 def as_clip_tokenizes(texts: list[str]) -> Tensor:
     """clip.tokenize(truncate=True): 77 tokens a text."""
-    words = _clip_module("simple_tokenizer").SimpleTokenizer()
+    words = clip_module("simple_tokenizer").SimpleTokenizer()
     tokens = torch.zeros(len(texts), CONTEXT, dtype=torch.int)
     for row, text in zip(tokens, texts, strict=True):
         ids = [words.encoder["<|startoftext|>"], *words.encode(text), words.encoder["<|endoftext|>"]]

@@ -261,7 +261,7 @@ WRONG_VALUES = {  # noticed after composition, whatever started the run
     # out of range
     "stage=trian": "stage=trian is not accepted: it must be one of preprocess, aggregate",
     "seed=-1": "seed=-1 is not accepted: it must be 0 to 2**31-1",
-    "aggregation_t.t=0": "aggregation_t.t=0.0 is not accepted: it must be a number above 0",
+    "aggregation_t.t=0": "aggregation_t.t=0 is not accepted: it must be a number above 0",
     "aggregation_t.t=nan": "aggregation_t.t=nan is not a finite number",
     "reward_weights.cos_weight=2": "reward_weights.cos_weight=2.0 is not accepted: it must be between 0 and 1",
     "initialize.optimizer.lr=-1": "initialize.optimizer.lr=-1.0 is not accepted: it must be a number above 0",

@@ -1,0 +1,78 @@
+"""The authors' `model.pt` as a generator of ours: every size is read off the weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from cgtgan.config import GeneratorConfig
+from cgtgan.errors import InputError
+from cgtgan.models.generator import GeneratorBundle, assemble, make_tokenizer
+from cgtgan.models.tokenizers import END_OF_TEXT
+
+HEAD_WIDTH = 64  # of every GPT-2
+
+
+def load_released_generator(state: Mapping[str, Tensor], config: GeneratorConfig, name: str) -> GeneratorBundle:
+    """`state`: `gpt.*` and `clip_project.*` as `data.released.read_model` gives them; `config` says what no weight tells.
+
+    That is the tokenizer, the caption's length, the heads (for `language_model: scratch`; else 64 numbers a head, as in every GPT-2) and
+    the mapper's. Raises `InputError`, starting with `name`, for keys or sizes that are not theirs.
+    """
+    try:
+        words, positions = state["gpt.transformer.wte.weight"], state["gpt.transformer.wpe.weight"]
+        width = words.shape[1]
+        mapper = _mapper(state, width)
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise InputError(f"{name} is no generator of the authors': {error} is missing; its keys are gpt.* and clip_project.*") from None
+    layers = 1 + max((int(found[1]) for key in state if (found := re.match(r"gpt\.transformer\.h\.(\d+)\.", key))), default=-1)
+    config = replace(config, layers=layers, width=width, **mapper)
+    heads = config.heads if config.language_model == "scratch" or width % HEAD_WIDTH else width // HEAD_WIDTH
+    config = replace(config, heads=heads)
+    tokenizer = make_tokenizer(config, [])
+    if len(tokenizer) > len(words):
+        raise InputError(f"{name} has {len(words)} words and generator.tokenizer has {len(tokenizer)}: they do not belong together")
+    if config.prefix_length + config.max_length > len(positions):
+        raise InputError(
+            f"{name} has {len(positions)} positions: generator.max_length={config.max_length} after {config.prefix_length} of the prefix "
+            "does not fit"
+        )
+    end = tokenizer.id_of(END_OF_TEXT)
+    sizes: dict[str, Any] = {"n_layer": layers, "n_embd": width, "n_head": heads, "n_positions": len(positions)}
+    try:
+        language_model = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), bos_token_id=end, eos_token_id=end, **sizes))
+        model = assemble(language_model, config, tokenizer, _clip_dim(state))
+        found = model.load_state_dict(dict(state), strict=False)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{name} does not fit generator.heads={heads}, mapper_heads={config.mapper_heads}: {error}") from None
+    # the output layer is the word embedding, under a name of its own or not at all
+    missing = [key for key in found.missing_keys if key != "gpt.lm_head.weight"]
+    if missing or found.unexpected_keys:
+        wrong = [f"{what} {', '.join(keys[:3])}" for what, keys in (("lacks", missing), ("has beside", found.unexpected_keys)) if keys]
+        raise InputError(f"{name} is no generator of the authors': it {' and '.join(wrong)}")
+    if "gpt.lm_head.weight" in state and not torch.equal(state["gpt.lm_head.weight"], words):
+        raise InputError(f"{name}: gpt.lm_head.weight differs from the word embedding; in a GPT-2 they are one")
+    return GeneratorBundle(model.float(), tokenizer, config, _clip_dim(state))
+
+
+def _clip_dim(state: Mapping[str, Tensor]) -> int:
+    return state["clip_project.model.0.weight" if "clip_project.model.0.weight" in state else "clip_project.linear.weight"].shape[1]
+
+
+def _mapper(state: Mapping[str, Tensor], width: int) -> dict[str, Any]:
+    """The mapper's settings, from the shapes of its weights."""
+    if "clip_project.model.0.weight" in state:
+        return {"mapper": "mlp", "prefix_length": len(state["clip_project.model.2.bias"]) // width}
+    layers = [int(found[1]) for key in state if (found := re.match(r"clip_project\.transformer\.layers\.(\d+)\.", key))]
+    return {
+        "mapper": "transformer",
+        "prefix_length": len(state["clip_project.prefix_const"]),
+        "clip_length": len(state["clip_project.linear.bias"]) // width,
+        "mapper_layers": 1 + max(layers, default=-1),
+    }
