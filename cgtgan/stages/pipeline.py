@@ -14,9 +14,8 @@ from cgtgan.stages.report import report
 from cgtgan.stages.train import train
 from cgtgan.stages.workspace import Workspace
 
-ORDER: dict[str, Callable[[Workspace], object]] = {
-    "preprocess": preprocess,
-    "aggregate": aggregate,
+SHARED: dict[str, Callable[[Workspace], object]] = {"preprocess": preprocess, "aggregate": aggregate}  # by all processes of a job
+OWN: dict[str, Callable[[Workspace], object]] = {
     "initialize": initial_generator,
     "train": train,
     "evaluate": evaluate,
@@ -28,16 +27,22 @@ def run(cfg: Config) -> None:
     ws = Workspace(cfg)
     ws.tracker.say(f"run folder: {ws.run}")
     started = time.perf_counter()
+    for name, stage in SHARED.items():
+        _timed(ws, name, stage)
     with ws.hold_run():
-        for name, stage in ORDER.items():
+        for name, stage in OWN.items():
             if name == "evaluate" and not ws.split(ws.cfg.evaluate.split).references:
                 ws.tracker.say(
                     f"the {ws.cfg.evaluate.split} images have no references, so there is nothing to score; caption pictures with "
                     f"stage=caption checkpoint={ws.run} images=FOLDER"
                 )
                 break
-            ws.tracker.console.rule(f"{name}", align="left")
-            before = time.perf_counter()
-            stage(ws)
-            ws.tracker.say(f"{name}: {time.perf_counter() - before:.1f} s")
+            _timed(ws, name, stage)
     ws.tracker.say(f"pipeline: {time.perf_counter() - started:.1f} s")
+
+
+def _timed(ws: Workspace, name: str, stage: Callable[[Workspace], object]) -> None:
+    ws.tracker.console.rule(name, align="left")
+    started = time.perf_counter()
+    stage(ws)
+    ws.tracker.say(f"{name}: {time.perf_counter() - started:.1f} s")
