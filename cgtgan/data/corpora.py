@@ -210,19 +210,22 @@ def corpus_path(config: CorpusConfig, dataset_root: Path) -> Path:
     return next((place for place in places if place.is_file()), places[0])
 
 
-def load_corpus(config: CorpusConfig, path: Path) -> CleanedCorpus:
-    """Read `path` as `config.kind`, clean it, shuffle it with `shuffle_seed` (not ShutterStock's), cut it to `max_sentences`.
+def load_corpus(config: CorpusConfig, path: Path, raw: Iterable[Any] | None = None) -> CleanedCorpus:
+    """Read `path` as `config.kind` (or take `raw`), clean it, shuffle it with `shuffle_seed`, cut it to `max_sentences`.
 
+    ShutterStock's is not shuffled. `released` brings the order of the released embeddings: shuffled once more.
     Raises `MissingFileError` or `InputError`; an `InputError` too if no sentence is left.
     """
     notes: Counter[str] = Counter()
-    corpus = clean_corpus(config.rule, read_raw(config.kind, path, notes), released=config.released)
+    corpus = clean_corpus(config.rule, read_raw(config.kind, path, notes) if raw is None else raw, released=config.released)
     counts = {**corpus.counts, **notes}
     counts["read"] += notes[NO_TAB]  # rows without a caption never reached the cleaning
     if not corpus.sentences:
         problem = CleanedCorpus([], counts).summary()
         raise InputError(f"{path}: no sentence is left for corpus.kind={config.kind} and corpus.rule={config.rule}: {problem}")
     sentences = corpus.sentences if config.kind == "shutterstock" else shuffle_sentences(corpus.sentences, config.shuffle_seed)
+    if config.released:
+        sentences = shuffle_sentences(sentences, config.shuffle_seed)
     return CleanedCorpus(sentences[: config.max_sentences], counts)
 
 
@@ -256,6 +259,8 @@ def _lines(path: Path, notes: Counter[str]) -> Iterator[str]:
     with open_bytes(path, "corpus.path") as stream:
         try:
             for n, line in enumerate(stream):
+                if n < 100 and b"\x00" in line:
+                    raise InputError(f"{path} (corpus.path) is no text: line {n + 1} has zero bytes; one sentence a line, UTF-8, is needed")
                 line = line.removeprefix(b"\xef\xbb\xbf") if n == 0 else line
                 try:
                     text = line.decode("utf-8")

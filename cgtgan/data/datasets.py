@@ -26,7 +26,7 @@ from cgtgan.data.annotations import (
     read_json,
     unify_ids,
 )
-from cgtgan.data.image_folder import IMAGE_SUFFIXES, SPLITS, folder_split, list_file, name_lines
+from cgtgan.data.image_folder import IMAGE_SUFFIXES, SPLITS, folder_split, list_file, list_path, name_lines
 from cgtgan.errors import InputError, MissingFileError
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,20 @@ def load_pairs(config: DatasetConfig, root: Path) -> Captions:
         return {i: captions[i] for i in sorted(paths, key=id_order)[: config.max_images] if i in captions}
     ids, captions = _listed(config, "train", root, captions_wanted=True)
     return {i: captions[i] for i in sorted(ids, key=id_order)[: config.max_images] if i in captions}
+
+
+def training_caption_files(config: DatasetConfig, root: Path) -> list[Path]:
+    """The files that `training_captions` reads."""
+    lists = root / config.karpathy if config.karpathy is not None else None
+    split_lists = lists is not None and lists.is_dir()
+    files = [list_path(lists, "train", "dataset.karpathy")] if lists is not None and split_lists else []
+    return files + [path for path, _ in _caption_files(config, "train", root, split_lists)]
+
+
+def training_captions(config: DatasetConfig, root: Path) -> list[str]:
+    """Captions of the training images alone, in any layout of coco and flickr30k, in its order: a corpus beside its own images."""
+    _, captions = _listed(config, "train", root, captions_wanted=True)
+    return [text for texts in captions.values() for text in texts]
 
 
 def open_image(path: Path, draft: int = 0) -> Image.Image:

@@ -47,6 +47,11 @@ def folder_split(config: DatasetConfig, name: str, root: Path) -> tuple[dict[Ima
         stray = captions.keys() - files.keys()
         if stray:
             log.warning("%s: captions of %d ids belong to no picture in %s, %s first", path, len(stray), base, min(stray, key=id_order))
+        if captions and not captions.keys() & files.keys():
+            raise InputError(
+                f"{path} (dataset.references) has captions for {len(captions)} images, such as {next(iter(captions))}, and none of the "
+                f"{len(files)} pictures in {base}, such as {next(iter(files))}: its ids, or file_name, must name these pictures"
+            )
     if config.karpathy is not None:
         lines = list_file(root / config.karpathy, name, "dataset.karpathy")
         chosen = _picked(files, base, lines, config)
@@ -109,12 +114,27 @@ def _drawn_split(image_id: ImageId, config: DatasetConfig) -> str:
 
 
 def list_file(folder: Path, name: str, field: str) -> list[str]:
-    """Lines of the one file *_{name}.txt (or {name}.txt) in `folder`."""
-    found = sorted(p for p in folder.glob("*.txt") if p.stem == name or p.stem.endswith(f"_{name}")) if folder.is_dir() else []
+    """Lines of the split's list in `folder`. Raises `InputError` if another split's list there has one of them too."""
+    lines = name_lines(list_path(folder, name, field), field)
+    for other in (split for split in SPLITS if split != name and len(_lists(folder, split)) == 1):
+        if both := set(lines).intersection(name_lines(_lists(folder, other)[0], field)):
+            raise InputError(
+                f"{folder} ({field}) lists {min(both)} (and {len(both) - 1} more) in {name} and in {other}: take it out of one"
+            )
+    return lines
+
+
+def list_path(folder: Path, name: str, field: str) -> Path:
+    """The one file *_{name}.txt (or {name}.txt) in `folder`."""
+    found = _lists(folder, name)
     if len(found) != 1:
         here = f"has {len(found)} files" if folder.is_dir() else "is no folder with the file"
         raise InputError(f"{folder} ({field}) {here} *_{name}.txt: one list of image names a split is needed")
-    return name_lines(found[0], field)
+    return found[0]
+
+
+def _lists(folder: Path, name: str) -> list[Path]:
+    return sorted(p for p in folder.glob("*.txt") if p.stem == name or p.stem.endswith(f"_{name}"))
 
 
 def name_lines(path: Path, field: str) -> list[str]:

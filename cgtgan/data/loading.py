@@ -48,11 +48,16 @@ def load_pixels(path: Path, transform: Callable[[Image.Image], Tensor], draft: i
 
 
 def auto_workers(device: torch.device, rows: int, ranks_here: int = 1) -> int:
-    """How many worker processes pay: none for a handful of rows; a CPU that encodes has few cores to spare, beside a GPU all help."""
+    """How many worker processes pay: none for a handful of rows; beside a GPU every core.
+
+    Where the CPU encodes, a worker takes its time from the encoder, whose threads wait for each other: on 2 cores decoding between the
+    batches took 61 ms an image with ViT-B/32, one worker 67 ms, two 74 ms (benchmarks/preprocess.py). With many cores some are to spare.
+    """
     if rows < FEW:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // max(1, ranks_here)) if device.type == "cuda" else cores // (4 * max(1, ranks_here)))
+    cores //= max(1, ranks_here)
+    return min(16, max(1, cores)) if device.type == "cuda" else cores // 4
 
 
 @dataclass(frozen=True)

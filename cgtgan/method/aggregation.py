@@ -105,30 +105,35 @@ def aggregate_part(
     """
     _check(image_embeddings, text_embeddings, temperatures)
     target = torch.device(device) if device is not None else image_embeddings.device
+    # in units of the sharpest temperature: what is multiplied into the queries need not be multiplied into N x M similarities
+    sharpest = max(temperatures, default=0) or 1.0
+    ratios = [t / sharpest for t in temperatures]
     exact_queries = _unit(image_embeddings.to(target), "image", first_image)
-    queries = exact_queries.float()
+    exact_scaled = sharpest * exact_queries
+    queries = exact_scaled.float()
     highest = torch.full((len(queries), 1), -torch.inf, device=target)
     total = torch.zeros(len(temperatures), len(queries), 1, dtype=torch.float64, device=target)
     weighted = torch.zeros(len(temperatures), *queries.shape, dtype=torch.float64, device=target)
     centre = _centre(text_embeddings, target, chunk_bytes, first_text)
     room = torch.empty(len(queries), _tile(text_embeddings, chunk_bytes), device=target)  # fresh memory costs more than some of the work
     for values, keys in _tiles(text_embeddings, centre, chunk_bytes, first_text):
-        cosines = torch.mm(queries, keys.T, out=room[:, : len(keys)])
-        in_tile = cosines.amax(dim=1, keepdim=True)
+        scores = torch.mm(queries, keys.T, out=room[:, : len(keys)])
+        in_tile = scores.amax(dim=1, keepdim=True)
         before, highest = highest, torch.maximum(highest, in_tile)
-        # The maximum comes off before the multiplication by t: near it, where the weight is, the difference of cosines is exact.
-        cosines.sub_(highest)
-        shrink = _shrink(temperatures, before, highest)
-        total *= shrink
-        weighted *= shrink
-        _refine(cosines, in_tile - highest, queries, keys, highest, total, temperatures)
-        for i, t in enumerate(temperatures):
-            # in place for the last one: the similarities are not needed after it
-            weights = (cosines.mul_(t) if i == len(temperatures) - 1 else cosines * t).exp_()
+        scores.sub_(highest)
+        risen = (highest > before).nonzero()[:, 0]  # few, after the first tiles
+        shrink = _shrink(ratios, before[risen], highest[risen])
+        total[:, risen] *= shrink
+        weighted[:, risen] *= shrink
+        _refine(scores, in_tile - highest, exact_scaled, keys, highest, total, ratios)
+        for i, ratio in enumerate(ratios):
+            # in place for the last one: the scores are not needed any more
+            in_place = i == len(ratios) - 1
+            weights = (scores if ratio == 1 and in_place else torch.mul(scores, ratio, out=scores if in_place else None)).exp_()
             # Sums of very many terms lose digits in float32: the partial sums of the tiles are added up in float64.
             total[i] += weights.sum(dim=1, keepdim=True)
             weighted[i] += weights @ values
-    return PartialAggregate(tuple(temperatures), highest.double() + exact_queries @ centre.T, total, weighted)
+    return PartialAggregate(tuple(temperatures), highest.double() / sharpest + exact_queries @ centre.T, total, weighted)
 
 
 @torch.no_grad()
@@ -236,24 +241,24 @@ def _shrink(temperatures: Sequence[float], before: Tensor, after: Tensor) -> Ten
 
 
 def _refine(
-    cosines: Tensor, tile_highest: Tensor, queries: Tensor, keys: Tensor, highest: Tensor, total: Tensor, temperatures: Sequence[float]
+    scores: Tensor, tile_highest: Tensor, exact: Tensor, keys: Tensor, highest: Tensor, total: Tensor, ratios: Sequence[float]
 ) -> None:
-    """Give the cosines that decide an image's answer the accuracy of a float64 product, in place.
+    """Give the scores that decide an image's answer the accuracy of a float64 product, in place.
 
-    A float32 product of D terms is wrong by some 3e-8; t times that is the relative error of a weight. Over many small weights such
+    A float32 cosine of D terms is wrong by some 3e-8; t times that is the relative error of a weight. Over many small weights such
     errors cancel; the few sentences with more than `DECISIVE` of an image's weight (at most 1/`DECISIVE` of them) are worth a second look.
     """
     cut = torch.full_like(highest, torch.inf)
-    for i, t in enumerate(temperatures):
-        if t > 0:
+    for i, ratio in enumerate(ratios):
+        if ratio > 0:
             mass = total[i].float()
-            mass = torch.where(mass > 0, mass, (cosines * t).exp_().sum(dim=1, keepdim=True)) if not mass.all() else mass
-            cut = torch.minimum(cut, torch.log(DECISIVE * mass) / t)
+            mass = torch.where(mass > 0, mass, (scores * ratio).exp_().sum(dim=1, keepdim=True)) if not mass.all() else mass
+            cut = torch.minimum(cut, torch.log(DECISIVE * mass) / ratio)
     rows = (tile_highest >= cut).nonzero()[:, 0]
-    row, column = (cosines[rows] >= cut[rows]).nonzero(as_tuple=True)
+    row, column = (scores[rows] >= cut[rows]).nonzero(as_tuple=True)
     row = rows[row]
     for r, c in zip(row.split(PAIRS), column.split(PAIRS), strict=True):
-        cosines[r, c] = ((queries[r].double() * keys[c]).sum(dim=1) - highest[r, 0]).float()
+        scores[r, c] = ((exact[r] * keys[c]).sum(dim=1) - highest[r, 0]).float()
 
 
 def _unit(x: Tensor, name: str, first_row: int) -> Tensor:

@@ -37,12 +37,16 @@ def backbone_producer(ws: Workspace) -> dict[str, Any]:
 
 
 def open_backbone(ws: Workspace) -> ClipBackbone:
-    config = ws.cfg.clip_backbone
-    if config.kind != "demo":
-        return load_backbone(config, ws.device)
-    folder = ws.store.path("clip", backbone_producer(ws), "")
-    ws.store.make(folder, lambda path: _train_demo_clip(ws, path))
-    return DemoBackbone(load_demo_clip(folder), ws.device)
+    """The run's backbone, loaded once a workspace: an archive of a gigabyte takes longer than many a split."""
+    if ws.backbone is None:
+        config = ws.cfg.clip_backbone
+        if config.kind != "demo":
+            ws.backbone = load_backbone(config, ws.device)
+        else:
+            folder = ws.store.path("clip", backbone_producer(ws), "")
+            ws.store.make(folder, lambda path: _train_demo_clip(ws, path))
+            ws.backbone = DemoBackbone(load_demo_clip(folder), ws.device)
+    return ws.backbone
 
 
 def save_demo_clip(folder: Path, model: DemoClip) -> None:

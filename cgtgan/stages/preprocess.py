@@ -26,7 +26,7 @@ from cgtgan.artifacts import (
 from cgtgan.config import Config, as_dict
 from cgtgan.data.annotations import Captions
 from cgtgan.data.corpora import CleanedCorpus, clean_captions, corpus_path, embedded_text, load_corpus
-from cgtgan.data.datasets import ImageRecord, load_pairs
+from cgtgan.data.datasets import ImageRecord, load_pairs, training_caption_files, training_captions
 from cgtgan.data.loading import decoded, tokenised
 from cgtgan.errors import InputError, UserError
 from cgtgan.models.clip_inputs import by_length
@@ -81,14 +81,19 @@ def corpus_sentences(ws: Workspace) -> tuple[list[str], dict[str, int], dict[str
         return given
     config = ws.cfg.corpus
     source = corpus_path(config, ws.data_root)
-    if not source.is_file():
-        load_corpus(config, source)  # raises the sentence that says where to get it
-    producer = as_dict(config) | {"file": file_fingerprint(source)}
+    # beside images whose split is listed apart, their own captions are those of the training images, wherever they stand
+    listed = config.path is None and ws.cfg.dataset.karpathy is not None and config.kind == ws.cfg.dataset.kind
+    files = training_caption_files(ws.cfg.dataset, ws.data_root) if listed else [source]
+    if not all(file.is_file() for file in files):
+        # raises the sentence that says where to get it
+        training_captions(ws.cfg.dataset, ws.data_root) if listed else load_corpus(config, source)
+    fingerprints = [file_fingerprint(file) for file in files]
+    producer = as_dict(config) | {"file": fingerprints if listed else fingerprints[0]}
     for name in ("path", "name"):
         del producer[name]
 
     def write(path: Path) -> None:
-        corpus = load_corpus(config, source)
+        corpus = load_corpus(config, files[-1], training_captions(ws.cfg.dataset, ws.data_root) if listed else None)
         save_sentences(path, corpus.sentences, producer=producer, counts=corpus.counts)
 
     path = ws.store.path("sentences", producer, ".json")

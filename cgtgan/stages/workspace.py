@@ -17,6 +17,7 @@ from cgtgan.data.datasets import Split, load_split
 from cgtgan.data.demo_world import write_demo_world
 from cgtgan.data.loading import auto_workers
 from cgtgan.errors import InputError
+from cgtgan.models.clip_backbone import ClipBackbone
 from cgtgan.shards import Rank
 from cgtgan.stages.released import Imported, released_split
 from cgtgan.tracking import Tracker
@@ -29,6 +30,7 @@ class Workspace:
     cfg: Config
     tracker: Tracker = field(default_factory=Tracker)
     said: set[object] = field(default_factory=set)  # what is said once
+    backbone: ClipBackbone | None = None  # once it is loaded (stages/backbone.py)
     imported: list[Imported] | None = None  # the authors' files, once they are read
     _splits: dict[str, Split] = field(default_factory=dict)
 

@@ -7,6 +7,7 @@ from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -172,7 +173,7 @@ def test_random_bytes_are_no_pickle_but_no_crash(tmp_path_factory: pytest.TempPa
         ("a.tsv.gz", b"caption\turl", "gcc", r"ends in \.gz but is not a gzip file"),
         ("a.json", b"PK\x03\x04....", "flickr30k", "zip archive"),
         ("a.txt", "a dog".encode("utf-16"), "text_file", "UTF-16"),
-        ("a.txt.gz", gzip.compress(bytes(range(256)) * 99)[:-20], "text_file", "damaged or cut off"),
+        ("a.txt.gz", gzip.compress(bytes(range(1, 256)) * 99)[:-20], "text_file", "damaged or cut off"),
         ("a.json.gz", gzip.compress(b"[]", mtime=0)[:-4], "coco", "damaged or cut off"),
         ("a.json", b'{"captions": []}', "coco", "keys.*captions"),
         ("a.json", b'[{"image_id": 1, "text": "a"}]', "coco", r"entry \[0\].*'image_id' and 'caption'.*text"),
@@ -205,6 +206,27 @@ def test_missing_files_and_usual_places(tmp_path: Path) -> None:
     assert corpus_path(CorpusConfig(kind="gcc", path="other.tsv"), tmp_path) == Path("other.tsv")
     with pytest.raises(InputError, match=r"corpus\.path is null"):
         corpus_path(CorpusConfig(kind="text_file"), tmp_path)
+
+
+def test_released_brings_the_order_of_the_released_embeddings(tmp_path: Path) -> None:
+    """Sentences shuffled with seed 1024, then their places once more: row r is the sentence that stands at index[r]."""
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"{n} dogs run\n" for n in range(50)))
+    sentences = [f"{n} dogs run." for n in range(50)]
+    np.random.seed(1024)
+    np.random.shuffle(sentences)
+    index = list(range(50))
+    np.random.seed(1024)
+    np.random.shuffle(index)
+    config = CorpusConfig(kind="text_file", rule="coco", released=True, max_sentences=40)
+    assert load_corpus(config, path).sentences == [sentences[i] for i in index][:40]
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "photo.txt"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR")
+    with pytest.raises(InputError, match=r"photo\.txt \(corpus\.path\) is no text: line 3 has zero bytes"):
+        load_corpus(CorpusConfig(kind="text_file", rule="coco"), path)
 
 
 def test_no_sentence_left_is_an_error(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cgtgan.config import DatasetConfig, DemoWorldConfig
-from cgtgan.data.datasets import ImageRecord, load_pairs, load_split, open_image
+from cgtgan.data.datasets import ImageRecord, load_pairs, load_split, open_image, training_caption_files, training_captions
 from cgtgan.data.demo_world import write_demo_world
 from cgtgan.errors import InputError, MissingFileError
 
@@ -67,6 +67,8 @@ def check_coco(config: DatasetConfig, root: Path) -> None:
     assert list(val.references) == [7, 42]
     assert test.references == {8: ["only one"]}
     assert load_pairs(config, root) == {n: [f"c{n}a", f"c{n}b"] for n in (3, 5, 9)}
+    assert sorted(training_captions(config, root)) == sorted(f"c{n}{k}" for n in (3, 5, 9) for k in "ab")
+    assert all(path.is_file() for path in training_caption_files(config, root))
 
 
 def test_coco_of_the_authors(coco: Path) -> None:
@@ -268,6 +270,24 @@ def test_folder_with_lists_and_named_references(tmp_path: Path) -> None:
     touch(tmp_path / "pics/b/one.jpg")
     with pytest.raises(InputError, match="image 100 fits both"):
         load_split(config, "train", tmp_path)
+
+
+def test_lists_that_share_a_picture_are_refused(tmp_path: Path) -> None:
+    touch(*(tmp_path / f"images/{n}.jpg" for n in "abc"))
+    for name, lines in (("train", "a.jpg\nb.jpg"), ("val", "b.jpg"), ("test", "c.jpg")):
+        touch(tmp_path / f"lists/{name}.txt")
+        (tmp_path / f"lists/{name}.txt").write_text(lines)
+    for name in ("train", "val"):
+        with pytest.raises(InputError, match=r"lists b\.jpg \(and 0 more\) in"):
+            load_split(DatasetConfig(kind="folder", karpathy="lists"), name, tmp_path)
+    load_split(DatasetConfig(kind="folder", karpathy="lists"), "test", tmp_path)
+
+
+def test_references_that_fit_no_picture_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "images/one.jpg", tmp_path / "images/two.jpg")
+    dump(tmp_path / "refs.json", coco_format({100: ["r"], 200: ["s"]}))
+    with pytest.raises(InputError, match=r"refs\.json \(dataset\.references\) has captions for 2 images, such as 100, and none of the 2"):
+        load_split(DatasetConfig(kind="folder", references="refs.json"), "train", tmp_path)
 
 
 def test_folder_errors(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_other_content_is_answered_by_a_sentence(tmp_path: Path, content: Any, s
 def test_the_cache_of_tokens_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="their cache of tokens"):
         read(tmp_path, [torch.ones(3, dtype=torch.long)], name="coco_tokens.pkl")
-    with pytest.raises(MissingFileError, match="nothing.pkl"):
+    with pytest.raises(MissingFileError, match=r"nothing\.pkl"):
         read_released(tmp_path / "nothing.pkl", "dataset.released")
 
 
