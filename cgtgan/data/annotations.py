@@ -19,17 +19,31 @@ from cgtgan.errors import InputError, MissingFileError
 ImageId: TypeAlias = int | str
 Captions: TypeAlias = dict[ImageId, list[str]]
 
+_KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
+# Where annotations and corpora are to be had ...
 WHERE = {
-    "coco": "cocodataset.org (images, captions_{train,val}2014.json), Karpathy's caption_datasets.zip (dataset_coco.json)",
-    "flickr30k": "shannon.cs.illinois.edu/DenotationGraph, on request; Karpathy's caption_datasets.zip for dataset_flickr30k.json",
-    "gcc": "ai.google.com/research/ConceptualCaptions (Train_GCC-training.tsv)",
-    "shutterstock": "the sentence pickle of github.com/fengyang0317/unsupervised_captioning",
+    "coco": f"https://biglmdiag.blob.core.windows.net/oscar/datasets/coco_caption.zip (or dataset_coco.json of {_KARPATHY}, "
+    "or captions_{train,val}2014.json of https://cocodataset.org with dataset.karpathy)",
+    "flickr30k": f"dataset_flickr30k.json of {_KARPATHY}",
+    "gcc": "https://ai.google.com/research/ConceptualCaptions/download (Train_GCC-training.tsv)",
+    "shutterstock": "https://github.com/fengyang0317/unsupervised_captioning/issues/42 (sentences.pkl)",
     "demo": "the preprocess stage, which draws the demo world",
+}
+# ... and images.
+WHERE_IMAGES = {
+    "coco": "http://images.cocodataset.org/zips/train2014.zip and val2014.zip",
+    "flickr30k": "https://shannon.cs.illinois.edu/DenotationGraph (on request) or kaggle.com/datasets/hsankesara/flickr-image-dataset",
+    "demo": WHERE["demo"],
 }
 
 
 def missing_file(path: Path, field: str, where: str | None = None) -> MissingFileError:
     """The error for a file or folder that is not there: which, where to get it, which config field moves it."""
+    for above in (path, *path.parents):
+        if above.is_file():
+            return MissingFileError(f"{path} cannot be there: {above} is a file and a folder is needed; unpack it, or set {field}")
+    if path.is_dir():
+        return MissingFileError(f"{path} is a folder and a file is needed: set {field} to the file")
     get = f"get it from {where}, or " if where else ""
     return MissingFileError(f"{path} does not exist: {get}set {field} to where it is")
 

@@ -16,6 +16,7 @@ from PIL import Image
 from cgtgan.config import DatasetConfig
 from cgtgan.data.annotations import (
     WHERE,
+    WHERE_IMAGES,
     Captions,
     ImageId,
     captions_by_image,
@@ -222,5 +223,5 @@ def _absent_images(config: DatasetConfig, name: str, root: Path, absent: list[Im
     where = " and ".join(map(str, folders)) + (f" (no such folder: {', '.join(gone)})" if gone else "")
     return MissingFileError(
         f"{len(absent)} of {total} {name} images are not in {where}, first {', '.join(map(str, absent[:3]))}: get them from "
-        f"{WHERE[config.kind]}, set dataset.images to where they are, or allow some with dataset.max_bad_images"
+        f"{WHERE_IMAGES[config.kind]}, set dataset.images to where they are, or allow some with dataset.max_bad_images"
     )

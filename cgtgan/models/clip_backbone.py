@@ -172,7 +172,7 @@ def _openai_state(config: ClipBackboneConfig) -> dict[str, Tensor]:
     try:
         return torch.jit.load(str(path), map_location="cpu").eval().state_dict()
     except RuntimeError as e:
-        first = str(e).strip().splitlines()[0]
+        first = str(e).strip().splitlines()[0].split(". ")[0]
     try:  # people keep the plain weights of a CLIP too
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # every way in which foreign bytes can fail to be weights
