@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cgtgan.errors import InputError
-from cgtgan.method.aggregation import aggregate_text_embeddings
+from cgtgan.method.aggregation import (
+    aggregate_at_temperatures,
+    aggregate_nearest,
+    aggregate_part,
+    aggregate_text_embeddings,
+    nearest_texts,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -154,6 +160,81 @@ def test_no_gradient_and_inputs_untouched() -> None:
     before = texts.clone()
     assert not aggregate_text_embeddings(images, texts, 100).requires_grad
     assert torch.equal(texts, before)
+
+
+# ------------------------------------------------------------------------------------- parts, temperatures, the nearest
+
+
+@pytest.mark.parametrize("shape", ["spread", "cone", "near"])
+def test_the_error_stays_below_what_was_promised(shape: str) -> None:
+    """Relative to float64, at most 3e-8 x max(t, 100), also where one or two sentences decide."""
+    for seed in range(6):
+        random = torch.Generator().manual_seed(seed)
+        for dim in (16, 64, 512):
+            texts = torch.randn(700, dim, generator=random)
+            images = torch.randn(24, dim, generator=random)
+            if shape == "cone":
+                axis = torch.randn(dim, generator=random)
+                texts, images = axis + 0.5 * texts, axis + 0.5 * images
+            elif shape == "near":
+                images = texts[:24] + 0.7 * images
+            for t in (0, 50, 100, 175, 1000, 10000):
+                found = aggregate_text_embeddings(images, texts, t)
+                assert relative_error(found, exact(images, texts, t)) <= 3e-8 * max(t, 100), (seed, dim, t)
+
+
+def test_parts_of_the_corpus_merge_to_the_whole() -> None:
+    torch.manual_seed(3)
+    images, texts = torch.randn(20, 48), torch.randn(900, 48) + 1
+    temperatures = [0.0, 30.0, 100.0, 10000.0]
+    parts = [aggregate_part(images, texts[a:b], temperatures, first_text=a) for a, b in ((0, 1), (1, 300), (300, 900))]
+    a, b, c = parts
+    whole = torch.stack([exact(images, texts, t) for t in temperatures])
+    for merged in (a.merge(b).merge(c), a.merge(b.merge(c)), c.merge(a).merge(b)):
+        for found, expected, t in zip(merged.result(), whole, temperatures, strict=True):
+            assert relative_error(found, expected) <= 3e-8 * max(t, 100)
+    # merging itself loses nothing: any order, the same numbers
+    left, right = a.merge(b).merge(c), c.merge(b).merge(a)
+    assert torch.equal(left.highest, right.highest)
+    torch.testing.assert_close(left.weighted / left.total, right.weighted / right.total, rtol=1e-13, atol=1e-13)
+
+
+def test_several_temperatures_are_the_single_ones() -> None:
+    torch.manual_seed(4)
+    images, texts = torch.randn(9, 32), torch.randn(5000, 32)
+    temperatures = [100.0, 0.0, 175.0, 100.0, 3.0]
+    found = aggregate_at_temperatures(images, texts, temperatures, chunk_bytes=2**20)
+    assert found.shape == (5, 9, 32)
+    for one, t in zip(found, temperatures, strict=True):
+        assert relative_error(one, exact(images, texts, t)) <= 3e-8 * max(t, 100)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2**18, 2**28])
+@pytest.mark.parametrize("k", [1, 5, 64, 3000, 10_000])
+def test_the_nearest_sentences_alone(k: int, chunk_bytes: int) -> None:
+    torch.manual_seed(5)
+    images, texts = torch.randn(7, 24), torch.randn(3000, 24) + 0.5
+    unit = torch.nn.functional.normalize
+    cosines = unit(images.double()) @ unit(texts.double()).T
+    top = cosines.topk(min(k, 3000), dim=1)
+    temperatures = [0.0, 20.0, 300.0]
+    found, dropped = aggregate_nearest(images, texts, temperatures, k, chunk_bytes=chunk_bytes)
+    for i, t in enumerate(temperatures):
+        expected = torch.einsum("nk,nkd->nd", torch.softmax(t * top.values, dim=1), texts.double()[top.indices])
+        torch.testing.assert_close(found[i].double(), expected, rtol=1e-6, atol=1e-6)
+        missing = 1 - torch.softmax(t * cosines, dim=1).gather(1, top.indices).sum(dim=1)
+        torch.testing.assert_close(dropped[i].double(), missing, rtol=0, atol=1e-4)
+    assert torch.equal(nearest_texts(images, texts, k, chunk_bytes=chunk_bytes)[:, :5], top.indices[:, :5])
+
+
+def test_sizes_far_from_one_change_no_cosine() -> None:
+    """Squares of such numbers overflow or vanish in float32."""
+    torch.manual_seed(6)
+    images, texts = torch.randn(5, 16), torch.randn(200, 16)
+    usual = aggregate_text_embeddings(images, texts, 50.0)
+    for scale in (1e-25, 1e25):
+        torch.testing.assert_close(aggregate_text_embeddings(images * scale, texts, 50.0), usual, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(aggregate_text_embeddings(images, texts * scale, 50.0) / scale, usual, rtol=1e-5, atol=1e-5)
 
 
 PEAK = """
