@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from cgtgan.artifacts import Embeddings, fingerprint, load_embeddings, write_embeddings
+from cgtgan.artifacts import Embeddings, fingerprint, load_embeddings, read_json, write_embeddings, write_json
 from cgtgan.config import AggregationConfig, Config
 from cgtgan.method.aggregation import PartialAggregate, aggregate_at_temperatures, aggregate_nearest, aggregate_part, image_block
 from cgtgan.shards import Shards, read_meta
@@ -65,13 +65,15 @@ def aggregated_at_temperatures(ws: Workspace, name: str) -> list[Embeddings]:
             )
         for i, t in enumerate(wanted):
             ws.store.make(paths[t], lambda path, i=i, t=t: _join(shards, len(blocks), i, path, images, producers[t]))
-        if config.top_k:
-            _say_dropped(ws, name, shards, wanted)
         shards.remove()
         seconds = time.perf_counter() - started
         ws.tracker.say(
             f"aggregated {len(images.ids):,} {name} images over {len(texts.ids):,} sentences at t={temperatures} in {seconds:.1f} s"
         )
+    for t, path in paths.items():
+        if config.top_k and path not in ws.said:
+            ws.said.add(path)
+            _say_dropped(ws, name, t, path)
     return [
         load_embeddings(paths[t], kind="aggregated_embeddings", fingerprint=fingerprint(producers[t]), rows=len(images.ids))
         for t in config.temperatures
@@ -144,6 +146,8 @@ def _join(shards: Shards, blocks: int, index: int, path: Path, images: Embedding
                 merged = merged.merge(part)
             yield merged.result()[0]
 
+    if "top_k" in producer:
+        _keep_dropped(shards, index, path)
     dim = images.vectors.shape[1]
     write_embeddings(path, block_results(), dim, images.ids, kind="aggregated_embeddings", producer=producer)
 
@@ -154,13 +158,15 @@ def _read(piece: Path, index: int) -> dict[str, Tensor]:
         return {name: f.get_tensor(name) if name == "highest" else f.get_slice(name)[index] for name in f.keys()}  # noqa: SIM118
 
 
-def _say_dropped(ws: Workspace, name: str, shards: Shards, wanted: list[float]) -> None:
-    pieces = [shards.file(i) for i in range(shards.count)]
-    if not all(piece.exists() for piece in pieces):  # another process has made the artifact, and said it
-        return
-    for i, t in enumerate(wanted):
-        dropped = torch.cat([_read(piece, i)["dropped"] for piece in pieces])
-        ws.tracker.say(
-            f"{name}, t={t:g}: outside the {ws.cfg.aggregation_t.top_k} nearest sentences lies {dropped.mean():.2%} of the weight "
-            f"(at most {dropped.max():.2%}), which is dropped"
-        )
+def _keep_dropped(shards: Shards, index: int, path: Path) -> None:
+    """What the sentences beyond the k nearest weigh, beside the embeddings."""
+    dropped = torch.cat([_read(shards.file(i), index)["dropped"] for i in range(shards.count)])
+    write_json(path.with_suffix(".dropped.json"), {"mean": dropped.mean().item(), "max": dropped.max().item()})
+
+
+def _say_dropped(ws: Workspace, name: str, t: float, path: Path) -> None:
+    dropped = read_json(path.with_suffix(".dropped.json"))
+    ws.tracker.say(
+        f"{name}, t={t:g}: outside the {ws.cfg.aggregation_t.top_k} nearest sentences lies {dropped['mean']:.2%} of the weight "
+        f"(at most {dropped['max']:.2%}), which is dropped"
+    )
