@@ -8,9 +8,13 @@ Karpathy:  {"images": [{"split", "filename", "cocoid"?, "sentences": [{"raw"}]}]
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import os
+import re
 import zlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
@@ -19,12 +23,17 @@ from cgtgan.errors import InputError, MissingFileError
 ImageId: TypeAlias = int | str
 Captions: TypeAlias = dict[ImageId, list[str]]
 
+LONGEST_LINE = 1_000_000  # characters: no sentence and no file name is as long
+_ARCHIVES = (b"PK\x03\x04", b"BZh91AY&SY", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
+_PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<!--", b"<?xml")
+_BAD_BYTES = re.compile("[\udc80-\udcff]+")
+
 _KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 # Where annotations and corpora are to be had ...
 WHERE = {
     "coco": f"https://biglmdiag.blob.core.windows.net/oscar/datasets/coco_caption.zip (or dataset_coco.json of {_KARPATHY}, "
-    "or captions_{train,val}2014.json of https://cocodataset.org with dataset.karpathy)",
-    "flickr30k": f"dataset_flickr30k.json of {_KARPATHY}",
+    "or captions_{train,val}2014.json of http://images.cocodataset.org/annotations/annotations_trainval2014.zip with dataset.karpathy)",
+    "flickr30k": f"{_KARPATHY} (its dataset_flickr30k.json, put into the same folder, takes this one's place)",
     "gcc": "https://ai.google.com/research/ConceptualCaptions/download (Train_GCC-training.tsv)",
     "shutterstock": "https://github.com/fengyang0317/unsupervised_captioning/issues/42 (sentences.pkl)",
     "demo": "the preprocess stage, which draws the demo world",
@@ -37,19 +46,28 @@ WHERE_IMAGES = {
 }
 
 
+def printable(path: Path) -> str:
+    """With `/`; bytes of a file's name that are not UTF-8 as \\x.., for ids and messages go into files that are UTF-8."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+
+
 def missing_file(path: Path, field: str, where: str | None = None) -> MissingFileError:
     """The error for a file or folder that is not there: which, where to get it, which config field moves it."""
+    if field.startswith("dataset."):
+        field += " (or dataset.root)"
     for above in (path, *path.parents):
         if above.is_file():
             return MissingFileError(f"{path} cannot be there: {above} is a file and a folder is needed; unpack it, or set {field}")
     if path.is_dir():
         return MissingFileError(f"{path} is a folder and a file is needed: set {field} to the file")
+    if path.is_symlink():
+        return MissingFileError(f"{path} is a link to {path.readlink()}, which does not exist: mend it, or set {field} to where it is")
     get = f"get it from {where}, or " if where else ""
     return MissingFileError(f"{path} does not exist: {get}set {field} to where it is")
 
 
 def open_bytes(path: Path, field: str, where: str | None = None) -> BinaryIO:
-    """Open a plain or gzip file (told by its first bytes, not its name). Web pages, zip archives and UTF-16 are an `InputError`."""
+    """Open a plain or gzip file (told by its first bytes, not its name). Web pages, archives and UTF-16 are an `InputError`."""
     if not path.is_file():
         raise missing_file(path, field, where)
     try:
@@ -62,10 +80,12 @@ def open_bytes(path: Path, field: str, where: str | None = None) -> BinaryIO:
         raise broken(path, error) from error
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     problem = None
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+    if not head:
+        problem = "is empty: download or make it again"
+    elif start.startswith(_PAGES):
         problem = "holds a web page, not the data: the download was answered with a page"
-    elif head.startswith(b"PK\x03\x04"):
-        problem = "is a zip archive: unpack it and name the file inside"
+    elif head.startswith(_ARCHIVES):
+        problem = "is an archive: unpack it and name the file inside"
     elif head.startswith((b"\xff\xfe", b"\xfe\xff")):
         problem = "is UTF-16 text: save it as UTF-8"
     elif path.name.endswith(".gz") and not zipped:
@@ -77,7 +97,9 @@ def open_bytes(path: Path, field: str, where: str | None = None) -> BinaryIO:
 
 
 def broken(path: Path, error: Exception) -> InputError:
-    """The error for a file that stops before its end."""
+    """The error for a file that stops before its end, or that the system does not let us read."""
+    if isinstance(error, OSError) and error.errno:
+        return InputError(f"{path} cannot be read ({error.strerror}): mend its permissions, or the disk it is on")
     problem = str(error) or type(error).__name__
     return InputError(f"{path} cannot be read to its end ({problem}): it is damaged or cut off, download it again")
 
@@ -94,6 +116,29 @@ def read_json(path: Path, field: str, where: str | None = None) -> Any:
             raise InputError(f"{path} ({field}) is not UTF-8 text at byte {error.start}: {error.reason}") from error
         except RecursionError as error:
             raise InputError(f"{path} ({field}) is JSON nested too deeply to be a caption file") from error
+        except ValueError as error:  # Python's own limit on the digits of a number
+            raise InputError(f"{path} ({field}) has a number of thousands of digits: it is damaged, download it again") from error
+        except (OSError, EOFError, zlib.error) as error:
+            raise broken(path, error) from error
+
+
+def text_lines(path: Path, field: str, notes: Counter[str] | None = None) -> Iterator[str]:
+    """Lines of a UTF-8 text file, plain or gzip, without their ends: LF, CR LF or CR, whatever else Python takes for one.
+
+    notes: counts `bad_bytes`, lines with bytes that are not UTF-8, which become U+FFFD.
+    Raises `MissingFileError` or `InputError` where the reading begins, `InputError` where it reaches what is no text.
+    """
+    with io.TextIOWrapper(open_bytes(path, field), "utf-8-sig", "surrogateescape") as stream:
+        try:
+            for n, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), ""), 1):
+                if len(line) == LONGEST_LINE or (n <= 100 and "\0" in line):
+                    wrong = "has zero bytes" if "\0" in line else f"has {LONGEST_LINE:,} characters or more"
+                    raise InputError(f"{path} ({field}) is no text: line {n} {wrong}; one sentence or name a line, in UTF-8, is needed")
+                if not line.isascii() and _BAD_BYTES.search(line):
+                    line = _BAD_BYTES.sub("\ufffd", line)
+                    if notes is not None:
+                        notes["bad_bytes"] += 1
+                yield line.removesuffix("\n")
         except (OSError, EOFError, zlib.error) as error:
             raise broken(path, error) from error
 
@@ -159,11 +204,17 @@ def images_in_file(content: Any, path: Path, split: str) -> dict[ImageId, str | 
 
 
 def unify_ids(ids: Iterable[ImageId]) -> dict[ImageId, ImageId]:
-    """Map every id to itself, or to its integer if all of them are integers or strings of ASCII digits."""
+    """Map every id to itself, or to its integer if all of them are integers or digits."""
     distinct = set(ids)
-    if all(isinstance(i, int) or (i.isascii() and i.isdigit()) for i in distinct):
-        return {i: int(i) for i in distinct}
-    return {i: i for i in distinct}
+    numbers = {i: as_number(i) for i in distinct}
+    return numbers if all(isinstance(i, int) for i in numbers.values()) else {i: i for i in distinct}
+
+
+def as_number(image_id: ImageId) -> ImageId:
+    """A name of ASCII digits as its integer, anything else as it is; more than 18 digits are a hash, which is a name."""
+    if isinstance(image_id, str) and len(image_id) <= 18 and image_id.isascii() and image_id.isdigit():
+        return int(image_id)
+    return image_id
 
 
 def id_order(image_id: ImageId) -> tuple[bool, ImageId]:
@@ -178,13 +229,15 @@ def _checked_id(value: Any, where: str) -> ImageId:
 
 
 def _karpathy_images(content: dict[str, Any], path: Path, split: str) -> list[tuple[str, dict[str, Any]]]:
-    wanted = ("train", "restval") if split == "train" else (split,)
-    images = []
+    images, found_in = [], {}
     for n, image in enumerate(content["images"]):
         where = f"{path}, entry images[{n}]"
-        if not isinstance(image, dict) or not isinstance(image.get("filename"), str) or "split" not in image:
+        if not isinstance(image, dict) or not all(isinstance(image.get(key), str) for key in ("filename", "split")):
             raise InputError(f"{where}: 'filename', 'split' and 'sentences' are needed, as in Karpathy's dataset_*.json")
-        if image["split"] in wanted:
+        part = "train" if image["split"] == "restval" else image["split"]
+        if part != (other := found_in.setdefault(image["filename"], part)):
+            raise InputError(f"{where}: {image['filename']} is in {part} and in {other}: take it out of one")
+        if part == split:
             images.append((where, image))
     return images
 

@@ -3,20 +3,23 @@
 The rules are those of the published program (Yu et al., ACM MM 2023), per corpus. `released=True` is that program to the letter.
 The sound rules, our default, differ where the letter harms training:
 
-- white space is made single blanks first, so a sentence is one line and `Two dogs run . ` becomes `Two dogs run.`;
+- white space and control characters are made single blanks first, so a sentence is one line and `Two dogs run . ` becomes
+  `Two dogs run.`; zero-width characters and marks of writing direction go, but for the two joiners that some scripts need;
 - after the rule's one dropped character, full stops and blanks left at the end go too: `Ellipsis...` becomes `Ellipsis.`. The
   generator stops at GPT-2's token `.` alone; ` .`, `..` and `...` are other tokens, that it could not stop at and that the
   discriminator would know at sight. Other marks stay, for the rule drops one character: `Wow!!` becomes `Wow!.`;
 - text without a letter or a digit is dropped (`.`, `?!`): it would teach the empty caption;
-- the first character gets its title case (`ß` -> `Ss`, theirs `SS`), lone surrogates become `?` (no file could hold them);
+- the first character gets its title case (`ß` -> `Ss`, theirs `SS`);
 - gcc draws from one generator for the corpus; theirs is reseeded for every caption and loses every caption of 16-19 words.
+
+Lone surrogates, which JSON can bring in and no file can hold, become `?` in both.
 """
 
 from __future__ import annotations
 
 import re
 import string
-import zlib
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,8 +28,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from cgtgan.config import CorpusConfig
-from cgtgan.data.annotations import WHERE, broken, captions_in_file, missing_file, open_bytes, read_json
+from cgtgan.config import CorpusConfig, DatasetConfig
+from cgtgan.data.annotations import WHERE, captions_in_file, missing_file, read_json, text_lines
 from cgtgan.data.released import load_plain_pickle
 from cgtgan.errors import InputError
 
@@ -40,6 +43,7 @@ TOO_SHORT, TOO_LONG, SAMPLED_OUT = "too_short", "too_long", "sampled_out"
 Cleaned: TypeAlias = tuple[str, str | None]  # text without its final '.' and None, or '' and why it is dropped
 
 _PART_ENDS = re.compile(" [:;.-] ")
+_JOINERS = "\u200c\u200d"
 _USUAL_PLACES = {
     "demo": ("corpus/corpus.txt",),
     "demo_external": ("corpus/external.txt",),
@@ -100,7 +104,7 @@ def clean_corpus(rule: str, captions: Iterable[Any], *, released: bool = False, 
         if reason is None and (rule == "none" or not released):
             text, reason = _soundly_ended(text, capital=rule != "none")
         elif reason is None:
-            text = text[:1].upper() + text[1:]
+            text = (text[:1].upper() + text[1:]).encode("utf-8", "replace").decode("utf-8")
         if reason is None:
             sentences.append(text + ".")
         else:
@@ -123,11 +127,11 @@ def _cleaner(rule: str, released: bool, seed: int) -> Callable[[Any], Cleaned]:
     generator = np.random.RandomState(seed)
     if rule == "gcc":
         if not released:
-            return lambda raw: _gcc(raw, generator.rand)
+            return lambda raw: _gcc(_one_line(raw), generator.rand)
         first = generator.rand()  # theirs reseeds before every draw, so it always sees the first one (0.5488 for seed 0)
         return lambda raw: _gcc(raw, lambda: first)
     if rule == "shutterstock":
-        return lambda raw: _shutterstock(raw, generator.rand)
+        return lambda raw: _shutterstock(raw if released else _one_line(" ".join(raw)).split(), generator.rand)
     if rule == "none":
         return lambda raw: (_one_line(raw).rstrip(" .!?"), None) if raw.strip() else ("", EMPTY)
     return lambda raw: _captions(raw if released else _one_line(raw))
@@ -138,14 +142,21 @@ def _is_token_list(raw: Any) -> bool:
 
 
 def _one_line(text: str) -> str:
-    """Single blanks for all white space, none at the ends; '?' for lone surrogates, which JSON can bring in."""
-    text = " ".join(text.split())
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+    """Single blanks for white space and control characters, none at the ends; nothing invisible; '?' for lone surrogates."""
+    if not text.isprintable():
+        text = "".join(map(_visible, text))
+    return " ".join(text.split())
+
+
+def _visible(character: str) -> str:
+    if character in _JOINERS:
+        return character
+    return {"Cc": " ", "Cf": "", "Cs": "?"}.get(unicodedata.category(character), character)
 
 
 def _soundly_ended(text: str, *, capital: bool) -> Cleaned:
     """What the module's head says of the sound rules, after the rule itself; cleaning its result again changes nothing."""
-    text = _one_line(text).rstrip(" .")
+    text = text.rstrip(" ." + _JOINERS)
     if not any(map(str.isalnum, text)):
         return "", NO_WORDS
     return (text[:1].title() + text[1:] if capital else text), None
@@ -200,6 +211,21 @@ def _shutterstock(raw: list[str] | tuple[str, ...], draw: Callable[[], float]) -
 # ----------------------------------------------------------------------------------------------------------------- reading
 
 
+def is_beside_its_images(config: CorpusConfig, dataset: DatasetConfig) -> bool:
+    """Whether the corpus is the data set's own training captions (`datasets.training_captions`): coco and flickr30k without `path`.
+
+    Raises `InputError` where the data set is another one, whose captions would be taken for the corpus.
+    """
+    if config.path is not None or config.kind not in ("coco", "flickr30k"):
+        return False
+    if config.kind != dataset.kind:
+        raise InputError(
+            f"corpus.path is null and corpus.kind={config.kind} does not lie with dataset.kind={dataset.kind}: say corpus.path=FILE, its "
+            f"train_caption.json or Karpathy's dataset_{config.kind}.json; get it from {WHERE[config.kind]}"
+        )
+    return True
+
+
 def corpus_path(config: CorpusConfig, dataset_root: Path) -> Path:
     """The corpus file: `corpus.path` (from the working directory), or the first usual place of its kind under `dataset_root`."""
     if config.path is not None:
@@ -249,37 +275,22 @@ def read_raw(kind: str, path: Path, notes: Counter[str] | None = None) -> Iterat
             raise InputError(f"{path} (corpus.path) holds a {type(content).__name__}: a list of token lists is needed")
         return iter(content)
     if kind == "gcc":
-        return _gcc_captions(path, _lines(path, notes), notes)
+        return _gcc_captions(path, text_lines(path, "corpus.path", notes), notes)
     if kind in ("text_file", "demo", "demo_external"):
-        return _lines(path, notes)
+        return text_lines(path, "corpus.path", notes)
     raise InputError(f"corpus.kind={kind} is not accepted: one of {', '.join(_USUAL_PLACES)}, text_file")
-
-
-def _lines(path: Path, notes: Counter[str]) -> Iterator[str]:
-    with open_bytes(path, "corpus.path") as stream:
-        try:
-            for n, line in enumerate(stream):
-                if n < 100 and b"\x00" in line:
-                    raise InputError(f"{path} (corpus.path) is no text: line {n + 1} has zero bytes; one sentence a line, UTF-8, is needed")
-                line = line.removeprefix(b"\xef\xbb\xbf") if n == 0 else line
-                try:
-                    text = line.decode("utf-8")
-                except UnicodeDecodeError:
-                    notes["bad_bytes"] += 1
-                    text = line.decode("utf-8", "replace")
-                yield text.rstrip("\r\n")
-        except (OSError, EOFError, zlib.error) as error:
-            raise broken(path, error) from error
 
 
 def _gcc_captions(path: Path, lines: Iterator[str], notes: Counter[str]) -> Iterator[str]:
     good = 0
     for line in lines:
-        caption, tab, _ = line.partition("\t")
+        caption, tab, _ = line.partition("\thttp")  # a caption may have a tab, and labels may follow the address
+        if not tab:
+            caption, tab, _ = line.partition("\t")
         if not tab:
             notes[NO_TAB] += 1
             continue
-        if good == 0 and caption.startswith(("http://", "https://")):
+        if good <= 1 and caption.startswith(("http://", "https://")):  # the first row may be a header
             raise InputError(f"{path} (corpus.path) has the address first: rows must be caption<TAB>url")
         good += 1
         yield caption

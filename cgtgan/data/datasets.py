@@ -10,6 +10,7 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -19,13 +20,14 @@ from cgtgan.data.annotations import (
     WHERE_IMAGES,
     Captions,
     ImageId,
+    as_number,
     captions_by_image,
     captions_in_file,
     id_order,
     images_in_file,
     missing_file,
+    printable,
     read_json,
-    unify_ids,
 )
 from cgtgan.data.image_folder import IMAGE_SUFFIXES, SPLITS, folder_split, list_file, list_path, name_lines
 from cgtgan.errors import InputError, MissingFileError
@@ -63,7 +65,7 @@ def load_split(config: DatasetConfig, name: str, root: Path) -> Split:
         ids, captions = _listed(config, name, root)
         index = _index(config, name, root)
         ids = sorted(ids, key=id_order)[: config.max_images]
-        paths = {i: index[_key(i)] for i in ids if _key(i) in index}
+        paths = {i: index[as_number(i)] for i in ids if as_number(i) in index}
         absent = [i for i in ids if i not in paths]
         if len(absent) > config.max_bad_images:
             raise _absent_images(config, name, root, absent, len(ids))
@@ -95,16 +97,21 @@ def load_pairs(config: DatasetConfig, root: Path) -> Captions:
 
 def training_caption_files(config: DatasetConfig, root: Path) -> list[Path]:
     """The files that `training_captions` reads."""
-    lists = root / config.karpathy if config.karpathy is not None else None
-    split_lists = lists is not None and lists.is_dir()
-    files = [list_path(lists, "train", "dataset.karpathy")] if lists is not None and split_lists else []
-    return files + [path for path, _ in _caption_files(config, "train", root, split_lists)]
+    lists = _split_lists(config, root)
+    files = [list_path(lists, "train", "dataset.karpathy")] if lists is not None else []
+    return files + [path for path, _ in _caption_files(config, "train", root, lists is not None)]
 
 
-def training_captions(config: DatasetConfig, root: Path) -> list[str]:
-    """Captions of the training images alone, in any layout of coco and flickr30k, in its order: a corpus beside its own images."""
-    _, captions = _listed(config, "train", root, captions_wanted=True)
-    return [text for texts in captions.values() for text in texts]
+def training_captions(config: DatasetConfig, root: Path) -> list[Any]:
+    """Raw captions of the training images alone, in any layout of coco and flickr30k, as its files have them: a corpus for any use."""
+    lists = _split_lists(config, root)
+    rows: list[tuple[ImageId, Any]] = []
+    for path, field in _caption_files(config, "train", root, lists is not None):
+        rows += captions_in_file(read_json(path, field, WHERE[config.kind]), path, "train")
+    if lists is not None:
+        listed = {_id_in_name(config.kind, line) for line in list_file(lists, "train", "dataset.karpathy")}
+        rows = [row for row in rows if as_number(row[0]) in listed]
+    return [caption for _, caption in rows]
 
 
 def open_image(path: Path, draft: int = 0) -> Image.Image:
@@ -120,10 +127,10 @@ def open_image(path: Path, draft: int = 0) -> Image.Image:
             image.load()
             return image
     except FileNotFoundError as error:
-        raise MissingFileError(f"the image {path} does not exist") from error
+        raise MissingFileError(f"the image {printable(path)} does not exist") from error
     # What a damaged picture raises depends on its format.
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, LookupError, Image.DecompressionBombError) as error:
-        raise InputError(f"the image {path} cannot be read: {error}") from error
+        raise InputError(f"the image {printable(path)} cannot be read: {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------ coco, flickr30k and demo
@@ -132,14 +139,12 @@ def open_image(path: Path, draft: int = 0) -> Image.Image:
 def _listed(config: DatasetConfig, name: str, root: Path, captions_wanted: bool = False) -> tuple[list[ImageId], Captions]:
     """Ids of a split and, of val and test or where wanted, their captions."""
     captions_wanted = captions_wanted or name != "train"
-    lists = root / config.karpathy if config.karpathy is not None else None
-    if lists is not None and not lists.exists():
-        raise missing_file(lists, "dataset.karpathy", WHERE.get(config.kind))
-    if lists is not None and lists.is_dir():
-        ids = [_id_in_name(config.kind, line) for line in list_file(lists, name, "dataset.karpathy")]
-        listed = {i: i for i in unify_ids(ids).values()}
+    lists = _split_lists(config, root)
+    if lists is not None:
+        ids = list(dict.fromkeys(_id_in_name(config.kind, line) for line in list_file(lists, name, "dataset.karpathy")))
         captions = _captions(config, name, root, _caption_files(config, name, root, split_lists=True)) if captions_wanted else {}
-        return list(listed), {i: captions[i] for i in listed if i in captions}
+        captions = _under_listed_ids(captions, ids)
+        return ids, {i: captions[i] for i in ids if i in captions}
     if config.kind == "demo" and name == "train" and not captions_wanted:
         list_path = root / (config.train_annotations or "train_images.txt")
         return [_id_in_name("demo", line) for line in name_lines(list_path, "dataset.train_annotations")], {}
@@ -148,11 +153,32 @@ def _listed(config: DatasetConfig, name: str, root: Path, captions_wanted: bool 
     ids = list(images_in_file(content, path, name))
     if not captions_wanted:
         return ids, {}
-    captions = captions_by_image(captions_in_file(content, path, name), path)
+    captions = _under_listed_ids(captions_by_image(captions_in_file(content, path, name), path), ids)
+    if captions and not captions.keys() & set(ids):
+        raise InputError(
+            f"{path} ({field}): no caption belongs to a listed image; its captions have ids as {next(iter(captions))!r}, its images "
+            f"as {next(iter(ids), None)!r}"
+        )
     stray = captions.keys() - set(ids)
     if stray:
         log.warning("%s: captions of %d ids belong to no listed image, %s first", path, len(stray), min(stray, key=id_order))
     return ids, captions
+
+
+def _split_lists(config: DatasetConfig, root: Path) -> Path | None:
+    """The folder of split lists, None where the annotations make the split."""
+    if config.karpathy is None:
+        return None
+    lists = root / config.karpathy
+    if not lists.exists():
+        raise missing_file(lists, "dataset.karpathy", WHERE.get(config.kind))
+    return lists if lists.is_dir() else None
+
+
+def _under_listed_ids(captions: Captions, ids: list[ImageId]) -> Captions:
+    """The same captions under the ids of the list: one of both may have names where the other has numbers."""
+    listed = {as_number(i): i for i in ids}
+    return {listed.get(as_number(i), i): texts for i, texts in captions.items()}
 
 
 def _caption_files(config: DatasetConfig, name: str, root: Path, split_lists: bool) -> list[tuple[Path, str]]:
@@ -209,12 +235,7 @@ def _id_in_name(kind: str, name: str) -> ImageId:
     """COCO, demo: the number ending the name (COCO_val2014_000000000042.jpg -> 42); else the name without folder and ending."""
     stem = name.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
     digits = stem if kind == "flickr30k" else stem.rsplit("_", 1)[-1]
-    return _key(digits) if isinstance(_key(digits), int) else stem
-
-
-def _key(image_id: ImageId) -> ImageId:
-    """How a picture on disk is looked up: all-digit names as integers."""
-    return int(image_id) if isinstance(image_id, str) and image_id.isascii() and image_id.isdigit() else image_id
+    return as_number(digits) if isinstance(as_number(digits), int) else stem
 
 
 def _absent_images(config: DatasetConfig, name: str, root: Path, absent: list[ImageId], total: int) -> MissingFileError:

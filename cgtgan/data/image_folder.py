@@ -12,13 +12,17 @@ from cgtgan.config import DatasetConfig
 from cgtgan.data.annotations import (
     Captions,
     ImageId,
+    as_number,
+    broken,
     captions_by_image,
     captions_in_file,
     id_order,
     images_in_file,
     is_karpathy,
     missing_file,
+    printable,
     read_json,
+    text_lines,
 )
 from cgtgan.errors import InputError, MissingFileError
 
@@ -32,7 +36,7 @@ def folder_split(config: DatasetConfig, name: str, root: Path) -> tuple[dict[Ima
     """Pictures of a split and every caption there is; ids are the references' where a picture has some, else its relative path."""
     base = root / config.images if config.images is not None else (root / "images" if (root / "images").is_dir() else root)
     if not base.is_dir():
-        raise missing_file(base, "dataset.images (or dataset.root)")
+        raise missing_file(base, "dataset.images")
     files = _pictures(base)
     if not files:
         raise InputError(f"{base} holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))}): set dataset.images to a folder that does")
@@ -40,18 +44,20 @@ def folder_split(config: DatasetConfig, name: str, root: Path) -> tuple[dict[Ima
     if config.references is not None:
         path = root / config.references
         content = read_json(path, "dataset.references")
+        names: dict[ImageId, str | None] = {}
         for part in SPLITS if is_karpathy(content) else ("all",):
             captions.update(captions_by_image(captions_in_file(content, path, part), path))
-        known = {} if is_karpathy(content) else {n: i for i, n in images_in_file(content, path, "all").items() if n is not None}
-        files = _with_reference_ids(files, captions, known, path)
+            names |= {as_number(i): file_name for i, file_name in images_in_file(content, path, part).items()}
+        files = _with_reference_ids(files, {i: names.get(as_number(i)) or str(i) for i in captions}, base, path)
         stray = captions.keys() - files.keys()
-        if stray:
-            log.warning("%s: captions of %d ids belong to no picture in %s, %s first", path, len(stray), base, min(stray, key=id_order))
-        if captions and not captions.keys() & files.keys():
+        if captions and len(stray) == len(captions):
             raise InputError(
                 f"{path} (dataset.references) has captions for {len(captions)} images, such as {next(iter(captions))}, and none of the "
                 f"{len(files)} pictures in {base}, such as {next(iter(files))}: its ids, or file_name, must name these pictures"
             )
+        if stray:
+            first = min(stray, key=id_order)
+            log.warning("%s: %d of %d images with captions are not in %s, %s first", path, len(stray), len(captions), base, first)
     if config.karpathy is not None:
         lines = list_file(root / config.karpathy, name, "dataset.karpathy")
         chosen = _picked(files, base, lines, config)
@@ -64,50 +70,90 @@ def folder_split(config: DatasetConfig, name: str, root: Path) -> tuple[dict[Ima
 
 
 def _pictures(base: Path) -> dict[ImageId, Path]:
-    """Relative path without ending -> path; pictures that differ in the ending alone keep it."""
+    """Relative path without ending -> path; pictures that differ in the ending alone keep it. Linked folders are read, each once."""
     paths: list[Path] = []
-    for folder, folders, names in os.walk(base):
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "__")))
+    seen: set[str] = set()
+
+    def unreadable(error: OSError) -> None:
+        raise broken(Path(error.filename), error) from error
+
+    for folder, folders, names in os.walk(base, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else sorted(f for f in folders if not f.startswith((".", "__")))
+        if real in seen:
+            continue
+        seen.add(real)
         paths += [Path(folder, n) for n in sorted(names) if not n.startswith(".") and Path(n).suffix.lower() in IMAGE_SUFFIXES]
     stems: dict[ImageId, list[Path]] = {}
     for path in paths:
-        stems.setdefault(path.relative_to(base).with_suffix("").as_posix(), []).append(path)
+        stems.setdefault(printable(path.relative_to(base).with_suffix("")), []).append(path)
     alone = {stem: found[0] for stem, found in stems.items() if len(found) == 1}
-    return alone | {path.relative_to(base).as_posix(): path for found in stems.values() if len(found) > 1 for path in found}
+    return alone | {printable(path.relative_to(base)): path for found in stems.values() if len(found) > 1 for path in found}
 
 
-def _with_reference_ids(files: dict[ImageId, Path], captions: Captions, known: dict[str, ImageId], path: Path) -> dict[ImageId, Path]:
-    """The same pictures under the ids of the references: by file name, relative path, or the number that ends the name."""
-    by_name = {n: i for full, i in known.items() for n in (full, full.replace("\\", "/").rsplit("/", 1)[-1])}
+def _with_reference_ids(files: dict[ImageId, Path], references: dict[ImageId, str], base: Path, path: Path) -> dict[ImageId, Path]:
+    """The same pictures under the ids of the references, which come with the name that each gives its picture (or its id).
+
+    A picture is found by its path below `base`, else by the last part of it, else by the number that ends it; the ending may be left out.
+    """
+    fitting: dict[ImageId, ImageId] = {}
+    names = {
+        own: [_ways(printable(f.relative_to(base))), _ways(printable(f.relative_to(base).with_suffix("")))] for own, f in files.items()
+    }
+    for way in range(3):
+        free: dict[str | None, list[ImageId]] = {}
+        for image_id in references.keys() - set(fitting.values()):
+            free.setdefault(_ways(references[image_id])[way], []).append(image_id)
+        free.pop(None, None)
+        for own in files.keys() - fitting.keys():
+            found = {image_id for ways in names[own] for image_id in free.get(ways[way], [])}
+            if len(found) == 1:
+                fitting[own] = found.pop()
     renamed: dict[ImageId, Path] = {}
     for own, file in files.items():
-        number = re.search(r"[0-9]+$", file.stem)
-        names = [by_name.get(f"{own}{file.suffix}"), by_name.get(file.name), own, file.stem, int(number[0]) if number else None]
-        image_id = next((i for i in names if i is not None and i in captions), own)
+        image_id = fitting.get(own, own)
         if image_id in renamed:
             raise InputError(f"{path} (dataset.references): image {image_id} fits both {renamed[image_id]} and {file}")
         renamed[image_id] = file
     return renamed
 
 
+def _ways(name: str) -> tuple[str, str, str | None]:
+    """A picture's path, its last part, and the number that ends this."""
+    name = name.replace("\\", "/")
+    last = name.rsplit("/", 1)[-1]
+    stem, dot, ending = last.rpartition(".")
+    number = re.search(r"[0-9]+$", stem if dot + ending.lower() in IMAGE_SUFFIXES else last)
+    return name, last, number and (number[0].lstrip("0") or "0")
+
+
 def _picked(files: dict[ImageId, Path], base: Path, lines: list[str], config: DatasetConfig) -> dict[ImageId, Path]:
-    by_name: dict[str, ImageId] = {}
+    exact: dict[str, ImageId] = {}
+    loose: dict[str, set[ImageId]] = {}
     for image_id, file in files.items():
         relative = file.relative_to(base)
-        for key in (relative.as_posix(), relative.with_suffix("").as_posix(), file.name, str(image_id)):
-            by_name.setdefault(key, image_id)
-    absent = [line for line in lines if line not in by_name]
+        exact |= {printable(relative): image_id, str(image_id): image_id}
+        for key in (printable(relative.with_suffix("")), file.name):
+            loose.setdefault(key, set()).add(image_id)
+    found: dict[str, ImageId] = {}
+    for line in lines:
+        fitting = {exact[line]} if line in exact else loose.get(line, set())
+        if len(fitting) > 1:
+            one, two = sorted(str(files[i]) for i in fitting)[:2]
+            raise InputError(f"{line}, listed by dataset.karpathy={config.karpathy}, may be {one} or {two}: list its path below {base}")
+        found.update((line, i) for i in fitting)
+    absent = [line for line in lines if line not in found]
     if len(absent) > config.max_bad_images:
         raise MissingFileError(
             f"{len(absent)} of {len(lines)} images listed by dataset.karpathy={config.karpathy} are not in {base}, first "
             f"{', '.join(absent[:3])}: set dataset.images to where they are, or allow some with dataset.max_bad_images"
         )
-    return {by_name[line]: files[by_name[line]] for line in lines if line in by_name}
+    return {i: files[i] for i in found.values()}
 
 
 def _drawn_split(image_id: ImageId, config: DatasetConfig) -> str:
     """A picture's split hangs on its own id alone, so further pictures move none."""
-    share = int.from_bytes(hashlib.blake2b(str(image_id).encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") / 2**64
+    share = int.from_bytes(hashlib.blake2b(str(image_id).encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") / 2**64
     if share < config.test_fraction:
         return "test"
     return "val" if share < config.test_fraction + config.val_fraction else "train"
@@ -139,6 +185,4 @@ def _lists(folder: Path, name: str) -> list[Path]:
 
 def name_lines(path: Path, field: str) -> list[str]:
     """Lines of a list of image names, stripped, empty ones left out."""
-    if not path.is_file():
-        raise missing_file(path, field)
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()]
+    return [line.strip() for line in text_lines(path, field) if line.strip()]

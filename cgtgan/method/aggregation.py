@@ -115,7 +115,8 @@ def aggregate_part(
     total = torch.zeros(len(temperatures), len(queries), 1, dtype=torch.float64, device=target)
     weighted = torch.zeros(len(temperatures), *queries.shape, dtype=torch.float64, device=target)
     centre = _centre(text_embeddings, target, chunk_bytes, first_text)
-    room = torch.empty(len(queries), _tile(text_embeddings, chunk_bytes), device=target)  # fresh memory costs more than some of the work
+    # in fresh memory for every tile some of this would take longer than the work itself
+    room, sums = torch.empty(len(queries), _tile(text_embeddings, chunk_bytes), device=target), torch.empty_like(queries)
     for values, keys in _tiles(text_embeddings, centre, chunk_bytes, first_text):
         scores = torch.mm(queries, keys.T, out=room[:, : len(keys)])
         in_tile = scores.amax(dim=1, keepdim=True)
@@ -132,7 +133,7 @@ def aggregate_part(
             weights = (scores if ratio == 1 and in_place else torch.mul(scores, ratio, out=scores if in_place else None)).exp_()
             # Sums of very many terms lose digits in float32: the partial sums of the tiles are added up in float64.
             total[i] += weights.sum(dim=1, keepdim=True)
-            weighted[i] += weights @ values
+            weighted[i] += torch.mm(weights, values, out=sums)
     return PartialAggregate(tuple(temperatures), highest.double() / sharpest + exact_queries @ centre.T, total, weighted)
 
 

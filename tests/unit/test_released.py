@@ -88,7 +88,7 @@ def test_float32_embeddings_are_kept_as_float16(tmp_path: Path) -> None:
         ([], "none of the authors' layouts"),
         ({"a": 1}, "none of the authors' layouts"),
         (b"no pickle at all", "is no whole pickle"),
-        (b"", "is no whole pickle"),
+        (b"", "is empty"),
         (pickle.dumps({"clip_embedding": vectors(2), "captions": entries([0], ["A."])})[:-40], "is no whole pickle"),
         (b"<!DOCTYPE html><html>", "holds a web page"),
     ],
