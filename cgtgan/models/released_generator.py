@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 from cgtgan.config import GeneratorConfig
 from cgtgan.errors import InputError
@@ -33,7 +34,7 @@ def load_released_generator(state: Mapping[str, Tensor], config: GeneratorConfig
         raise InputError(f"{name} is no generator of the authors': {error} is missing; its keys are gpt.* and clip_project.*") from None
     layers = 1 + max((int(found[1]) for key in state if (found := re.match(r"gpt\.transformer\.h\.(\d+)\.", key))), default=-1)
     config = replace(config, layers=layers, width=width, **mapper)
-    heads = config.heads if config.language_model == "scratch" or width % HEAD_WIDTH else width // HEAD_WIDTH
+    heads = _heads(config, width)
     config = replace(config, heads=heads)
     tokenizer = make_tokenizer(config, [])
     if len(tokenizer) > len(words):
@@ -59,6 +60,16 @@ def load_released_generator(state: Mapping[str, Tensor], config: GeneratorConfig
     if "gpt.lm_head.weight" in state and not torch.equal(state["gpt.lm_head.weight"], words):
         raise InputError(f"{name}: gpt.lm_head.weight differs from the word embedding; in a GPT-2 they are one")
     return GeneratorBundle(model.float(), tokenizer, config, _clip_dim(state))
+
+
+def _heads(config: GeneratorConfig, width: int) -> int:
+    """As the config says, where it describes this very model (`scratch`, or a folder with a config.json of that width)."""
+    folder = Path(config.language_model).expanduser()
+    if (folder / "config.json").is_file():
+        described = AutoConfig.from_pretrained(folder)
+        if described.hidden_size == width:
+            return described.num_attention_heads
+    return config.heads if config.language_model == "scratch" or width % HEAD_WIDTH else width // HEAD_WIDTH
 
 
 def _clip_dim(state: Mapping[str, Tensor]) -> int:

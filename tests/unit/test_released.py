@@ -213,7 +213,7 @@ SMALL: dict[str, Any] = {"language_model": "scratch", "tokenizer": "corpus", "vo
 
 
 @pytest.mark.parametrize("mapper", ["mlp", "transformer"])
-def test_every_size_is_read_off_the_weights(mapper: str) -> None:
+def test_every_size_is_read_off_the_weights(mapper: str, tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"layers": 3, "width": 16, "prefix_length": 5, "clip_length": 3, "mapper_layers": 2, "max_length": 7}
     config = GeneratorConfig(**SMALL, **sizes, mapper=mapper)
     ours = make_generator(config, make_tokenizer(config, []), 6, seed=0)
@@ -224,6 +224,11 @@ def test_every_size_is_read_off_the_weights(mapper: str) -> None:
     embedding = vectors(4).float()
     for a, b in zip(found.model.eval().greedy(embedding), ours.model.eval().greedy(embedding), strict=True):
         assert torch.equal(a, b)
+
+    # a folder of the language model, as from_pretrained reads it, says the heads itself
+    ours.model.gpt.save_pretrained(tmp_path)
+    named = GeneratorConfig(**SMALL | {"language_model": str(tmp_path), "heads": 12}, max_length=7)
+    assert load_released_generator(state, named, "checkpoint=model.pt").config.heads == 2
 
     del state["gpt.lm_head.weight"]  # not all versions of transformers store what is tied
     load_released_generator(state, GeneratorConfig(**SMALL, max_length=7), "checkpoint=model.pt")
