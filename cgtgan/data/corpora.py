@@ -47,13 +47,6 @@ _JOINERS = "\u200c\u200d"
 _USUAL_PLACES = {
     "demo": ("corpus/corpus.txt",),
     "demo_external": ("corpus/external.txt",),
-    "coco": ("annotations/train_caption.json", "train_caption.json", "annotations/dataset_coco.json", "dataset_coco.json"),
-    "flickr30k": (
-        "annotations/train_caption.json",
-        "train_caption.json",
-        "annotations/dataset_flickr30k.json",
-        "dataset_flickr30k.json",
-    ),
     "gcc": ("Train_GCC-training.tsv", "corpus/Train_GCC-training.tsv"),
     "shutterstock": ("sentences.pkl", "corpus/sentences.pkl"),
 }
@@ -133,7 +126,7 @@ def _cleaner(rule: str, released: bool, seed: int) -> Callable[[Any], Cleaned]:
     if rule == "shutterstock":
         return lambda raw: _shutterstock(raw if released else _one_line(" ".join(raw)).split(), generator.rand)
     if rule == "none":
-        return lambda raw: (_one_line(raw).rstrip(" .!?"), None) if raw.strip() else ("", EMPTY)
+        return lambda raw: (_one_line(raw).rstrip(" .!?" + _JOINERS), None) if raw.strip() else ("", EMPTY)
     return lambda raw: _captions(raw if released else _one_line(raw))
 
 
@@ -227,7 +220,10 @@ def is_beside_its_images(config: CorpusConfig, dataset: DatasetConfig) -> bool:
 
 
 def corpus_path(config: CorpusConfig, dataset_root: Path) -> Path:
-    """The corpus file: `corpus.path` (from the working directory), or the first usual place of its kind under `dataset_root`."""
+    """The corpus file: `corpus.path` (from the working directory), or the first usual place of its kind under `dataset_root`.
+
+    Not for what `is_beside_its_images`: `datasets.training_caption_files` knows the places of that.
+    """
     if config.path is not None:
         return Path(config.path).expanduser()
     if config.kind not in _USUAL_PLACES:
@@ -278,7 +274,7 @@ def read_raw(kind: str, path: Path, notes: Counter[str] | None = None) -> Iterat
         return _gcc_captions(path, text_lines(path, "corpus.path", notes), notes)
     if kind in ("text_file", "demo", "demo_external"):
         return text_lines(path, "corpus.path", notes)
-    raise InputError(f"corpus.kind={kind} is not accepted: one of {', '.join(_USUAL_PLACES)}, text_file")
+    raise InputError(f"corpus.kind={kind} is not accepted: one of coco, flickr30k, gcc, shutterstock, text_file, demo, demo_external")
 
 
 def _gcc_captions(path: Path, lines: Iterator[str], notes: Counter[str]) -> Iterator[str]:

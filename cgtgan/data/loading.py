@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from cgtgan.data.annotations import printable
 from cgtgan.data.datasets import open_image
 from cgtgan.errors import InputError, MissingFileError, UserError
 
@@ -44,7 +45,7 @@ def load_pixels(path: Path, transform: Callable[[Image.Image], Tensor], draft: i
     try:
         return transform(image)
     except (ValueError, OSError) as e:
-        raise InputError(f"the image {path} ({image.mode}, {image.size[0]} x {image.size[1]}) cannot be resized: {e}") from None
+        raise InputError(f"the image {printable(path)} ({image.mode}, {image.size[0]} x {image.size[1]}) cannot be resized: {e}") from None
 
 
 def auto_workers(device: torch.device, rows: int, ranks_here: int = 1) -> int:

@@ -25,7 +25,7 @@ from cgtgan.artifacts import (
 )
 from cgtgan.config import Config, as_dict
 from cgtgan.data.annotations import Captions
-from cgtgan.data.corpora import CleanedCorpus, clean_captions, corpus_path, embedded_text, load_corpus
+from cgtgan.data.corpora import CleanedCorpus, clean_captions, corpus_path, embedded_text, is_beside_its_images, load_corpus
 from cgtgan.data.datasets import ImageRecord, load_pairs, training_caption_files, training_captions
 from cgtgan.data.loading import decoded, tokenised
 from cgtgan.errors import InputError, UserError
@@ -80,20 +80,18 @@ def corpus_sentences(ws: Workspace) -> tuple[list[str], dict[str, int], dict[str
     if (given := released_corpus(ws)) is not None:
         return given
     config = ws.cfg.corpus
-    source = corpus_path(config, ws.data_root)
-    # beside images whose split is listed apart, their own captions are those of the training images, wherever they stand
-    listed = config.path is None and ws.cfg.dataset.karpathy is not None and config.kind == ws.cfg.dataset.kind
-    files = training_caption_files(ws.cfg.dataset, ws.data_root) if listed else [source]
+    own = is_beside_its_images(config, ws.cfg.dataset)
+    files = training_caption_files(ws.cfg.dataset, ws.data_root) if own else [corpus_path(config, ws.data_root)]
     if not all(file.is_file() for file in files):
         # raises the sentence that says where to get it
-        training_captions(ws.cfg.dataset, ws.data_root) if listed else load_corpus(config, source)
+        training_captions(ws.cfg.dataset, ws.data_root) if own else load_corpus(config, files[0])
     fingerprints = [file_fingerprint(file) for file in files]
-    producer = as_dict(config) | {"file": fingerprints if listed else fingerprints[0]}
+    producer = as_dict(config) | {"file": fingerprints if len(files) > 1 else fingerprints[0]}
     for name in ("path", "name"):
         del producer[name]
 
     def write(path: Path) -> None:
-        corpus = load_corpus(config, files[-1], training_captions(ws.cfg.dataset, ws.data_root) if listed else None)
+        corpus = load_corpus(config, files[-1], training_captions(ws.cfg.dataset, ws.data_root) if own else None)
         save_sentences(path, corpus.sentences, producer=producer, counts=corpus.counts)
 
     path = ws.store.path("sentences", producer, ".json")
@@ -150,7 +148,9 @@ def image_embeddings(ws: Workspace, name: str) -> Embeddings:
     if (given := released_images(ws, name)) is not None:
         return given
     images = ws.split(name).images
-    listed = fingerprint([[i.image_id, i.path.name] for i in images])
+    # COCO's and Flickr30k's ids name one picture everywhere; in folders of one's own 1.jpg may be any
+    told_by = _size if ws.cfg.dataset.kind == "folder" else lambda _path: None
+    listed = fingerprint([[i.image_id, i.path.name, *filter(None, [told_by(i.path)])] for i in images])
     producer = ws.identity() | {"split": name, "images": listed, "backbone": backbone_producer(ws)}
     producer |= {"jpeg_draft": True} if ws.cfg.dataset.jpeg_draft else {}
     path = ws.store.path("image_embeddings", producer, ".safetensors")
@@ -165,11 +165,12 @@ def image_embeddings(ws: Workspace, name: str) -> Embeddings:
             metas = [read_meta(shards.file(i)) or {} for i in range(shards.count)]
             bad = [b for meta in metas for b in meta["bad"]]
             ids = [images[row].image_id for meta in metas for row in meta["rows"]]
+            report.unlink(missing_ok=True)  # of an earlier try
             if bad:
                 write_json(report, [{"image_id": images[b["row"]].image_id, "why": b["why"]} for b in bad])
                 _check_bad(ws, name, report, len(images), none_left=not ids)
-            vectors = [_vectors(shards, i) for i in (0, *range(shards.count))]
-            write_embeddings(path, iter(vectors[1:]), vectors[0].shape[1], ids, kind="image_embeddings", producer=producer)
+            pieces = (_vectors(shards, i) for i in range(shards.count))
+            write_embeddings(path, pieces, _vectors(shards, 0).shape[1], ids, kind="image_embeddings", producer=producer)
 
         ws.store.make(path, write)
         shards.remove()
@@ -219,6 +220,11 @@ def _encode_images(ws: Workspace, shards: Shards, images: list[ImageRecord], cla
             shards.keep(piece, {"vectors": whole}, {"rows": rows, "bad": bad})
             claimed.popleft()
             vectors, rows, bad = [], [], []
+
+
+def _size(path: Path) -> int | None:
+    state = _state(path)
+    return None if state is None else state[0]
 
 
 def _state(path: Path) -> list[int] | None:

@@ -16,7 +16,7 @@ from cgtgan import __version__
 from cgtgan.artifacts import read_json, write_text
 from cgtgan.config import Config, as_dict
 from cgtgan.data.corpora import CleanedCorpus
-from cgtgan.errors import MissingFileError
+from cgtgan.errors import MissingFileError, UserError
 from cgtgan.evaluation.metrics import load_results
 from cgtgan.evaluation.report import (
     Curve,
@@ -193,7 +193,7 @@ def _facts(ws: Workspace, runs: Sequence[Run], own: Run) -> dict[str, str]:
     try:
         sentences, counts, _ = corpus_sentences(ws)
         corpus = f"{len(sentences):,} sentences; {CleanedCorpus(sentences, counts).summary()}"
-    except MissingFileError:  # a transfer row: the checkpoint was trained elsewhere
+    except UserError:  # a transfer row: the checkpoint was trained elsewhere
         corpus = f"{ws.cfg.corpus.name}, not at hand here"
     facts = {
         "Images": ", ".join(f"{_images(ws, name)} {name}" for name in ("train", "val", "test")),

@@ -94,11 +94,13 @@ def test_real_gcc_captions(shared: Path) -> None:
     assert sound.counts == {"read": 12_000, "kept": 7_929, "sampled_out": 609, "too_long": 537, "too_short": 2_925}
     assert released.counts == {"read": 12_000, "kept": 7_654, "sampled_out": 884, "too_long": 537, "too_short": 2_925}
     check_sound(sound.sentences)
-    assert load_corpus(CorpusConfig(kind="gcc", rule="gcc"), path).sentences == shuffle_sentences(sound.sentences)
+    loaded = load_corpus(CorpusConfig(kind="gcc", rule="gcc"), path)
+    assert loaded.sentences == shuffle_sentences(sound.sentences)
+    assert loaded.summary() == "kept 7,929 of 12,000 captions (dropped: 609 sampled out, 537 too long, 2,925 too short)"
 
 
 def test_real_flickr30k_lines(shared: Path) -> None:
     raw = [line for n in range(1, 6) for line in read_raw("text_file", shared / f"data/flickr30k/val.{n}.en.gz")]
-    sound = clean_corpus("flickr30k", raw)
-    assert sound.counts == {"read": 5_055, "kept": 5_055}
+    sound, released = clean_corpus("flickr30k", raw), clean_corpus("flickr30k", raw, released=True)
+    assert sound.counts == released.counts == {"read": 5_055, "kept": 5_055}
     check_sound(sound.sentences)

@@ -262,7 +262,6 @@ def test_wrong_files_are_named(tmp_path: Path, name: str, content: bytes, kind: 
 
 def test_missing_files_and_usual_places(tmp_path: Path) -> None:
     for kind, source in (
-        ("coco", "cocodataset.org"),
         ("gcc", "ConceptualCaptions"),
         ("shutterstock", "sentence"),
         ("demo", "preprocess"),
@@ -272,8 +271,11 @@ def test_missing_files_and_usual_places(tmp_path: Path) -> None:
             load_corpus(CorpusConfig(kind=kind, rule="coco"), path)
         assert str(path) in str(caught.value)
     assert corpus_path(CorpusConfig(kind="demo_external"), tmp_path) == tmp_path / "corpus/external.txt"
-    (tmp_path / "dataset_coco.json").touch()
-    assert corpus_path(CorpusConfig(kind="coco"), tmp_path) == tmp_path / "dataset_coco.json"
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/sentences.pkl").touch()
+    assert corpus_path(CorpusConfig(kind="shutterstock"), tmp_path) == tmp_path / "corpus/sentences.pkl"
+    with pytest.raises(MissingFileError, match=r"my\.json does not exist: get it from https.*, or set corpus\.path to where it is"):
+        load_corpus(CorpusConfig(kind="coco", rule="coco"), tmp_path / "my.json")
     assert corpus_path(CorpusConfig(kind="gcc", path="other.tsv"), tmp_path) == Path("other.tsv")
     with pytest.raises(InputError, match=r"corpus\.path is null"):
         corpus_path(CorpusConfig(kind="text_file"), tmp_path)

@@ -1,8 +1,11 @@
 """Datasets: small genuine layouts of each kind, and the odd ones people have."""
 
+import errno
 import json
 import logging
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,20 @@ def check_coco(config: DatasetConfig, root: Path) -> None:
 
 def test_coco_of_the_authors(coco: Path) -> None:
     check_coco(COCO, coco)
+    place = coco / "annotations/train_caption.json"
+    pairs = json.loads(place.read_text())
+    dump(place, [pair | {"image_id": int(pair["image_id"])} for pair in pairs])
+    dump(coco / "annotations/val_caption_coco_format.json", coco_format({str(n): [f"v{n}", "x"] for n in VAL}))
+    check_coco(COCO, coco)
+    place.rename(coco / "mine.json")
+    check_coco(DatasetConfig(kind="coco", train_annotations="mine.json"), coco)
+
+
+def test_a_corpus_keeps_the_order_of_its_file_and_what_is_no_caption(coco: Path) -> None:
+    """The published shuffle starts from the file's order; the cleaning counts wrong captions, where references would be refused."""
+    rows = [(9, "c"), (3, None), (5, "a"), (9, "b"), (3, 7)]
+    dump(coco / "annotations/train_caption.json", [{"image_id": i, "caption": c} for i, c in rows])
+    assert training_captions(COCO, coco) == ["c", None, "a", "b", 7]
 
 
 def test_coco_by_karpathys_file(coco: Path) -> None:
@@ -124,6 +141,18 @@ def test_the_real_split_lists_and_captions(shared: Path, tmp_path: Path) -> None
         load_split(config, "train", tmp_path)
 
 
+def test_the_real_split_lists_leave_no_validation_caption_in_the_corpus(shared: Path, tmp_path: Path) -> None:
+    source = shared / "data/coco"
+    dump(tmp_path / "annotations/captions_train2014.json", coco_format({57870: ["a train caption"]}))
+    (tmp_path / "annotations/captions_val2014.json").symlink_to(source / "captions_val2014_notest.json.gz")
+    config = DatasetConfig(kind="coco", karpathy=str(source / "karpathy"))
+    captions = training_captions(config, tmp_path)
+    assert captions[0] == "a train caption"
+    assert len(captions) == 1 + 176_744 - 24_885  # less those of the validation images, see above
+    files = [path.name for path in training_caption_files(config, tmp_path)]
+    assert files == ["coco_train.txt", "captions_train2014.json", "captions_val2014.json"]
+
+
 def test_absent_images(coco: Path, caplog: pytest.LogCaptureFixture) -> None:
     (coco / "val2014" / coco_name("val2014", 42)).unlink()
     with pytest.raises(MissingFileError, match=r"1 of 2 val images.*first 42.*cocodataset.*dataset\.images.*dataset\.max_bad_images"):
@@ -150,6 +179,17 @@ def test_images_without_captions_and_captions_without_images(coco: Path, caplog:
     assert "1 of 2 images have no caption and are left out, 7 first" in caplog.text
 
 
+def test_captions_of_other_images_are_refused(coco: Path) -> None:
+    dump(
+        coco / "annotations/val_caption_coco_format.json",
+        {**coco_format({42: [], 7: []}), **{"annotations": [{"image_id": 99, "caption": "x"}]}},
+    )
+    with pytest.raises(
+        InputError, match=r"val_caption_coco_format\.json \(dataset\.val_annotations\): no caption.*ids as 99, its images as 42"
+    ):
+        load_split(COCO, "val", coco)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -161,6 +201,13 @@ def test_images_without_captions_and_captions_without_images(coco: Path, caplog:
         ('{"images": [{"id": 7}], "annotations": [{"image_id": 7, "caption": null}]}', "image 7 is None"),
         ('{"images": [{"id": 7}], "annotations": []}', "no caption"),
         ('{"images": [{"split": "val", "sentences": []}]}', r"images\[0\].*'filename'"),
+        ('{"images": [{"split": ["val"], "filename": "a.jpg", "sentences": []}]}', r"images\[0\].*'split'"),
+        ('{"images": [{"split": "val", "filename": "7.jpg", "cocoid": 7.0, "sentences": []}]}', r"images\[0\].*image id 7\.0"),
+        ('{"images": [{"split": "val", "filename": "7.jpg", "cocoid": 7, "sentences": ["a"]}]}', r"images\[0\].*'raw'"),
+        (
+            '{"images": [{"split": "restval", "filename": "7.jpg", "sentences": 0}, {"split": "val", "filename": "7.jpg"}]}',
+            r"images\[1\]: 7\.jpg is in val and in train",
+        ),
     ],
 )
 def test_wrong_annotations(coco: Path, content: str, says: str) -> None:
@@ -191,16 +238,39 @@ def test_flickr30k_by_karpathys_file_and_of_the_authors(tmp_path: Path) -> None:
         assert train.images == [ImageRecord(1000092795, tmp_path / "flickr30k_images/1000092795.jpg")]
         assert test.references == {36979: ["A dog ."]}
         assert load_pairs(config, tmp_path) == {1000092795: ["Two men ."]}
+        assert training_captions(config, tmp_path) == ["Two men ."]
         karpathy.unlink(missing_ok=True)
         dump(tmp_path / "annotations/train_caption.json", [{"image_id": "1000092795", "caption": "Two men ."}])
         dump(tmp_path / "annotations/test_caption_coco_format.json", coco_format({"36979": ["A dog ."]}))
 
 
+def test_flickr30k_by_lists_and_a_karpathy_file_of_ones_own_name(tmp_path: Path) -> None:
+    touch(*(tmp_path / "flickr30k_images" / f"{n}.jpg" for n in (1, 2, 3)))
+    images = [
+        {"filename": f"{n}.jpg", "split": split, "sentences": [{"raw": split}]} for n, split in enumerate(("train", "val", "test"), start=1)
+    ]
+    dump(tmp_path / "mine.json", {"images": images})
+    for n, split in enumerate(("train", "val", "test"), start=1):
+        dump(tmp_path / f"lists/flickr_{split}.txt", 0).write_text(f"{n}.jpg\n")
+    mine = DatasetConfig(kind="flickr30k", karpathy="mine.json")
+    lists = replace(mine, karpathy="lists", train_annotations="mine.json", val_annotations="mine.json", test_annotations="mine.json")
+    for config in (mine, lists):
+        assert training_captions(config, tmp_path) == ["train"]
+        assert load_split(config, "val", tmp_path).references == {2: ["val"]}
+        assert load_split(config, "test", tmp_path).references == {3: ["test"]}
+
+
 def test_ids_stay_names_where_one_is_no_number(tmp_path: Path) -> None:
-    touch(tmp_path / "flickr30k_images/12.jpg", tmp_path / "flickr30k_images/a_b.jpg")
+    hashed = "123456789012345678901234567890"  # more digits than a number has
+    touch(*(tmp_path / "flickr30k_images" / f"{name}.jpg" for name in ("12", "a_b", hashed)))
     dump(tmp_path / "test_caption_coco_format.json", coco_format({"12": ["x"], "a_b": ["y"]}))
-    split = load_split(DatasetConfig(kind="flickr30k"), "test", tmp_path)
-    assert split.references == {"12": ["x"], "a_b": ["y"]}
+    config = DatasetConfig(kind="flickr30k")
+    assert load_split(config, "test", tmp_path).references == {"12": ["x"], "a_b": ["y"]}
+    content = {"images": [{"id": "12"}, {"id": "a_b"}], "annotations": [{"image_id": 12, "caption": "x"}]}
+    dump(tmp_path / "test_caption_coco_format.json", content)
+    assert load_split(config, "test", tmp_path).references == {"12": ["x"]}
+    dump(tmp_path / "test_caption_coco_format.json", coco_format({hashed: ["x"]}))
+    assert load_split(config, "test", tmp_path).references == {hashed: ["x"]}
 
 
 def test_demo_world(tmp_path: Path) -> None:
@@ -283,6 +353,86 @@ def test_lists_that_share_a_picture_are_refused(tmp_path: Path) -> None:
     load_split(DatasetConfig(kind="folder", karpathy="lists"), "test", tmp_path)
 
 
+def test_a_list_must_say_which_of_two_pictures(tmp_path: Path) -> None:
+    touch(tmp_path / "images/a/one.jpg", tmp_path / "images/b/one.jpg", tmp_path / "images/b/two.JPG")
+    for name, line in (("train", "one.jpg"), ("val", "b/one.jpg"), ("test", "two.JPG\ntwo.JPG")):
+        dump(tmp_path / f"lists/{name}.txt", 0).write_text(line)
+    config = DatasetConfig(kind="folder", karpathy="lists")
+    with pytest.raises(
+        InputError, match=r"one\.jpg, listed by dataset\.karpathy=lists, may be .*a/one\.jpg or .*b/one\.jpg: list its path"
+    ):
+        load_split(config, "train", tmp_path)
+    assert [r.image_id for r in load_split(config, "val", tmp_path).images] == ["b/one"]
+    assert [r.image_id for r in load_split(config, "test", tmp_path).images] == ["b/two"]
+    (tmp_path / "lists/val.txt").write_text("<html>no such page")
+    with pytest.raises(InputError, match=r"val\.txt \(dataset\.karpathy\) holds a web page"):
+        load_split(config, "val", tmp_path)
+
+
+WHOLE = DatasetConfig(kind="folder", references="refs.json", val_fraction=0.0, test_fraction=1.0)
+
+
+@pytest.mark.parametrize(
+    ("references", "found"),
+    [
+        (coco_format({1: ["r"], 2: ["s"]}, **{"1": "a/one.jpg", "2": "b/one.jpg"}), {1: "a/one.jpg", 2: "b/one.jpg"}),
+        (coco_format({1: ["r"]}, **{"1": "a/one.jpg"}), {1: "a/one.jpg"}),  # the nearer way wins over the mere name
+        (coco_format({1: ["r"]}, **{"1": "elsewhere/two.png"}), {1: "two.png"}),
+        (coco_format({7: ["r"], 2: ["s"]}, **{"2": "two.png"}), {7: "img_007.jpg", 2: "two.png"}),
+        (coco_format({7: ["r"], 2: ["s"]}, **{"7": "other.jpg", "2": "two.png"}), {2: "two.png"}),  # named otherwise: no number then
+        (coco_format({5: ["r"]}, **{"5": "COCO_train2014_000000000007.jpg"}), {5: "img_007.jpg"}),
+        ([{"image_id": "b/one", "caption": "r"}, {"image_id": "two", "caption": "s"}], {"b/one": "b/one.jpg", "two": "two.png"}),
+        (
+            {"images": [{"filename": "two.png", "cocoid": 3, "split": "val", "sentences": [{"raw": "r"}]}]},
+            {3: "two.png"},
+        ),
+    ],
+)
+def test_references_find_their_pictures(tmp_path: Path, references: Any, found: dict[Any, str]) -> None:
+    touch(*(tmp_path / "images" / name for name in ("a/one.jpg", "b/one.jpg", "two.png", "img_007.jpg")))
+    dump(tmp_path / "refs.json", references)
+    split = load_split(WHOLE, "test", tmp_path)
+    assert {r.image_id: r.path.relative_to(tmp_path / "images").as_posix() for r in split.images} == found
+
+
+def test_references_without_a_picture_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path / "images/1.jpg")
+    dump(tmp_path / "refs.json", coco_format({1: ["r"], 2: ["s"], 3: ["t"]}))
+    with caplog.at_level(logging.WARNING):
+        assert load_split(WHOLE, "test", tmp_path).references == {1: ["r"]}
+    assert "2 of 3 images with captions are not in" in caplog.text
+    assert ", 2 first" in caplog.text
+
+
+def test_odd_things_in_a_folder(tmp_path: Path) -> None:
+    inside = tmp_path / "images"
+    touch(inside / "UPPER.JPEG", inside / "folder.jpg/in.png", tmp_path / "elsewhere/far.gif", inside / "note.jpg.txt")
+    (inside / "linked").symlink_to(tmp_path / "elsewhere")
+    (inside / "loop").symlink_to(inside)
+    (inside / "broken.jpg").symlink_to(tmp_path / "gone.jpg")
+    Path(os.fsdecode(os.fsencode(inside) + b"/caf\xe9.jpg")).touch()
+    split = load_split(DatasetConfig(kind="folder", val_fraction=0.0, test_fraction=0.0), "train", tmp_path)
+    assert [r.image_id for r in split.images] == ["UPPER", "broken", "caf\\xe9", "folder.jpg/in", "linked/far"]
+    for record in split.images:
+        with pytest.raises((InputError, MissingFileError)) as caught:  # an empty file, a broken link
+            open_image(record.path)
+        str(caught.value).encode("utf-8")
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "images/a.jpg", tmp_path / "images/locked/b.jpg")
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"locked cannot be read \(Permission denied\)"):
+        load_split(FOLDER, "train", tmp_path)
+
+
 def test_references_that_fit_no_picture_are_refused(tmp_path: Path) -> None:
     touch(tmp_path / "images/one.jpg", tmp_path / "images/two.jpg")
     dump(tmp_path / "refs.json", coco_format({100: ["r"], 200: ["s"]}))
@@ -295,9 +445,18 @@ def test_folder_errors(tmp_path: Path) -> None:
         load_split(DatasetConfig(kind="folder", images="nope"), "train", tmp_path)
     with pytest.raises(InputError, match="holds no picture"):
         load_split(FOLDER, "train", tmp_path)
+    touch(tmp_path / "pictures.zip")
+    for config in (FOLDER, COCO):
+        with pytest.raises(
+            MissingFileError, match=r"pictures\.zip is a file and a folder is needed; unpack it, or set dataset\..*dataset\.root"
+        ):
+            load_split(config, "train", tmp_path / "pictures.zip")
+    (tmp_path / "refs.json").symlink_to(tmp_path / "gone.json")
     touch(tmp_path / "x.jpg")
     with pytest.raises(InputError, match=r"none of the 1 pictures.*raise its dataset\.\*_fraction"):
         [load_split(FOLDER, name, tmp_path) for name in ("train", "val", "test")]
+    with pytest.raises(MissingFileError, match=r"refs\.json is a link to .*gone\.json, which does not exist.*dataset\.references"):
+        load_split(WHOLE, "train", tmp_path)
 
 
 def test_open_image(tmp_path: Path) -> None:
