@@ -67,7 +67,10 @@ class Shards:
 
     def missing(self) -> list[int]:
         """Pieces that are not there, this rank's own first: every `world`th, then the others'."""
-        there = {entry.name for entry in os.scandir(self.folder)} if self.folder.is_dir() else set()
+        try:
+            there = {entry.name for entry in os.scandir(self.folder)}
+        except FileNotFoundError:  # nothing is made yet, or all is and the folder gone
+            there = set()
         own = range(self.rank.number, self.count, self.rank.world)
         others = (i for i in range(self.count) if i % self.rank.world != self.rank.number)
         return [i for i in (*own, *others) if self.file(i).name not in there]
@@ -131,7 +134,7 @@ class Shards:
                 try:
                     with lock.acquire(timeout=0):
                         self.file(index).unlink(missing_ok=True)
-                except TimeoutError:
+                except (TimeoutError, FileNotFoundError):
                     continue
 
 
