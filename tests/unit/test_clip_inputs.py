@@ -135,7 +135,7 @@ def test_siglip(tmp_path: Path, photographs: list[Image.Image], masked: bool) ->
 
     backbone = load_backbone(ClipBackboneConfig(kind="huggingface", model=str(tmp_path)), CPU)
     assert (backbone.dim, backbone.image_size) == (32, 32)
-    assert backbone.logit_scale == pytest.approx(float(model.logit_scale.exp()))
+    assert backbone.logit_scale == pytest.approx(model.logit_scale.exp().item())
     tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path)
     with torch.no_grad():
         pixels = processor(images=[p.convert("RGB") for p in photographs], return_tensors="pt")
