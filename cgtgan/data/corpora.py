@@ -272,9 +272,18 @@ def read_raw(kind: str, path: Path, notes: Counter[str] | None = None) -> Iterat
         return iter(content)
     if kind == "gcc":
         return _gcc_captions(path, text_lines(path, "corpus.path", notes), notes)
-    if kind in ("text_file", "demo", "demo_external"):
+    if kind == "text_file":
+        return _sentences(path, text_lines(path, "corpus.path", notes))
+    if kind in ("demo", "demo_external"):
         return text_lines(path, "corpus.path", notes)
     raise InputError(f"corpus.kind={kind} is not accepted: one of coco, flickr30k, gcc, shutterstock, text_file, demo, demo_external")
+
+
+def _sentences(path: Path, lines: Iterator[str]) -> Iterator[str]:
+    for n, line in enumerate(lines):
+        if n == 0 and re.match(r"\s*(\[\s*\{|\{\s*\")", line):
+            raise InputError(f"{path} (corpus.path) is JSON, not a sentence a line: use corpus=coco or corpus=flickr30k for caption files")
+        yield line
 
 
 def _gcc_captions(path: Path, lines: Iterator[str], notes: Counter[str]) -> Iterator[str]:

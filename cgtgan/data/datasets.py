@@ -110,7 +110,18 @@ def training_captions(config: DatasetConfig, root: Path) -> list[Any]:
         rows += captions_in_file(read_json(path, field, WHERE[config.kind]), path, "train")
     if lists is not None:
         listed = {_id_in_name(config.kind, line) for line in list_file(lists, "train", "dataset.karpathy")}
-        rows = [row for row in rows if as_number(row[0]) in listed]
+        own = [row for row in rows if as_number(row[0]) in listed]
+        bare = listed - {as_number(image_id) for image_id, _ in own}
+        if not own:
+            raise InputError(
+                f"{lists} (dataset.karpathy) lists train images such as {min(bare, key=id_order, default=None)!r} and the caption files "
+                f"(dataset.train_annotations) have none of them, but such as {rows[0][0] if rows else None!r}: give matching files"
+            )
+        if bare:
+            log.warning(
+                "%s: %d of %d listed train images have no caption, %s first", lists, len(bare), len(listed), min(bare, key=id_order)
+            )
+        rows = own
     return [caption for _, caption in rows]
 
 

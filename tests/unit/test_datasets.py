@@ -179,6 +179,20 @@ def test_images_without_captions_and_captions_without_images(coco: Path, caplog:
     assert "1 of 2 images have no caption and are left out, 7 first" in caplog.text
 
 
+def test_lists_and_captions_that_do_not_belong_together(coco: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.rmtree(coco / "annotations")
+    dump(coco / "lists/train.txt", 0).write_text("".join(coco_name("train2014", n) + "\n" for n in IN_TRAIN))
+    dump(coco / "annotations/captions_val2014.json", coco_format({42: ["v"]}))
+    dump(coco / "annotations/captions_train2014.json", coco_format({9: ["c"]}))
+    config = DatasetConfig(kind="coco", karpathy="lists")
+    with caplog.at_level(logging.WARNING):
+        assert training_captions(config, coco) == ["c"]
+    assert "1 of 2 listed train images have no caption, 3 first" in caplog.text
+    dump(coco / "annotations/captions_train2014.json", coco_format({77: ["c"]}))
+    with pytest.raises(InputError, match=r"lists \(dataset\.karpathy\) lists train images such as 3 and .* none of them, but such as 77"):
+        training_captions(config, coco)
+
+
 def test_captions_of_other_images_are_refused(coco: Path) -> None:
     dump(
         coco / "annotations/val_caption_coco_format.json",
