@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 import platform
 import shutil
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from filelock import FileLock
 
@@ -208,19 +209,65 @@ def load_embeddings(path: Path, **wanted: Any) -> Embeddings:
     return Embeddings(vectors, ids, header)
 
 
+class Sentences(Sequence[str]):
+    """A corpus on disk: UTF-8 text, memory-mapped, and where each sentence ends. Processes of one machine share its pages."""
+
+    def __init__(self, text: torch.Tensor, ends: torch.Tensor):
+        self._text, self._ends = text.numpy(), ends.numpy()
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = operator.index(index)
+        row += len(self) if row < 0 else 0
+        if not 0 <= row < len(self):
+            raise IndexError(f"sentence {index} of {len(self)}")
+        start = int(self._ends[row - 1]) if row else 0
+        return self._text[start : int(self._ends[row])].tobytes().decode("utf-8", "surrogatepass")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
 def save_sentences(path: Path, sentences: Sequence[str], *, producer: Mapping[str, Any], counts: Mapping[str, int]) -> Header:
-    """Clean sentences with their header and the counts of the cleaning, as JSON."""
-    header = Header("sentences", fingerprint(producer), dict(producer), len(sentences), 0, "str")
-    write_json(path, {"header": asdict(header), "counts": dict(counts), "sentences": list(sentences)}, indent=0)
+    """Clean sentences with their header and the counts of the cleaning: `text` uint8 and `ends` int64, as safetensors."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    header = Header("sentences", fingerprint(producer), dict(producer), len(sentences), 0, "utf-8")
+    pieces = [s.encode("utf-8", "surrogatepass") for s in sentences]
+    ends = np.cumsum([len(p) for p in pieces], dtype=np.int64)
+    tensors = {"text": np.frombuffer(b"".join(pieces), dtype=np.uint8), "ends": ends}
+    with atomic_path(path) as beside:
+        save_file(tensors, beside, {"header": canonical_json(asdict(header)), "counts": json.dumps(dict(counts))})
     return header
 
 
-def load_sentences(path: Path) -> tuple[list[str], dict[str, int]]:
+def load_sentences(path: Path) -> tuple[Sentences, dict[str, int]]:
     """(sentences, counts of the cleaning)."""
-    content = read_json(path)
-    header = Header.read(json.dumps(content.get("header")), path)
-    header.expect(path, kind="sentences", rows=len(content["sentences"]))
-    return content["sentences"], content["counts"]
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise MissingFileError(f"{path} is missing: run stage=preprocess (or stage=pipeline) first")
+    try:
+        with safe_open(path, framework="pt") as f:
+            meta, text, ends = f.metadata() or {}, f.get_tensor("text"), f.get_tensor("ends")
+    except (SafetensorError, OSError) as e:
+        raise InputError(f"{path} is not whole ({e}): delete it and it is made again") from None
+    Header.read(meta.get("header", ""), path).expect(path, kind="sentences", rows=len(ends))
+    return Sentences(text, ends), json.loads(meta["counts"])
 
 
 # -------------------------------------------------------------------------------------------------------- made once, shared

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cgtgan.config import BASELINE_ROWS, METRICS, STAGES, Config, leaves
+from cgtgan.config import BASELINE_ROWS, METRICS, RELEASED_SLIPS, STAGES, Config, leaves
 from cgtgan.errors import InputError
 
 Check = tuple[str, Callable[[Any], bool]]
@@ -109,6 +109,11 @@ _CHECKS: dict[str, Check] = {
     "train.validate_every": _AT_LEAST_1,
     "train.checkpoint_every": _AT_LEAST_1,
     "train.log_every": _AT_LEAST_1,
+    "train.accumulation": _AT_LEAST_1,
+    "train.precision": _one_of("auto", "float32", "bf16"),
+    "train.memory_gb": _POSITIVE,
+    "train.checkpoint_minutes": _POSITIVE,
+    "train.max_minutes": _POSITIVE,
     "*.lr": _POSITIVE,
     "*.warmup_steps": _NOT_NEGATIVE,
     "*.final_lr_ratio": _SHARE,
@@ -174,6 +179,13 @@ def _contradictions(cfg: Config) -> Iterator[str]:
         yield f"generator.width={g.width} and generator.mapper_heads={g.mapper_heads} contradict each other: it must be a multiple"
     if t.baseline == "leave_one_out" and t.num_samples < 2:
         yield f"train.baseline=leave_one_out and train.num_samples={t.num_samples} contradict each other: it needs 2 or more"
+    if t.accumulation > t.batch_size:
+        yield f"train.accumulation={t.accumulation} and train.batch_size={t.batch_size} contradict each other: a part needs an image"
+    for slip in t.released:
+        if slip not in RELEASED_SLIPS:
+            yield f"train.released has '{slip}', which is not accepted: one of {', '.join(RELEASED_SLIPS)}"
+    if "l1_target" in t.released and not g.normalize_prefix:
+        yield "train.released=[l1_target] and generator.normalize_prefix=false contradict each other: that slip needs normalised prefixes"
     if t.init_from and not t.use_initialization:
         yield f"train.init_from={t.init_from} and train.use_initialization=false contradict each other: leave one of them out"
     if not t.use_discriminator and (r.max_weight < 1 or r.delay_steps or r.ramp_steps):

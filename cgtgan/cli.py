@@ -20,7 +20,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from cgtgan.checks import accepted_values, validate
 from cgtgan.config import Config
-from cgtgan.errors import InputError, UserError
+from cgtgan.errors import InputError, Stopped, UserError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -299,6 +299,9 @@ def report_failure(error: Exception, argv: Sequence[str]) -> int:
     if not isinstance(error, UserError):
         traceback.print_exception(error)
         return 1
+    if isinstance(error, Stopped):
+        print(error, file=sys.stderr)
+        return error.code
     newcomer = "" if argv else "\n`python run.py experiment=demo` needs no download; `python run.py --help` explains the rest"
     print(f"error: {error}{newcomer}", file=sys.stderr)
     return 2 if isinstance(error, ConfigError) else 1

@@ -13,6 +13,7 @@ from typing import Any
 
 STAGES = ("preprocess", "aggregate", "initialize", "train", "evaluate", "caption", "report", "serve", "pipeline")
 METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
+RELEASED_SLIPS = ("text_order", "accumulation", "l1_target")
 BASELINE_ROWS = ("init", "mean_shift", "projection", "nearest", "supervised", "human")
 
 
@@ -177,6 +178,8 @@ class OptimizerConfig:
     weight_decay: float = 0.05
     eps: float = 1e-8
     grad_clip: float = 1.0
+    released_adamw: bool = False  # the old transformers' AdamW (METHOD, slip 12)
+    released_decay: bool = False  # decay GPT-2's and the mapper's norms too (METHOD, slip 12)
 
 
 @dataclass
@@ -205,9 +208,18 @@ class TrainConfig:
     init_from: str | None = None  # a checkpoint of ours or the authors' model.pt to start from, in the place of `initialize`
     reward_scale: float | None = None  # null: the backbone's own exp(logit_scale)
     kl_weight: float = 0.0  # a leash to the initial generator
-    dropout: bool = False  # generator and discriminator learn with their dropout on, as in the released program
+    dropout: bool = False  # samples are drawn, and the discriminator learns, with dropout on, as in the released program (METHOD, slip 8)
+    released: list[str] = field(default_factory=list)  # text_order, accumulation, l1_target (METHOD, slips 4, 11, 13)
+    accumulation: int = 1  # parts that the images of a step come in, one after the other: less memory, the same step
+    precision: str = "auto"  # float32 | bf16 (autocast) | auto: bf16 on a GPU that has it
+    memory_gb: float | None = None  # for the states of a backward pass; null: 1 GB, or a third of a GPU
+    gradient_checkpointing: bool = False  # language models too large for their states
+    watch_kl: bool = True  # log the distance to the initial generator, which stays in memory for it
+    stop_on_collapse: bool = False
     validate_every: int | None = None  # null: once an epoch
     checkpoint_every: int = 200
+    checkpoint_minutes: float | None = 10.0
+    max_minutes: float | None = None  # stop, with a checkpoint, after so long; the same command goes on
     log_every: int = 10
     generator_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(warmup_steps=150))
     discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -287,7 +299,15 @@ _NOT_SCIENTIFIC_FIELDS = (
     "variant",
     "initialize.checkpoint_every",
     "train.checkpoint_every",
+    "train.checkpoint_minutes",
+    "train.max_minutes",
     "train.log_every",
+    "train.accumulation",
+    "train.precision",  # what it comes to is compared (stages/train.py)
+    "train.memory_gb",
+    "train.gradient_checkpointing",
+    "train.watch_kl",
+    "train.stop_on_collapse",
     "aggregation_t.chunk_mb",
     "clip_backbone.cache",
     "clip_backbone.image_batch_size",

@@ -17,3 +17,11 @@ class MissingFileError(UserError, FileNotFoundError):
 
     def __str__(self) -> str:  # FileNotFoundError would print an errno tuple
         return str(self.args[0]) if self.args else ""
+
+
+class Stopped(UserError):
+    """A job that was asked to stop and did, with its state on disk; `code` is the process's exit code."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code

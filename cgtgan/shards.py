@@ -36,9 +36,10 @@ class Rank:
 
     @classmethod
     def here(cls) -> Rank:
+        # of SLURM only what a step says: a batch script outside `srun` is one process, whatever was allotted to it
         for number, world, local, neighbours in (
             ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-            ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+            ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
         ):
             found = [os.environ.get(name, "") for name in (number, world, local)]
             if all(value.isdigit() for value in found) and int(found[0]) < int(found[1]):

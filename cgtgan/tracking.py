@@ -99,7 +99,8 @@ class Tracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One row: `step` and metrics by `group/name`. A NaN is kept as null."""
-        assert self._file is not None, "start_run comes first"
+        if self._file is None:  # of several processes of one job the first one writes
+            return
         row = {"step": step} | {k: (v if v == v and abs(v) != float("inf") else None) for k, v in metrics.items()}
         with self._file.open("a", encoding="utf-8") as f:
             f.write(json.dumps(row) + "\n")

@@ -21,7 +21,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -56,7 +56,7 @@ _USUAL_PLACES = {
 class CleanedCorpus:
     """`sentences`: clean, each ending in '.'. `counts`: read = kept + every reason to drop; `bad_bytes` were replaced and kept."""
 
-    sentences: list[str]
+    sentences: Sequence[str]
     counts: dict[str, int]
 
     def summary(self) -> str:
@@ -77,7 +77,7 @@ def clean_captions(rule: str, captions: Iterable[Any], *, released: bool = False
     released: the published program to the letter; what crashed it is dropped. seed: of numpy's generator, theirs is 0.
     Raises `InputError` for an unknown rule; never for a caption.
     """
-    return clean_corpus(rule, captions, released=released, seed=seed).sentences
+    return list(clean_corpus(rule, captions, released=released, seed=seed).sentences)
 
 
 def clean_corpus(rule: str, captions: Iterable[Any], *, released: bool = False, seed: int = 0) -> CleanedCorpus:
@@ -110,9 +110,9 @@ def embedded_text(sentence: str) -> str:
     return sentence.removesuffix(".")
 
 
-def shuffle_sentences(sentences: list[str], seed: int = 1024) -> list[str]:
+def shuffle_sentences(sentences: Sequence[str], seed: int = 1024) -> list[str]:
     """A new list in the published order: numpy's legacy generator, `np.random.seed(seed); np.random.shuffle(sentences)`."""
-    return [sentences[i] for i in np.random.RandomState(seed).permutation(len(sentences))]
+    return [sentences[int(i)] for i in np.random.RandomState(seed).permutation(len(sentences))]
 
 
 def _cleaner(rule: str, released: bool, seed: int) -> Callable[[Any], Cleaned]:

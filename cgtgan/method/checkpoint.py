@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,47 +22,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cgtgan.artifacts import atomic_path, sweep_leftovers
-from cgtgan.config import OptimizerConfig
 from cgtgan.errors import InputError, MissingFileError
-from cgtgan.method.reinforce import learning_rate_factor
+from cgtgan.method.optimizer import Optimizer
 
 
-class Optimizer:
-    """AdamW with its learning-rate schedule and gradient clipping; weight decay on matrices only, never on biases and norms."""
+@dataclass(frozen=True)
+class State:
+    """A copy of everything a step hangs on, in the memory of the host."""
 
-    def __init__(self, module: nn.Module, config: OptimizerConfig, total_steps: int):
-        self.config, self.total_steps = config, total_steps
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        matrices, vectors = [p for p in self.parameters if p.dim() >= 2], [p for p in self.parameters if p.dim() < 2]
-        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self.adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, eps=config.eps)
-
-    def step(self, loss: Tensor, step: int) -> float:
-        """One update at optimiser step `step`, counted from 1; returns the gradient norm before clipping.
-
-        A loss or gradient that is not finite raises `InputError` before any weight is touched."""
-        self.adamw.zero_grad(set_to_none=True)
-        loss.backward()
-        limit = self.config.grad_clip or float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
-        if not np.isfinite(loss.item()):
-            raise InputError(
-                f"the loss at step {step} is {loss.item()} (learning rate {self.config.lr:g}): training diverged, lower the rate"
-            )
-        if not np.isfinite(norm):
-            raise InputError(
-                f"the gradient norm at step {step} is {norm} (learning rate {self.config.lr:g}): training diverged, lower the rate"
-            )
-        c = self.config
-        factor = learning_rate_factor(step, warmup_steps=c.warmup_steps, total_steps=self.total_steps, final_ratio=c.final_lr_ratio)
-        for group in self.adamw.param_groups:
-            group["lr"] = c.lr * factor
-        self.adamw.step()
-        return norm
+    tensors: dict[str, Tensor]
+    rng: str
 
 
-def save_state(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], meta: Mapping[str, Any]) -> None:
-    """Write everything a step hangs on into one file (not atomic by itself: write into an `atomic_path`)."""
+def state_tensors(modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> State:
+    """Copy modules, optimisers and random generators as they are now."""
     tensors: dict[str, Tensor] = {"rng/torch": torch.get_rng_state()}
     for i, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
         tensors[f"rng/cuda/{i}"] = state
@@ -72,8 +47,43 @@ def save_state(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping
     kind, keys, *rest = np.random.get_state()
     rng = {"python": random.getstate(), "numpy": [kind, np.asarray(keys).tolist(), *rest]}
     # tied weights share memory, which safetensors refuses: each gets its own copy
-    copies = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
-    save_file(copies, path, {"meta": json.dumps(meta), "rng": json.dumps(rng)})
+    copies = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+    return State(copies, json.dumps(rng))
+
+
+def save_state(path: Path, state: State, meta: Mapping[str, Any]) -> None:
+    """Write a state into one file (not atomic by itself: write into an `atomic_path`)."""
+    save_file(state.tensors, path, {"meta": json.dumps(meta), "rng": state.rng})
+
+
+class Background:
+    """One piece of work at a time on a thread of its own; what it raises comes with the next `wait`."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def start(self, work: Callable[[], object]) -> None:
+        self.wait()
+
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:  # raised where it is waited for
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name="checkpoint")
+        self._thread.start()
+
+    def join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def wait(self) -> None:
+        self.join()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -119,7 +129,7 @@ def load_state(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping
 
 
 def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], links: Iterable[str]) -> Path:
-    """Make `folder/step_<n>` with `write(path)` and let `links` (last, best) point to it; what no link needs any more is removed."""
+    """Make `folder/step_<n>` with `write(path)` and let `links` (last, best) point to it; the two newest and what a link needs are kept."""
     target = folder / f"step_{step:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     sweep_leftovers(folder)
@@ -133,6 +143,7 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], lin
         beside.symlink_to(target.name)
         beside.replace(folder / link)
     needed = {p.readlink().name for p in folder.iterdir() if p.is_symlink()}
+    needed |= {p.name for p in sorted(folder.glob("step_*"))[-2:]}  # should the newest be damaged, the one before it is used
     for old in folder.glob("step_*"):
         if old.name not in needed:
             shutil.rmtree(old)

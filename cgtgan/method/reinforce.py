@@ -51,9 +51,9 @@ def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, fina
 
 
 def kl_to_reference(token_log_probs: Tensor, reference_token_log_probs: Tensor, mask: Tensor) -> Tensor:
-    """A leash: the mean over drawn tokens of the k3 estimate of KL(policy || reference) (Schulman 2020), a scalar >= 0.
+    """A leash: the k3 estimate of KL(policy || reference) a token (Schulman 2020), the mean over a caption's tokens, (...,) >= 0.
 
-    token log-probs (B, K, L) of the drawn tokens under both models, mask (B, K, L) true up to and including the stop token.
+    token log-probs (..., L) of the drawn tokens under both models, mask (..., L) true up to and including the stop token.
     """
-    ratio = reference_token_log_probs.detach() - token_log_probs
-    return (torch.expm1(ratio) - ratio).masked_select(mask).mean()
+    ratio = (reference_token_log_probs.detach() - token_log_probs) * mask
+    return (torch.expm1(ratio) - ratio).sum(-1) / mask.sum(-1)

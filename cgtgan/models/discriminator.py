@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, RobertaConfig, RobertaModel
 
 from cgtgan.config import DiscriminatorConfig
-from cgtgan.errors import MissingFileError
+from cgtgan.errors import InputError, MissingFileError
+from cgtgan.models.chunks import chunks_by_length
 from cgtgan.models.tokenizers import ROBERTA_SPECIALS, TextTokenizer, load_tokenizer, train_tokenizer
 
 
@@ -38,9 +39,11 @@ class Discriminator(nn.Module):
         self.end = tokenizer.id_of("</s>", "[SEP]")
         self.stop = tokenizer.id_of(".")
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """(N, L) ids and their mask -> (N,) raw logits, float32; above 0 is 'human'"""
-        pooled = self.text_encoder(input_ids=tokens, attention_mask=mask).pooler_output
+    def forward(self, tokens: Tensor, mask: Tensor, words: Tensor | None = None) -> Tensor:
+        """(N, L) ids and their mask -> (N,) raw logits, float32; above 0 is 'human'. words (N, L, E): the ids embedded, if they are"""
+        read: dict[str, Tensor] = {"input_ids": tokens} if words is None else {"inputs_embeds": words}
+        pooled = self.text_encoder(**read, attention_mask=mask).pooler_output
+        assert pooled is not None, "make_discriminator has seen to it"
         return self.mlp(pooled)[:, 0].float()
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -59,12 +62,31 @@ class Discriminator(nn.Module):
         device = next(self.mlp.parameters()).device
         return tokens.to(device), mask.to(device)
 
+    @torch.no_grad()
     def score(self, texts: Sequence[str]) -> Tensor:
         """Raw logits (N,) of texts; identical texts are judged once."""
         unique = list(dict.fromkeys(texts))
         place = {text: i for i, text in enumerate(unique)}
         logits = self(*self.tokenize(unique))
         return logits[torch.tensor([place[t] for t in texts], dtype=torch.long, device=logits.device)]
+
+    def accumulate_gradient(self, texts: Sequence[str], loss: Callable[[Tensor, Tensor], Tensor], max_tokens: int) -> Tensor:
+        """Add the gradient of a loss that is a sum over texts, a chunk of at most `max_tokens` positions at a time, short texts first.
+
+        `loss(logits (n,), rows (n,))` is the chunk's share, a scalar; rows are places among the texts. Returns all logits (N,)."""
+        tokens, mask = self.tokenize(texts)
+        lengths = mask.sum(-1)
+        out = torch.empty(len(texts), device=tokens.device)
+        # made once: the gradient of the vocabulary's table is as large as the table
+        words = self.text_encoder.get_input_embeddings()(tokens)
+        leaf = words.detach().requires_grad_()
+        for rows in chunks_by_length(lengths, max_tokens):
+            longest = int(lengths[rows[-1]])
+            logits = self(tokens[rows, :longest], mask[rows, :longest], leaf[rows, :longest])
+            loss(logits, rows).backward()
+            out[rows] = logits.detach()
+        words.backward(leaf.grad)
+        return out
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -104,10 +126,16 @@ def _encoder(config: DiscriminatorConfig, tokenizer: TextTokenizer, max_tokens: 
             )
         )
     try:
-        return AutoModel.from_pretrained(config.encoder, dtype=torch.float32)
+        encoder = AutoModel.from_pretrained(config.encoder, dtype=torch.float32)
     except (OSError, ValueError) as e:
         reason = str(e).strip().splitlines()[0]
         raise MissingFileError(
             f"discriminator.encoder={config.encoder}: no model is found there ({reason}); give a folder with config.json and weights "
             "downloaded beforehand, a hub name with the network up, or scratch"
         ) from None
+    if getattr(encoder, "pooler", None) is None:
+        raise InputError(
+            f"discriminator.encoder={config.encoder} is a {type(encoder).__name__} without a pooled output: choose an encoder that "
+            "has one, such as BERT or RoBERTa"
+        )
+    return encoder

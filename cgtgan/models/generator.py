@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+from transformers.activations import NewGELUActivation
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from cgtgan.config import GeneratorConfig
-from cgtgan.errors import InputError, MissingFileError
+from cgtgan.models.chunks import chunks_by_length
 from cgtgan.models.mapper import MLPMapper, TransformerMapper
-from cgtgan.models.tokenizers import END_OF_TEXT, TextTokenizer, load_tokenizer, train_tokenizer
-
-SCRATCH_POSITIONS = 64  # tokens of text that a language model made from scratch can read
 
 
 class Captions(NamedTuple):
@@ -41,7 +36,7 @@ class CaptionGenerator(nn.Module):
     def __init__(
         self,
         language_model: PreTrainedModel,
-        mapper: nn.Module,
+        mapper: MLPMapper | TransformerMapper,
         *,
         stop_token_id: int = 13,
         end_token_id: int = 50256,
@@ -54,6 +49,9 @@ class CaptionGenerator(nn.Module):
         self.stop_token_id, self.end_token_id = stop_token_id, end_token_id
         self.max_length = max_length
         self.normalize_prefix = normalize_prefix
+        self.gradient_checkpointing = False
+        self._shares_prefix: bool | None = None
+        _fuse_activations(language_model)
 
     def prefix(self, prefix_embedding: Tensor) -> Tensor:
         """(B, D) of any float dtype -> (B, P, E) in the model's own"""
@@ -64,24 +62,27 @@ class CaptionGenerator(nn.Module):
 
     def token_logits(self, prefix: Tensor, token_ids: Tensor) -> Tensor:
         """(R, P, E), (R, L) -> (R, L, V): logits of each token given the prefix and the tokens before it"""
-        words = self.gpt.get_input_embeddings()(token_ids[:, :-1])
-        states = self.gpt(inputs_embeds=torch.cat([prefix, words], dim=1), use_cache=False, logits_to_keep=token_ids.shape[1]).logits
-        return states[:, -token_ids.shape[1] :]
+        return self._logits(prefix, self.gpt.get_input_embeddings()(token_ids))
+
+    def _logits(self, prefix: Tensor, words: Tensor) -> Tensor:
+        length = words.shape[1]
+        read = torch.cat([prefix, words[:, :-1]], dim=1)
+        return self.gpt(inputs_embeds=read, use_cache=False, logits_to_keep=length).logits[:, -length:]
 
     def token_log_probs(self, prefix_embedding: Tensor, token_ids: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """(B, D), (B, K, L) -> log-probs (B, K, L) float32 and their mask (B, K, L): true up to and including the stop token.
 
-        Outside the mask the log-probs are 0. The pass is as long as the longest caption, not as L.
+        Outside the mask the log-probs are 0. The prefix is read once an image, and the pass is as long as the longest caption.
         """
-        batch, samples, _ = token_ids.shape
-        mask = self._up_to_stop(token_ids)
-        longest = int(mask.any(dim=(0, 1)).sum())
-        rows = token_ids[..., :longest].flatten(0, 1)
-        prefix = self.prefix(prefix_embedding).repeat_interleave(samples, dim=0)
-        logits = self.token_logits(prefix, rows).float() / temperature
-        flat = -F.cross_entropy(logits.flatten(0, 1), rows.flatten(), reduction="none")
-        log_probs = F.pad(flat.view(batch, samples, longest), (0, token_ids.shape[2] - longest))
-        return log_probs * mask, mask
+        mask = self.up_to_stop(token_ids)
+        owner = torch.arange(len(token_ids), device=token_ids.device).repeat_interleave(token_ids.shape[1])
+        ids, flat_mask = token_ids.flatten(0, 1), mask.flatten(0, 1)
+        words = self.gpt.get_input_embeddings()(ids)
+        if self.shares_prefix:
+            found = self._after_prefix(self._read_prefix(prefix_embedding), owner, words, ids, flat_mask, temperature)
+        else:
+            found = self._with_prefix(prefix_embedding, owner, words, ids, flat_mask, temperature)
+        return found.view(mask.shape), mask
 
     def log_probs(self, prefix_embedding: Tensor, token_ids: Tensor, *, temperature: float = 1.0) -> Tensor:
         """(B, D), (B, K, L) -> (B, K) float32: mean log-prob of the tokens up to and including the stop token (METHOD: Generator).
@@ -91,21 +92,125 @@ class CaptionGenerator(nn.Module):
         log_probs, mask = self.token_log_probs(prefix_embedding, token_ids, temperature=temperature)
         return log_probs.sum(-1) / mask.sum(-1)
 
+    def accumulate_gradient(
+        self, prefix_embedding: Tensor, token_ids: Tensor, loss: Callable[[Tensor, Tensor, Tensor], Tensor], max_tokens: int
+    ) -> Tensor:
+        """Add the gradient of a loss that is a sum over captions, a chunk of at most `max_tokens` positions (or one caption) at a time.
+
+        prefix_embedding (B, D), token_ids (R, L) with R = B*K, image by image. `loss(token_log_probs (n, L), mask (n, L), rows (n,))` is
+        the chunk's share, a scalar; rows are its places among the R. Captions of like length go together, and the prefix of an image is
+        read once: its own backward pass comes last, with what the chunks left. Returns the token log-probs (R, L), without a graph.
+        """
+        mask = self.up_to_stop(token_ids)
+        owner = torch.arange(len(prefix_embedding), device=mask.device).repeat_interleave(len(token_ids) // len(prefix_embedding))
+        out = torch.zeros(token_ids.shape, device=mask.device)
+        shared = self.shares_prefix and not self.gradient_checkpointing
+        # what the chunks have in common: the gradient of a vocabulary's table is as large as the table, so it is made once
+        read = [self.gpt.get_input_embeddings()(token_ids), *(self._read_prefix(prefix_embedding) if shared else [])]
+        leaves = [x.detach().requires_grad_() for x in read]
+        with self._checkpointed_layers():
+            for rows in chunks_by_length(mask.sum(-1) + (0 if shared else self.clip_project.prefix_length), max_tokens):
+                chunk = owner[rows], leaves[0][rows], token_ids[rows], mask[rows]
+                log_probs = self._after_prefix(leaves[1:], *chunk) if shared else self._with_prefix(prefix_embedding, *chunk)
+                loss(log_probs, mask[rows], rows).backward()
+                out[rows] = log_probs.detach()
+        used = [(x, leaf.grad) for x, leaf in zip(read, leaves, strict=True) if leaf.grad is not None]
+        if used:
+            torch.autograd.backward([x for x, _ in used], [gradient for _, gradient in used])
+        return out
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether this language model can go on from the cached keys and values of a prefix, with logits that are its head on its last
+        states: tried once on a caption of three tokens, because nothing in a model's config says it."""
+        if self._shares_prefix is None:
+            training = {module: module.training for module in self.modules()}
+            self.eval()
+            try:
+                some = next(self.clip_project.parameters())
+                with torch.no_grad(), torch.autocast(some.device.type, enabled=False):
+                    embedding = torch.linspace(-1, 1, self.clip_project.clip_dim, device=some.device, dtype=some.dtype)[None]
+                    ids = torch.tensor([[1, 2, 3]], device=some.device)
+                    row = torch.zeros(1, dtype=torch.long, device=some.device), self.gpt.get_input_embeddings()(ids), ids, ids > 0
+                    apart = self._after_prefix(self._read_prefix(embedding), *row) - self._with_prefix(embedding, *row)
+                self._shares_prefix = bool(apart.abs().max() < 1e-3)
+            except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, NotImplementedError):
+                self._shares_prefix = False  # a model with a memory of another kind: each caption reads its own copy of the prefix
+            for module, mode in training.items():
+                module.training = mode
+        return self._shares_prefix
+
+    @contextmanager
+    def _checkpointed_layers(self) -> Iterator[None]:
+        """transformers' layers forget their states for the backward pass only while `training` is set: set on them alone, not on what is
+        inside, so that no dropout comes with it."""
+        layers = [m for m in self.gpt.modules() if isinstance(m, GradientCheckpointingLayer)] if self.gradient_checkpointing else []
+        training = [layer.training for layer in layers]
+        try:
+            for layer in layers:
+                layer.training = True
+            yield
+        finally:
+            for layer, mode in zip(layers, training, strict=True):
+                layer.training = mode
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Trade a second forward pass of each layer for the memory of its states (large language models)."""
+        self.gpt.gradient_checkpointing_enable({"use_reentrant": False})
+        self.gradient_checkpointing = True
+
+    def _read_prefix(self, prefix_embedding: Tensor) -> list[Tensor]:
+        """The language model's keys and values (B, H, P, E/H) of each layer in turn, then its last state (B, 1, E)."""
+        cache: Any = DynamicCache(config=self.gpt.config)
+        body: Any = self.gpt.base_model
+        states = body(inputs_embeds=self.prefix(prefix_embedding), past_key_values=cache, use_cache=True).last_hidden_state
+        return [x for layer in cache.layers for x in (layer.keys, layer.values)] + [states[:, -1:]]
+
+    def _after_prefix(
+        self, read: Sequence[Tensor], owner: Tensor, words: Tensor, token_ids: Tensor, mask: Tensor, temperature: float = 1.0
+    ) -> Tensor:
+        """Log-probs (R, L) of tokens (R, L), embedded as words (R, L, E), behind the prefix of image `owner` (R,); 0 outside `mask`.
+        Logits are only made inside it."""
+        *cached, last = read
+        longest = int(mask.sum(-1).max())
+        inside = mask[:, :longest]
+        states = last[owner]
+        if longest > 1:
+            cache = DynamicCache(config=self.gpt.config)
+            for layer, (keys, values) in enumerate(zip(cached[::2], cached[1::2], strict=True)):
+                cache.update(keys[owner], values[owner], layer)
+            body: Any = self.gpt.base_model
+            after = body(inputs_embeds=words[:, : longest - 1], past_key_values=cache, use_cache=True).last_hidden_state
+            states = torch.cat([states, after], dim=1)
+        head: Any = self.gpt.get_output_embeddings()
+        return _scattered(head(states[inside]), token_ids, mask, temperature)
+
+    def _with_prefix(
+        self, embedding: Tensor, owner: Tensor, words: Tensor, token_ids: Tensor, mask: Tensor, temperature: float = 1.0
+    ) -> Tensor:
+        """The same by one pass over prefix and tokens together, for any language model that takes `inputs_embeds`."""
+        longest = int(mask.sum(-1).max())
+        images, place = owner.unique(return_inverse=True)
+        logits = self._logits(self.prefix(embedding[images])[place], words[:, :longest])
+        return _scattered(logits[mask[:, :longest]], token_ids, mask, temperature)
+
     def reconstruction_loss(self, prefix_embedding: Tensor, token_ids: Tensor, mask: Tensor) -> Tensor:
         """Cross-entropy of (B, L) tokens, averaged over those where `mask` (B, L) is true (METHOD: Initialisation). A scalar."""
         logits = self.token_logits(self.prefix(prefix_embedding), token_ids).float()
         return F.cross_entropy(logits[mask], token_ids[mask])
 
-    def _up_to_stop(self, token_ids: Tensor) -> Tensor:
+    def up_to_stop(self, token_ids: Tensor) -> Tensor:
+        """(..., L) ids -> the mask (..., L) that is true up to and including the first stop token"""
         stopped = token_ids == self.stop_token_id
         return stopped.cumsum(-1) - stopped.long() == 0
 
     # ------------------------------------------------------------------------------------------------------------ decoding
 
     @torch.no_grad()
-    def greedy(self, prefix_embedding: Tensor, max_length: int | None = None) -> Captions:
-        """(B, D) -> captions with leading shape (B,)"""
-        return self._flat(self._decode(prefix_embedding, 1, lambda _position, logits, _rows: logits.argmax(-1), max_length, 1.0))
+    def greedy(self, prefix_embedding: Tensor, max_length: int | None = None, *, log_probs: bool = True) -> Captions:
+        """(B, D) -> captions with leading shape (B,); `log_probs=False` leaves these 0, for speed"""
+        choose, temperature = lambda _position, logits, _rows: logits.argmax(-1), 1.0 if log_probs else None
+        return self._flat(self._decode(prefix_embedding, 1, choose, max_length, temperature))
 
     @torch.no_grad()
     def sample(
@@ -126,8 +231,16 @@ class CaptionGenerator(nn.Module):
         uniforms = self._uniforms(prefix_embedding, num_samples, uniforms, generator, max_length)
         return self._decode(prefix_embedding, num_samples, _inverse_cdf(uniforms, temperature), max_length, temperature)
 
+    def sample_with_graph(self, prefix_embedding: Tensor, uniforms: Tensor) -> Captions:
+        """`sample` whose log-probs carry the gradient of the very pass that drew, a copy of the prefix for each sample: with dropout on,
+        every sample has masks of its own, and the log-probs are those of the network that drew it (METHOD, slip 8)."""
+        batch, samples, length = uniforms.shape
+        each = prefix_embedding.repeat_interleave(samples, dim=0)
+        drawn = self._decode(each, 1, _inverse_cdf(uniforms.view(batch * samples, 1, length), 1.0), length, 1.0)
+        return Captions(*(x.view(batch, samples, *x.shape[2:]) for x in drawn))
+
     @torch.no_grad()
-    def sample_and_greedy(self, prefix_embedding: Tensor, uniforms: Tensor) -> tuple[Captions, Captions]:
+    def sample_and_greedy(self, prefix_embedding: Tensor, uniforms: Tensor, *, log_probs: bool = True) -> tuple[Captions, Captions]:
         """Samples (B, K) and the greedy captions (B,) in one decode that shares the prefix and the cache."""
         batch, samples, length = uniforms.shape
         draw = _inverse_cdf(torch.cat([uniforms, uniforms.new_zeros(batch, 1, length)], dim=1), 1.0)
@@ -135,7 +248,7 @@ class CaptionGenerator(nn.Module):
         def choose(position: int, logits: Tensor, rows: Tensor) -> Tensor:
             return torch.where(rows % (samples + 1) == samples, logits.argmax(-1), draw(position, logits, rows))
 
-        both = self._decode(prefix_embedding, samples + 1, choose, length, 1.0)
+        both = self._decode(prefix_embedding, samples + 1, choose, length, 1.0 if log_probs else None)
         return Captions(*(x[:, :samples] for x in both)), Captions(*(x[:, samples] for x in both))
 
     def _uniforms(
@@ -155,9 +268,11 @@ class CaptionGenerator(nn.Module):
         copies: int,
         choose: Callable[[int, Tensor, Tensor], Tensor],
         max_length: int | None,
-        temperature: float,
+        temperature: float | None,
     ) -> Captions:
-        """The cached loop: the prefix is read once an image, its cache copied `copies` times; finished rows leave the batch."""
+        """The cached loop: the prefix is read once an image, its cache copied `copies` times; finished rows leave the batch.
+
+        `temperature` is that of the log-probs; None leaves them 0."""
         length = max_length or self.max_length
         batch, device = len(prefix_embedding), prefix_embedding.device
         drawn = torch.full((batch * copies, length), self.end_token_id, dtype=torch.long, device=device)
@@ -175,8 +290,10 @@ class CaptionGenerator(nn.Module):
             tokens = choose(position, logits, rows)
             live = open_rows[rows]
             drawn[rows[live], position] = tokens[live]
-            log_probs = torch.log_softmax(logits / temperature, dim=-1).gather(1, tokens[:, None])[:, 0]
-            summed[rows[live]] += log_probs[live]
+            if temperature is not None:
+                warm = logits if temperature == 1 else logits / temperature
+                log_probs = warm.gather(1, tokens[:, None])[:, 0] - torch.logsumexp(warm, dim=-1)
+                summed = summed.index_add(0, rows[live], log_probs[live])
             open_rows[rows] &= tokens != self.stop_token_id
             live = open_rows[rows]
             remaining = int(live.sum())
@@ -189,7 +306,7 @@ class CaptionGenerator(nn.Module):
             logits = self.gpt(input_ids=tokens[:, None], past_key_values=cache, use_cache=True).logits[:, -1].float()
         token_ids = drawn.clone()
         token_ids[open_rows, -1] = self.stop_token_id
-        means = summed / self._up_to_stop(drawn).sum(-1)
+        means = summed / self.up_to_stop(drawn).sum(-1)
         return Captions(*(x.view(batch, copies, *x.shape[1:]) for x in (token_ids, drawn, means)))
 
     @staticmethod
@@ -236,11 +353,26 @@ class CaptionGenerator(nn.Module):
             cache.batch_select_indices(rows)
             logits = self.gpt(input_ids=running[..., position].reshape(-1, 1), past_key_values=cache, use_cache=True).logits[:, -1].float()
         drawn = finished[:, 0]
-        mask = self._up_to_stop(drawn)
+        mask = self.up_to_stop(drawn)
         token_ids = drawn.clone()
         token_ids[mask.all(-1), -1] = self.stop_token_id
         lengths = mask.sum(-1)
         return Captions(token_ids, drawn, finished_scores[:, 0] * lengths.float() ** (length_penalty - 1))
+
+
+def _scattered(logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """Logits (T, V) of the T places where `mask` (R, L) is true -> log-probs (R, L) float32 of the tokens there, 0 elsewhere"""
+    logits = logits.float() if temperature == 1 else logits.float() / temperature
+    flat = -F.cross_entropy(logits, token_ids[mask], reduction="none")
+    return torch.zeros(mask.shape, device=flat.device).masked_scatter(mask, flat)
+
+
+def _fuse_activations(language_model: nn.Module) -> None:
+    """GPT-2's own GELU is eight passes over a wide tensor, all kept for the backward pass; torch's is one, and the same to rounding."""
+    for module in language_model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def _inverse_cdf(uniforms_BKL: Tensor, temperature: float) -> Callable[[int, Tensor, Tensor], Tensor]:
@@ -248,105 +380,9 @@ def _inverse_cdf(uniforms_BKL: Tensor, temperature: float) -> Callable[[int, Ten
     flat = uniforms_BKL.flatten(0, 1)
 
     def choose(position: int, logits: Tensor, rows: Tensor) -> Tensor:
-        cumulative = torch.softmax(logits / temperature, dim=-1).cumsum(-1)
+        logits = logits.detach() if temperature == 1 else logits.detach() / temperature
+        cumulative = torch.softmax(logits, dim=-1).cumsum(-1)
         target = flat[rows, position, None] * cumulative[:, -1:]
         return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
 
     return choose
-
-
-# ------------------------------------------------------------------------------------------- making, saving, loading
-
-
-@dataclass
-class GeneratorBundle:
-    """A generator with what it takes to use it anywhere: its tokenizer, its config and the CLIP dimension it reads."""
-
-    model: CaptionGenerator
-    tokenizer: TextTokenizer
-    config: GeneratorConfig
-    clip_dim: int
-
-    def texts(self, token_ids: Tensor) -> list[str]:
-        """(..., L) -> one caption a row, flattened in order"""
-        return self.tokenizer.decode(token_ids.reshape(-1, token_ids.shape[-1]).tolist())
-
-    def save(self, folder: Path) -> None:
-        """Write model, tokenizer and config into `folder` (not atomic by itself)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_model(self.model, str(folder / "generator.safetensors"))
-        (folder / "tokenizer.json").write_text(self.tokenizer.to_json(), encoding="utf-8")
-        language_model = self.model.gpt.config.to_dict()
-        description = {"config": vars(self.config), "clip_dim": self.clip_dim, "language_model": language_model}
-        (folder / "generator.json").write_text(json.dumps(description, indent=1, default=str), encoding="utf-8")
-
-
-def load_generator(folder: Path) -> GeneratorBundle:
-    """Load what `GeneratorBundle.save` wrote. Raises `MissingFileError` or `InputError` naming the file."""
-    for name in ("generator.json", "generator.safetensors", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise MissingFileError(f"{folder / name} is missing: {folder} is no whole checkpoint of a generator")
-    try:
-        description = json.loads((folder / "generator.json").read_text(encoding="utf-8"))
-        config = GeneratorConfig(**description["config"])
-        tokenizer = TextTokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        kind = dict(description["language_model"])
-        model_config = AutoConfig.for_model(kind.pop("model_type"), **kind)
-        model = assemble(AutoModelForCausalLM.from_config(model_config), config, tokenizer, description["clip_dim"])
-        load_model(model, str(folder / "generator.safetensors"))
-    except Exception as e:  # every way in which foreign bytes can fail to be a checkpoint
-        raise InputError(
-            f"{folder} cannot be read as a generator's checkpoint ({type(e).__name__}: {e}): remove it and it is made again"
-        ) from e
-    return GeneratorBundle(model, tokenizer, config, description["clip_dim"])
-
-
-def make_tokenizer(config: GeneratorConfig, sentences: Sequence[str]) -> TextTokenizer:
-    if config.tokenizer == "corpus":
-        return train_tokenizer(sentences, config.vocab_size, [END_OF_TEXT])
-    name = config.language_model if config.tokenizer == "pretrained" else config.tokenizer
-    return load_tokenizer(name, "generator.tokenizer", [END_OF_TEXT])
-
-
-def make_generator(config: GeneratorConfig, tokenizer: TextTokenizer, clip_dim: int, seed: int) -> GeneratorBundle:
-    """A generator to train: the pretrained language model, or a GPT-2 of the config's sizes with weights drawn from `seed`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        language_model = _language_model(config, tokenizer)
-        model = assemble(language_model, config, tokenizer, clip_dim)
-    return GeneratorBundle(model, tokenizer, config, clip_dim)
-
-
-def _language_model(config: GeneratorConfig, tokenizer: TextTokenizer) -> PreTrainedModel:
-    if config.language_model == "scratch":
-        end = tokenizer.id_of(END_OF_TEXT)
-        sizes: dict[str, Any] = {"n_layer": config.layers, "n_embd": config.width, "n_head": config.heads}
-        # corpus sentences may be longer than captions are allowed to be
-        positions = config.prefix_length + max(SCRATCH_POSITIONS, config.max_length)
-        return GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=positions, bos_token_id=end, eos_token_id=end, **sizes))
-    try:
-        return AutoModelForCausalLM.from_pretrained(config.language_model, dtype=torch.float32)
-    except (OSError, ValueError) as e:
-        reason = str(e).strip().splitlines()[0]
-        raise MissingFileError(
-            f"generator.language_model={config.language_model}: no model is found there ({reason}); give a folder with config.json and "
-            "weights downloaded beforehand, a hub name with the network up, or scratch"
-        ) from None
-
-
-def assemble(language_model: PreTrainedModel, config: GeneratorConfig, tokenizer: TextTokenizer, clip_dim: int) -> CaptionGenerator:
-    """A fresh mapper as the config says it, before this language model."""
-    width = cast(nn.Embedding, language_model.get_input_embeddings()).embedding_dim
-    if config.mapper == "transformer":
-        mapper = TransformerMapper(clip_dim, width, config.prefix_length, config.clip_length, config.mapper_layers, config.mapper_heads)
-    else:
-        mapper = MLPMapper(clip_dim, width, config.prefix_length)
-    end = language_model.config.eos_token_id
-    return CaptionGenerator(
-        language_model,
-        mapper,
-        stop_token_id=tokenizer.id_of("."),
-        end_token_id=end if isinstance(end, int) else tokenizer.id_of(END_OF_TEXT),
-        max_length=config.max_length,
-        normalize_prefix=config.normalize_prefix,
-    )

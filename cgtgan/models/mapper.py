@@ -12,7 +12,7 @@ class MLPMapper(nn.Module):
 
     def __init__(self, clip_dim: int, width: int, prefix_length: int):
         super().__init__()
-        self.prefix_length = prefix_length
+        self.clip_dim, self.prefix_length = clip_dim, prefix_length
         hidden = width * prefix_length // 2
         self.model = nn.Sequential(nn.Linear(clip_dim, hidden), nn.Tanh(), nn.Linear(hidden, width * prefix_length))
 
@@ -77,6 +77,7 @@ class TransformerMapper(nn.Module):
 
     def __init__(self, clip_dim: int, width: int, prefix_length: int, clip_length: int, layers: int = 8, heads: int = 8):
         super().__init__()
+        self.clip_dim, self.prefix_length = clip_dim, prefix_length
         self.clip_length, self.width = clip_length, width
         self.linear = nn.Linear(clip_dim, clip_length * width)
         self.prefix_const = nn.Parameter(torch.randn(prefix_length, width))

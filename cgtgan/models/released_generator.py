@@ -14,7 +14,7 @@ from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 from cgtgan.config import GeneratorConfig
 from cgtgan.errors import InputError
-from cgtgan.models.generator import GeneratorBundle, assemble, make_tokenizer
+from cgtgan.models.generator_bundle import GeneratorBundle, assemble, make_tokenizer
 from cgtgan.models.tokenizers import END_OF_TEXT
 
 HEAD_WIDTH = 64  # of every GPT-2

@@ -17,7 +17,8 @@ from cgtgan.config import ClipBackboneConfig, DemoClipConfig, DemoWorldConfig, O
 from cgtgan.data.demo_world import DemoWorld
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.method.batches import EpochOrder, stable_seed
-from cgtgan.method.checkpoint import Optimizer, load_state, save_state
+from cgtgan.method.checkpoint import load_state, save_state, state_tensors
+from cgtgan.method.optimizer import Optimizer
 from cgtgan.models.clip_backbone import ClipBackbone, DemoBackbone, backbone_identity, load_backbone
 from cgtgan.models.clip_inputs import normalise
 from cgtgan.models.demo_clip import DemoClip, contrastive_loss
@@ -109,7 +110,7 @@ def _train_demo_clip(ws: Workspace, path: Path) -> None:
             optimizer.step(loss, step)
             if step % max(1, c.steps // CHECKPOINTS) == 0 and step < c.steps:
                 with atomic_path(state) as beside:
-                    save_state(beside, {"clip": model}, {"clip": optimizer}, {"step": step})
+                    save_state(beside, state_tensors({"clip": model}, {"clip": optimizer}), {"step": step})
             bar.advance(note=f"loss {loss.item():.2f}")
     with atomic_path(path) as beside:
         save_demo_clip(beside, model)

@@ -15,7 +15,7 @@ from cgtgan.data.image_folder import IMAGE_SUFFIXES
 from cgtgan.data.loading import load_pixels
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.evaluation.report import GalleryItem, render_gallery
-from cgtgan.models.generator import load_generator
+from cgtgan.models.generator_bundle import load_generator
 from cgtgan.stages.backbone import reopen_backbone
 from cgtgan.stages.decoding import caption_embeddings
 from cgtgan.stages.evaluate import find_checkpoint

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cgtgan.config import DecodeConfig
 from cgtgan.method.batches import stable_seed
-from cgtgan.models.generator import GeneratorBundle
+from cgtgan.models.generator_bundle import GeneratorBundle
 
 
 def caption_embeddings(
@@ -30,7 +30,7 @@ def caption_embeddings(
     for start in range(0, len(vectors), decode.batch_size):
         batch = vectors[start : start + decode.batch_size].float().to(device)
         if greedy or decode.name == "greedy":
-            drawn = model.greedy(batch)
+            drawn = model.greedy(batch, log_probs=False)
         elif decode.name == "beam":
             drawn = model.beam(batch, decode.beam_size, length_penalty=decode.length_penalty)
         else:

@@ -18,7 +18,7 @@ from cgtgan.errors import InputError, MissingFileError
 from cgtgan.evaluation.java import find_java
 from cgtgan.evaluation.metrics import load_results, save_results, score_many
 from cgtgan.method.aggregation import nearest_texts
-from cgtgan.models.generator import GeneratorBundle, load_generator
+from cgtgan.models.generator_bundle import GeneratorBundle, load_generator
 from cgtgan.stages.aggregate import aggregated_embeddings
 from cgtgan.stages.decoding import caption_embeddings, describe
 from cgtgan.stages.initialize import initial_generator, supervised_generator
@@ -50,6 +50,8 @@ METHODS = {
 
 def run(cfg: Config) -> None:
     ws = Workspace(cfg)
+    if ws.rank.number:  # scores are the first process's
+        return
     with ws.hold_run():
         ws.tracker.show(scores_table(evaluate(ws), list(METHODS)))
 
@@ -65,7 +67,9 @@ def find_checkpoint(ws: Workspace) -> Path:
         if (place / "generator.json").is_file():
             return place.resolve()
     if given:
-        raise MissingFileError(f"checkpoint={given}: no checkpoint is found there; name a run folder, or a folder with generator.json")
+        raise MissingFileError(
+            f"checkpoint={given}: no checkpoint is found there; name a run folder, a checkpoint or the authors' model.pt"
+        )
     raise MissingFileError(f"{start / 'checkpoints' / which} is missing: run stage=train first, or name one with checkpoint=FOLDER")
 
 
@@ -178,7 +182,7 @@ def _nearest(ws: Workspace) -> list[str]:
     images, texts = image_embeddings(ws, ws.cfg.evaluate.split), sentence_embeddings(ws)
     sentences = corpus_sentences(ws)[0]
     rows = nearest_texts(images.vectors, texts.vectors, 1, device=ws.device)[:, 0]
-    return [sentences[i] for i in rows.tolist()]
+    return [sentences[int(i)] for i in rows]
 
 
 def _human(ws: Workspace) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from cgtgan.artifacts import atomic_path, fingerprint
 from cgtgan.config import Config, InitializeConfig, TrainConfig, as_dict
 from cgtgan.errors import MissingFileError
 from cgtgan.method.batches import EpochOrder, stable_seed
-from cgtgan.method.checkpoint import Optimizer, load_state, save_state
-from cgtgan.models.generator import GeneratorBundle, load_generator, make_generator, make_tokenizer
+from cgtgan.method.checkpoint import load_state, save_state, state_tensors
+from cgtgan.method.optimizer import Optimizer
+from cgtgan.models.generator_bundle import GeneratorBundle, load_generator, make_generator, make_tokenizer
 from cgtgan.stages.preprocess import caption_pairs, corpus_sentences, image_embeddings, sentence_embeddings
 from cgtgan.stages.released import imported_checkpoint
 from cgtgan.stages.workspace import Workspace
@@ -51,14 +53,34 @@ def init_checkpoint(ws: Workspace) -> Path:
     """The checkpoint folder of `train.init_from`: itself, that of a run folder, or made from the authors' model.pt."""
     given = str(ws.cfg.train.init_from)
     start = Path(given).expanduser()
+    if not start.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", given):
+        start = _from_hub(given)
     if start.is_file():
         return imported_checkpoint(ws, start, "train.init_from")
     for place in (start, start / "best", start / "checkpoints" / "best"):
         if (place / "generator.json").is_file():
             return place.resolve()
     raise MissingFileError(
-        f"train.init_from={given}: no checkpoint is found there; name a run folder, a checkpoint or the authors' model.pt"
+        f"train.init_from={given}: no checkpoint is found there; name a run folder, a checkpoint, the authors' model.pt, or a hub's "
+        "owner/name that holds a checkpoint or a model.pt"
     )
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of a checkpoint, or the model.pt, that a hub holds under this name; what was fetched before needs no network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["generator.json", "generator.safetensors", "tokenizer.json", "checkpoint.json", "model.pt"]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MissingFileError(
+            f"train.init_from={name}: no such file or folder here, and no hub has it ({first}); name a run folder, a checkpoint or the "
+            "authors' model.pt"
+        ) from None
+    return folder / "model.pt" if (folder / "model.pt").is_file() else folder
 
 
 def initialization_steps(c: InitializeConfig, sentences: int) -> int:
@@ -112,7 +134,6 @@ def _reconstruct(ws: Workspace, kind: str, bundle: GeneratorBundle, pairs: Pairs
     """Cross-entropy of each text given its vector; a killed run goes on from its last state."""
     seed, device = ws.cfg.seed, ws.device
     model = bundle.model.to(device).train(ws.cfg.train.dropout)
-    token_ids = _tokenized(bundle, pairs.texts)
     row_of = torch.as_tensor(list(pairs.rows))
     steps = initialization_steps(c, len(pairs.texts))
     optimizer = Optimizer(model, c.optimizer, steps)
@@ -126,12 +147,12 @@ def _reconstruct(ws: Workspace, kind: str, bundle: GeneratorBundle, pairs: Pairs
             if c.noise_std:
                 noise = torch.Generator().manual_seed(stable_seed(seed, "noise", step))
                 embedding = embedding + c.noise_std * torch.randn(embedding.shape, generator=noise)
-            tokens, mask = _padded([token_ids[i] for i in chosen], device)
+            tokens, mask = _padded(_tokenized(bundle, [pairs.texts[int(i)] for i in chosen]), device)
             loss = model.reconstruction_loss(embedding.to(device), tokens, mask)
             optimizer.step(loss, step)
             if step % c.checkpoint_every == 0 and step < steps:
                 with atomic_path(state) as beside:
-                    save_state(beside, {"generator": model}, {"generator": optimizer}, {"step": step})
+                    save_state(beside, state_tensors({"generator": model}, {"generator": optimizer}), {"step": step})
             bar.advance(note=f"loss {loss.item():.3f}")
     with atomic_path(path) as beside:
         bundle.save(beside)

@@ -31,6 +31,8 @@ def run(cfg: Config) -> None:
         _timed(ws, name, stage)
     with ws.hold_run():
         for name, stage in OWN.items():
+            if name == "evaluate" and ws.rank.number:  # scores and pages are the first process's
+                break
             if name == "evaluate" and not ws.split(ws.cfg.evaluate.split).references:
                 ws.tracker.say(
                     f"the {ws.cfg.evaluate.split} images have no references, so there is nothing to score; caption pictures with "

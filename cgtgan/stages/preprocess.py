@@ -75,7 +75,7 @@ def demo_overlap(ws: Workspace) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------------ corpus
 
 
-def corpus_sentences(ws: Workspace) -> tuple[list[str], dict[str, int], dict[str, Any]]:
+def corpus_sentences(ws: Workspace) -> tuple[Sequence[str], dict[str, int], dict[str, Any]]:
     """(clean sentences, counts of the cleaning, what they were made from)."""
     if (given := released_corpus(ws)) is not None:
         return given
@@ -94,7 +94,7 @@ def corpus_sentences(ws: Workspace) -> tuple[list[str], dict[str, int], dict[str
         corpus = load_corpus(config, files[-1], training_captions(ws.cfg.dataset, ws.data_root) if own else None)
         save_sentences(path, corpus.sentences, producer=producer, counts=corpus.counts)
 
-    path = ws.store.path("sentences", producer, ".json")
+    path = ws.store.path("sentences", producer, ".safetensors")
     ws.store.make(path, write)
     sentences, counts = load_sentences(path)
     return sentences, counts, producer
@@ -123,7 +123,7 @@ def sentence_embeddings(ws: Workspace) -> Embeddings:
     return load_embeddings(path, kind="sentence_embeddings", fingerprint=fingerprint(producer))
 
 
-def _encode_texts(ws: Workspace, shards: Shards, sentences: list[str], claims: Iterator[int], bar: Bar) -> None:
+def _encode_texts(ws: Workspace, shards: Shards, sentences: Sequence[str], claims: Iterator[int], bar: Bar) -> None:
     backbone = open_backbone(ws)
     encoder = Encoder(ws, backbone.encode_tokens, "clip_backbone.text_batch_size", ws.cfg.clip_backbone.text_batch_size)
     parts = (range(i * shards.cut, min((i + 1) * shards.cut, len(sentences))) for i in claims)

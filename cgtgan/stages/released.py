@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,12 +75,12 @@ def released_aggregated(ws: Workspace, name: str) -> Embeddings | None:
     return load_embeddings(pairs.folder / "aggregated.safetensors", kind="aggregated_embeddings")
 
 
-def released_corpus(ws: Workspace) -> tuple[list[str], dict[str, int], dict[str, Any]] | None:
+def released_corpus(ws: Workspace) -> tuple[Sequence[str], dict[str, int], dict[str, Any]] | None:
     """(sentences, counts, what they come from): rows as the released embeddings where these are given."""
     found = _role(ws, "corpus", None) or _role(ws, "sentences", None)
     if found is None:
         return None
-    return *load_sentences(found.folder / "sentences.json"), {"released": found.folder.name}
+    return *load_sentences(found.folder / "sentences.safetensors"), {"released": found.folder.name}
 
 
 def released_sentence_embeddings(ws: Workspace) -> Embeddings | None:
@@ -162,7 +163,7 @@ def _imported(ws: Workspace, path: Path) -> Imported:
                 if isinstance(content, ReleasedCorpus):
                     kind = "corpus"
                     save_embeddings(beside / "texts.safetensors", content.vectors, range(n), kind="sentence_embeddings", producer=producer)
-                save_sentences(beside / "sentences.json", content.sentences, producer=producer, counts={"read": n, "kept": n})
+                save_sentences(beside / "sentences.safetensors", content.sentences, producer=producer, counts={"read": n, "kept": n})
             write_json(beside / "released.json", {"kind": kind, "file": path.name})
 
     ws.store.make(folder, write)

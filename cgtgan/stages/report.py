@@ -50,6 +50,8 @@ PLOTS = (  # title, y label, factor, {label: key in metrics.jsonl}, note
 
 def run(cfg: Config) -> None:
     ws = Workspace(cfg)
+    if ws.rank.number:  # the page is the first process's
+        return
     with ws.hold_run():
         report(ws)
 

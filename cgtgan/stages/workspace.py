@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +43,9 @@ class Workspace:
         return run_folder(self.cfg)
 
     def hold_run(self) -> AbstractContextManager[None]:
-        """One process at a time in a run folder: the child of a killed `make` may still be at work there."""
+        """One job at a time in a run folder: the child of a killed `make` may still be at work there. A job's first process holds it."""
+        if self.rank.number:
+            return nullcontext()
         return locked(self.run, lambda: self.tracker.say(f"waiting for another process that works in {self.run}"))
 
     @cached_property

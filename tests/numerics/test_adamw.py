@@ -10,7 +10,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaModel
 
 from cgtgan.config import OptimizerConfig
-from cgtgan.method.checkpoint import Optimizer
+from cgtgan.method.optimizer import Optimizer
 from cgtgan.models.mapper import TransformerMapper
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

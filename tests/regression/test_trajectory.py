@@ -18,13 +18,14 @@ import transformers
 
 from cgtgan.config import Config, DemoClipConfig, DiscriminatorConfig, GeneratorConfig, OptimizerConfig
 from cgtgan.method.batches import EpochOrder, sampling_uniforms
-from cgtgan.method.checkpoint import Optimizer
+from cgtgan.method.optimizer import Optimizer
 from cgtgan.models.clip_backbone import DemoBackbone
 from cgtgan.models.demo_clip import DemoClip
 from cgtgan.models.discriminator import make_discriminator
-from cgtgan.models.generator import make_generator, make_tokenizer
+from cgtgan.models.generator_bundle import make_generator, make_tokenizer
 from cgtgan.models.tokenizers import END_OF_TEXT, train_tokenizer
-from cgtgan.stages.train import Players, gan_step
+from cgtgan.stages.train import gan_step
+from cgtgan.stages.training import Batch, Players
 
 STORED = Path(__file__).with_name("trajectory.json")
 STEPS, IMAGES = 20, 6
@@ -66,7 +67,7 @@ def trajectory() -> list[dict[str, float]]:
         index = torch.from_numpy(chosen)
         uniforms = sampling_uniforms(0, step, chosen.tolist(), cfg.train.num_samples, cfg.generator.max_length)
         real = [SENTENCES[i] for i in texts.batch(step, IMAGES * cfg.train.num_samples)]
-        rows.append(gan_step(cfg, made, step, images[index], targets[index], uniforms, real))
+        rows.append(gan_step(cfg, made, step, Batch(chosen.tolist(), images[index], targets[index], uniforms, real, IMAGES)))
     return rows
 
 

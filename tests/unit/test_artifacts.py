@@ -257,13 +257,32 @@ def test_rows_and_ids_must_be_as_many(tmp_path: Path) -> None:
 
 def test_sentences_round_trip(tmp_path: Path) -> None:
     sentences = ["A dog\u2028runs.", "Ünï — 犬.", ""]
-    save_sentences(tmp_path / "s.json", sentences, producer=PRODUCER, counts={"read": 4, "empty": 1})
-    assert load_sentences(tmp_path / "s.json") == (sentences, {"read": 4, "empty": 1})
-    content = read_json(tmp_path / "s.json")
-    content["sentences"].pop()
-    write_json(tmp_path / "s.json", content)
-    with pytest.raises(InputError, match="rows=3 and rows=2"):
-        load_sentences(tmp_path / "s.json")
+    path = tmp_path / "s.safetensors"
+    save_sentences(path, sentences, producer=PRODUCER, counts={"read": 4, "empty": 1})
+    found, counts = load_sentences(path)
+    assert found == sentences
+    assert list(found) == sentences
+    assert (found[-2], found[1:], len(found), counts) == (sentences[1], sentences[1:], 3, {"read": 4, "empty": 1})
+    with pytest.raises(IndexError, match="sentence 3 of 3"):
+        found[3]
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(InputError, match="is not whole"):
+        load_sentences(path)
+
+
+def anonymous_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="left out: memory is read from Linux's /proc")
+def test_sentences_are_read_from_the_disk_and_not_kept(tmp_path: Path) -> None:
+    """Opening a corpus of 30 MB and reading a few of its sentences takes no memory of its own."""
+    save_sentences(tmp_path / "s.safetensors", ["A sentence of thirty letters."] * 1_000_000, producer=PRODUCER, counts={})
+    before = anonymous_bytes()
+    found, _ = load_sentences(tmp_path / "s.safetensors")
+    assert found[999_999] == "A sentence of thirty letters."
+    assert anonymous_bytes() - before < 5_000_000
 
 
 # ------------------------------------------------------------------------------------------------------------- made once

@@ -22,7 +22,7 @@ from cgtgan.data.released import (
     read_released,
 )
 from cgtgan.errors import InputError, MissingFileError
-from cgtgan.models.generator import make_generator, make_tokenizer
+from cgtgan.models.generator_bundle import make_generator, make_tokenizer
 from cgtgan.models.released_generator import load_released_generator
 
 

@@ -35,8 +35,8 @@ def nothing(_count: int) -> None: ...
         ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Rank(1, 4, 1, 2)),
         ({"RANK": "1", "WORLD_SIZE": "4"}, Rank()),
         ({"RANK": "5", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Rank()),
-        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "SLURM_NTASKS_PER_NODE": "4"}, Rank(3, 8, 0, 4)),
-        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "3"}, Rank(3, 8, 3, 8)),
+        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "0", "SLURM_NTASKS_PER_NODE": "4"}, Rank(3, 8, 0, 4)),
+        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "3"}, Rank(3, 8, 3, 8)),
         ({"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, Rank()),
     ],
 )

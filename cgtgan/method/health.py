@@ -1,0 +1,80 @@
+"""Whether GAN training is healthy: what the captions of a step look like, and the three ways in which it is known to collapse."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+def distinct(captions: Sequence[str], n: int) -> float:
+    """Distinct n-grams of words over all of them (distinct-n, Li et al. 2016); 0 where there is none."""
+    grams = [tuple(words[i : i + n]) for words in (c.split() for c in captions) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def most_frequent(captions: Sequence[str]) -> float:
+    """Share of the captions that are the most frequent one; 1 means one caption for everything."""
+    return Counter(captions).most_common(1)[0][1] / len(captions) if captions else 0.0
+
+
+def caption_metrics(sampled: Sequence[str], greedy: Sequence[str]) -> dict[str, float]:
+    """Variety of a step's captions: distinct-1/2 and share of repeated samples, and the share of the most frequent greedy caption."""
+    return {
+        "caption/distinct_1": distinct(sampled, 1),
+        "caption/distinct_2": distinct(sampled, 2),
+        "caption/identical": 1 - len(set(sampled)) / len(sampled) if sampled else 0.0,
+        "caption/greedy_most_frequent": most_frequent(greedy),
+    }
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """One way to collapse: seen when `holds` for so many logged rows in a row."""
+
+    holds: str  # metric
+    above: float | None
+    below: float | None
+    rows: int
+    says: str
+
+    def seen(self, metrics: Mapping[str, float]) -> bool:
+        value = metrics.get(self.holds)
+        if value is None:
+            return False
+        return (self.above is not None and value > self.above) or (self.below is not None and value < self.below)
+
+
+COLLAPSES = {
+    "one caption": Collapse(
+        "caption/greedy_most_frequent", 0.5, None, 10,
+        "most images of a batch get one and the same caption: start from a better initialisation (initialize.steps), lower "
+        "train.generator_optimizer.lr or hold the generator with train.kl_weight",
+    ),
+    "no end": Collapse(
+        "caption/finished", None, 0.1, 10,
+        "captions do not end in a full stop: give the discriminator more weight (a lower reward_weights.max_weight), initialise longer "
+        "(initialize.steps) or raise generator.max_length",
+    ),
+    "judge has won": Collapse(
+        "train/d_accuracy", 0.999, None, 30,
+        "the discriminator tells every caption from every sentence, so its reward has nothing to climb: lower "
+        "train.discriminator_optimizer.lr, or hold the generator near the corpus with train.kl_weight",
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class Health:
+    """Counts logged rows on which a collapse is seen; `rows` is part of a checkpoint, so that a resumed run counts on."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def look(self, metrics: Mapping[str, float]) -> list[str]:
+        """What to say now: each collapse when it has lasted, once until it is gone."""
+        says = []
+        for name, collapse in COLLAPSES.items():
+            self.rows[name] = self.rows.get(name, 0) + 1 if collapse.seen(metrics) else 0
+            if self.rows[name] == collapse.rows:
+                says.append(f"{collapse.says} ({collapse.holds} {metrics[collapse.holds]:.3g} for {collapse.rows} logged steps)")
+        return says

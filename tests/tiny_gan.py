@@ -1,0 +1,62 @@
+"""Everything a step of the GAN needs, tiny, for tests."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cgtgan.config import Config, DemoClipConfig, DiscriminatorConfig, GeneratorConfig, OptimizerConfig
+from cgtgan.method.batches import sampling_uniforms
+from cgtgan.method.optimizer import Optimizer
+from cgtgan.models.clip_backbone import DemoBackbone
+from cgtgan.models.demo_clip import DemoClip
+from cgtgan.models.discriminator import make_discriminator
+from cgtgan.models.generator_bundle import make_generator, make_tokenizer
+from cgtgan.models.tokenizers import END_OF_TEXT, train_tokenizer
+from cgtgan.stages.train import gan_step
+from cgtgan.stages.training import Batch, Players
+
+SENTENCES = ["A red dog runs over the grass.", "Two cats sleep on a blue sofa.", "A man rides a horse.", "The sea is calm."]
+
+
+def players(
+    *, mapper: str = "mlp", dropout: bool = False, kl_weight: float = 0.0, discriminator: bool = True, lr: float = 1e-3
+) -> tuple[Config, Players]:
+    """Everything a step of the GAN needs, tiny, from seed 0."""
+    cfg = Config()
+    sizes: dict[str, Any] = {"tokenizer": "corpus", "vocab_size": 300, "width": 16, "heads": 2}
+    prefix: dict[str, Any] = {"mapper": mapper, "prefix_length": 3, "clip_length": 2, "mapper_layers": 1, "mapper_heads": 2}
+    cfg.generator = GeneratorConfig(language_model="scratch", layers=2, max_length=6, **sizes, **prefix)
+    cfg.discriminator = DiscriminatorConfig(encoder="scratch", layers=1, **sizes)
+    cfg.reward_weights.delay_steps, cfg.reward_weights.ramp_steps = 0, 0
+    cfg.train.dropout, cfg.train.kl_weight, cfg.train.num_samples = dropout, kl_weight, 3
+    rate = OptimizerConfig(lr=lr)
+    clip = DemoClipConfig(dim=8, width=8, text_layers=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = DemoBackbone(DemoClip(clip, train_tokenizer(SENTENCES, 300, [END_OF_TEXT]), 32), torch.device("cpu"))
+    bundle = make_generator(cfg.generator, make_tokenizer(cfg.generator, SENTENCES), backbone.dim, seed=1)
+    reference = copy.deepcopy(bundle.model).eval().requires_grad_(False) if kl_weight else None
+    judge = make_discriminator(cfg.discriminator, SENTENCES, cfg.generator.max_length, seed=2) if discriminator else None
+    g_optimizer, d_optimizer = Optimizer(bundle.model, rate, 10), Optimizer(judge, rate, 10) if judge is not None else None
+    return cfg, Players(bundle, reference, judge, backbone, g_optimizer, d_optimizer)
+
+
+def step_inputs(made: Players, step: int) -> Tensor:
+    """Images and aggregated texts (2, 4, D)"""
+    return torch.randn(2, 4, made.backbone.dim, generator=torch.Generator().manual_seed(step))
+
+
+def one_step(cfg: Config, made: Players, step: int, *, logged: bool = True) -> dict[str, float]:
+    image, target = step_inputs(made, step)
+    uniforms = sampling_uniforms(0, step, range(4), cfg.train.num_samples, cfg.generator.max_length)
+    found = gan_step(cfg, made, step, Batch(list(range(4)), image, target, uniforms, SENTENCES * 3, 4), logged=logged)
+    clock = ("time/", "memory/", "train/seconds", "train/images_per_second")
+    return {k: v for k, v in found.items() if not k.startswith(clock)}
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
