@@ -156,7 +156,7 @@ class CaptionGenerator(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Trade a second forward pass of each layer for the memory of its states (large language models)."""
-        self.gpt.gradient_checkpointing_enable({"use_reentrant": False})
+        self.gpt.activation_checkpointing_enable({"use_reentrant": False})
         self.gradient_checkpointing = True
 
     def _read_prefix(self, prefix_embedding: Tensor) -> list[Tensor]:

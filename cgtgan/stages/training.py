@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -260,7 +261,9 @@ class Checkpoints:
             except (UserError, OSError) as error:
                 damaged = folder
                 if self.ws.rank.number == 0 and folder.exists():
-                    folder.rename(folder.with_name(f"damaged_{folder.name}"))
+                    aside = folder.with_name(f"damaged_{folder.name}")
+                    shutil.rmtree(aside, ignore_errors=True)
+                    folder.rename(aside)
                     self.ws.tracker.say(f"damaged checkpoint, set aside as damaged_{folder.name}: {error}")
                 continue
             return folder

@@ -36,11 +36,33 @@ def test_golden(case: str, eps: float, decay: float) -> None:
             assert np.abs(found - old).max() > 1e-6
 
 
-def decayed(module: nn.Module) -> tuple[set[str], set[str]]:
+@pytest.mark.parametrize(("case", "eps", "decay"), [("cgtgan", 1e-8, 0.05), ("init", 1e-6, 0.05), ("nodecay", 1e-8, 0.0)])
+def test_golden_released(case: str, eps: float, decay: float) -> None:
+    golden = np.load(GOLDEN / "adamw.npz")
+    module = OneMatrix(golden["p0"])
+    config = OptimizerConfig(lr=0.01, eps=eps, weight_decay=decay, grad_clip=0.0, released_adamw=True)
+    optimizer = Optimizer(module, config, 6)
+    for step, (gradient, expected) in enumerate(zip(golden["grads"], golden[f"{case}_hf"], strict=True), 1):
+        optimizer.step((module.weight * torch.tensor(gradient)).sum(), step)
+        np.testing.assert_allclose(module.weight.detach().numpy(), expected, rtol=0, atol=2e-7)
+
+
+def test_released_decay_takes_the_norms_that_its_name_filter_misses() -> None:
+    moved, still = decayed(GPT2LMHeadModel(GPT2Config(vocab_size=30, n_embd=8, n_layer=1, n_head=2, n_positions=16)), released=True)
+    assert {"transformer.h.0.ln_1.weight", "transformer.ln_f.weight"} <= moved
+    assert all("bias" in name for name in still)
+    moved, still = decayed(TransformerMapper(6, 16, 3, 2, layers=1, heads=2), released=True)
+    assert any("norm" in name and name.endswith("weight") for name in moved)
+    encoder = RobertaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    _, still = decayed(RobertaModel(encoder), released=True)
+    assert any(name.endswith("LayerNorm.weight") for name in still)
+
+
+def decayed(module: nn.Module, *, released: bool = False) -> tuple[set[str], set[str]]:
     """Names with and without weight decay, found by a step with a zero gradient: only decay moves a weight then."""
     for p in module.parameters():
         nn.init.constant_(p, 0.5)
-    optimizer = Optimizer(module, OptimizerConfig(lr=0.1, weight_decay=0.5), 10)
+    optimizer = Optimizer(module, OptimizerConfig(lr=0.1, weight_decay=0.5, released_decay=released), 10)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     optimizer.step(torch.stack([p.sum() for p in module.parameters()]).sum() * 0, 1)
     moved = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}

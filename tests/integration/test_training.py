@@ -1,0 +1,252 @@
+"""GAN training as a job: stopped by signals and time, damaged on disk, on two processes, one of which dies. On the tiny demo world."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+STEPS = 20
+CLOCK = ("time/", "memory/", "train/seconds", "train/images_per_second")
+
+
+def command(home: Path, *overrides: str, processes: int = 1) -> list[str]:
+    start = [sys.executable] if processes == 1 else [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
+    ]  # fmt: skip
+    settings = ("experiment=demo_tiny", "stage=train", "threads=1", "wandb=disabled", f"train.steps={STEPS}", "train.validate_every=5")
+    return [*start, str(ROOT / "run.py"), *settings, f"artifacts_dir={home / 'artifacts'}", f"runs_dir={home / 'runs'}", *overrides]
+
+
+def run(home: Path, *overrides: str, code: int = 0, processes: int = 1) -> str:
+    done = subprocess.run(command(home, *overrides, processes=processes), cwd=home, capture_output=True, text=True, timeout=300)
+    said = done.stdout + done.stderr
+    assert done.returncode == code, said
+    return said
+
+
+def run_folder(home: Path) -> Path:
+    (folder,) = (home / "runs" / "demo_tiny").glob("*/seed=0")
+    return folder
+
+
+def metrics(home: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run_folder(home) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(CLOCK)} for row in rows]
+
+
+def results(home: Path) -> dict[str, Any]:
+    """Everything that must not hang on how the job went: weights, optimisers, metrics, validation captions."""
+    folder = run_folder(home)
+    found: dict[str, Any] = {"metrics": metrics(home)}
+    for link in ("last", "best"):
+        checkpoint = folder / "checkpoints" / link
+        found[link] = (checkpoint.readlink().name, (checkpoint / "generator.safetensors").read_bytes())
+        found[f"{link} state"] = {k: v.tolist() for k, v in load_file(checkpoint / "training.safetensors").items() if "rng" not in k}
+    for captions in sorted((folder / "validation").glob("*.json")):
+        found[captions.name] = captions.read_text()
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home where training ran undisturbed."""
+    home = tmp_path_factory.mktemp("whole")
+    run(home)
+    return home
+
+
+@pytest.fixture
+def home(whole: Path, tmp_path: Path) -> Path:
+    """A new home with the artifacts of the other, but no run."""
+    shutil.copytree(whole / "artifacts", tmp_path / "artifacts")
+    return tmp_path
+
+
+def started(home: Path, *overrides: str, rows: int, processes: int = 1) -> subprocess.Popen[str]:
+    """A job that has logged some rows and is still at work."""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    job = subprocess.Popen(command(home, *overrides, processes=processes), cwd=home, **pipes)
+    deadline = time.monotonic() + 200
+    while not any(len(f.read_text().splitlines()) >= rows for f in home.glob("runs/demo_tiny/*/seed=0/metrics.jsonl")):
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return job
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_stops_with_a_checkpoint_and_the_same_command_goes_on(whole: Path, home: Path, which: signal.Signals) -> None:
+    job = started(home, "train.checkpoint_every=1000", rows=4)
+    job.send_signal(which)
+    said = job.communicate(timeout=60)[0]
+    assert job.returncode == 128 + which, said
+    assert f"{which.name} came: stopped after step" in said
+    assert "Traceback" not in said
+    (state,) = run_folder(home).glob("checkpoints/step_*")
+    assert 4 <= int(state.name[5:]) < STEPS
+    assert f"going on after step {int(state.name[5:])}" in run(home, "train.checkpoint_every=1000")
+    assert results(home) == results(whole)
+
+
+def test_a_time_limit_stops_again_and_again_and_ends_in_the_same_place(whole: Path, home: Path) -> None:
+    stops = 0
+    for _ in range(60):
+        done = subprocess.run(command(home, "train.max_minutes=0.012"), cwd=home, capture_output=True, text=True, timeout=200)
+        if done.returncode == 0:
+            break
+        stops += 1
+        assert done.returncode == 75, done.stderr
+        assert "the time limit is reached: stopped after step" in done.stderr
+    assert stops >= 2
+    assert results(home) == results(whole)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(whole: Path, home: Path) -> None:
+    for file in ("generator.safetensors", "training.safetensors"):
+        shutil.rmtree(home / "runs", ignore_errors=True)
+        shutil.copytree(whole / "runs", home / "runs", symlinks=True)
+        last = run_folder(home) / "checkpoints" / "step_000020" / file
+        content = bytearray(last.read_bytes())
+        content[len(content) // 2] ^= 1
+        last.write_bytes(content)
+        said = run(home)
+        assert f"{file} is not as it was written" in said
+        assert "going on after step 18" in said
+        assert results(home) == results(whole)
+        assert (run_folder(home) / "checkpoints" / "damaged_step_000020").is_dir()
+    for checkpoint in run_folder(home).glob("checkpoints/step_*"):
+        (checkpoint / "training.safetensors").write_bytes(b"")
+    said = run(home, code=1)
+    assert "has no whole checkpoint any more: remove it" in said
+    assert "Traceback" not in said
+
+
+def test_time_between_checkpoints_may_be_given_in_minutes(whole: Path, home: Path) -> None:
+    job = started(home, "train.checkpoint_every=1000", "train.checkpoint_minutes=0.00001", rows=6)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    assert "going on after step" in run(home)
+    assert results(home) == results(whole)
+
+
+@pytest.mark.parametrize("overrides", [(), ("train.accumulation=2",)])
+def test_two_processes_learn_what_one_learns(whole: Path, home: Path, overrides: tuple[str, ...]) -> None:
+    run(home, *overrides, processes=2)
+    mine, theirs = metrics(home), metrics(whole)
+    assert len(mine) == len(theirs) == STEPS + 4
+    for a, b in zip(mine, theirs, strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
+    for module in ("generator", "training"):
+        a, b = (load_file(run_folder(h) / "checkpoints" / "last" / f"{module}.safetensors") for h in (home, whole))
+        weights = [k for k in b if module == "generator" or k.startswith("module/")]
+        assert weights
+        assert max(float((a[k] - b[k]).abs().max()) for k in weights) < (2e-5 if overrides else 1e-5)
+    for captions in sorted((run_folder(whole) / "validation").glob("*.json")):
+        assert (run_folder(home) / "validation" / captions.name).read_text() == captions.read_text()
+
+
+def test_one_process_goes_on_where_two_were_stopped(whole: Path, home: Path) -> None:
+    job = started(home, rows=4, processes=2)
+    children = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGUSR1)  # one of them is told; both stop
+    said = job.communicate(timeout=100)[0]
+    assert job.returncode != 0
+    assert "SIGUSR1 came: stopped after step" in said
+    assert "going on after step" in run(home)
+    for a, b in zip(metrics(home), metrics(whole), strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
+
+
+def test_a_process_that_dies_ends_the_job(home: Path) -> None:
+    """Without a launcher that would end the others: they must find out by themselves."""
+    with socket_port() as port:
+        places = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        jobs = [
+            subprocess.Popen(
+                command(home), cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                env=os.environ | places | {"RANK": str(i), "LOCAL_RANK": str(i)},
+            )
+            for i in range(2)
+        ]  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not any(f.read_text() for f in home.glob("runs/demo_tiny/*/seed=0/metrics.jsonl")):
+        assert all(job.poll() is None for job in jobs), [job.communicate()[0] for job in jobs]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    jobs[1].kill()
+    said = jobs[0].communicate(timeout=60)[0]
+    assert jobs[0].returncode == 1, said
+    assert "process 0 of 2 lost another one of this job" in said
+    assert "Traceback" not in said
+    jobs[1].wait()
+    if jobs[1].stdout:
+        jobs[1].stdout.close()
+
+
+class socket_port:
+    """A port that is free now."""
+
+    def __enter__(self) -> int:
+        import socket
+
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            return int(s.getsockname()[1])
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+
+def test_more_processes_than_images_of_a_part_are_refused(home: Path) -> None:
+    said = run(home, "train.batch_size=2", "train.accumulation=2", "variant=small", processes=2, code=1)
+    assert "train.batch_size=2 in 2 parts is less than an image for each of 2 processes" in said
+
+
+def test_collapse_is_a_warning_or_an_error(whole: Path, home: Path) -> None:
+    """An untrained generator gives nearly all images one caption."""
+    settings = ["train.use_initialization=false", "train.log_every=1", "variant=raw", "train.generator_optimizer.lr=1e-9"]
+    said = run(home, *settings)
+    assert "warning, step 10: most images of a batch get one and the same caption" in said
+    assert "train.kl_weight" in said
+    said = run(home, *settings, "variant=raw2", "train.stop_on_collapse=true", code=1)
+    assert "train.stop_on_collapse asks" in said
+    assert "Traceback" not in said
+
+
+def test_a_hub_or_a_cache_of_it_gives_the_generator_to_start_from(whole: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache in the hub's own layout, as a download leaves it; the network is not asked."""
+    snapshot = home / "hub" / "models--us--ours" / "snapshots" / ("0" * 40)
+    shutil.copytree(run_folder(whole) / "checkpoints" / "last", snapshot)
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0" * 40)
+    monkeypatch.setenv("HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run(home, "train.init_from=us/ours", "variant=more", "train.steps=1", "train.log_every=1")
+    (row, *_) = [json.loads(line) for line in next(home.glob("runs/*/more/seed=0/metrics.jsonl")).read_text().splitlines()]
+    trained = metrics(whole)[-2]
+    assert abs(row["reward/cos"] - trained["reward/cos"]) < 3
+    said = run(home, "train.init_from=us/nothing", "variant=none", code=1)
+    assert "train.init_from=us/nothing" in said
+    assert "Traceback" not in said
+
+
+def test_precision_is_part_of_a_run(whole: Path, home: Path) -> None:
+    shutil.copytree(whole / "runs", home / "runs", symlinks=True)
+    said = run(home, "train.precision=bf16", code=1)
+    assert "precision was float32, is bf16" in said
+    run(home, "train.precision=bf16", "variant=half", "train.steps=2")
+    weights = load_file(next(home.glob("runs/*/half/seed=0/checkpoints/last/generator.safetensors")))
+    assert {v.dtype for v in weights.values()} == {torch.float32}

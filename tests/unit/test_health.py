@@ -1,0 +1,38 @@
+"""Variety of captions by hand-counted examples, and when a collapse is said."""
+
+import pytest
+
+from cgtgan.method.health import COLLAPSES, Health, caption_metrics, distinct, most_frequent
+
+
+def test_distinct_and_identical_by_hand() -> None:
+    assert distinct(["a dog runs.", "a dog sits."], 1) == 4 / 6
+    assert distinct(["a dog runs.", "a dog sits."], 2) == 3 / 4
+    assert distinct(["a", "b"], 2) == 0
+    assert distinct([], 1) == 0
+    assert most_frequent(["x", "y", "x", "x"]) == 0.75
+    found = caption_metrics(["x y", "x y", "z"], ["g", "g"])
+    assert found == {
+        "caption/distinct_1": 3 / 5, "caption/distinct_2": 1 / 2,
+        "caption/identical": pytest.approx(1 / 3), "caption/greedy_most_frequent": 1.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "bad", "good"), [("one caption", 0.9, 0.2), ("no end", 0.0, 0.8), ("judge has won", 1.0, 0.9)])
+def test_a_collapse_is_said_once_it_has_lasted_and_again_after_it_was_gone(name: str, bad: float, good: float) -> None:
+    collapse = COLLAPSES[name]
+    health = Health()
+    said = [health.look({collapse.holds: bad}) for _ in range(3 * collapse.rows)]
+    assert [i for i, texts in enumerate(said) if texts] == [collapse.rows - 1]
+    (text,) = said[collapse.rows - 1]
+    assert collapse.holds in text
+    assert any(knob in text for knob in ("train.", "initialize.", "reward_weights."))
+    assert health.look({collapse.holds: good}) == []
+    assert health.rows[name] == 0
+    resumed = Health(dict(health.rows))
+    said = [resumed.look({collapse.holds: bad}) for _ in range(collapse.rows)]
+    assert len(said[-1]) == 1
+
+
+def test_a_metric_that_is_not_there_is_no_collapse() -> None:
+    assert Health().look({}) == []
