@@ -251,7 +251,8 @@ def save_sentences(path: Path, sentences: Sequence[str], *, producer: Mapping[st
     ends = np.cumsum([len(p) for p in pieces], dtype=np.int64)
     tensors = {"text": np.frombuffer(b"".join(pieces), dtype=np.uint8), "ends": ends}
     with atomic_path(path) as beside:
-        save_file(tensors, beside, {"header": canonical_json(asdict(header)), "counts": json.dumps(dict(counts))})
+        # one key: its package writes several in an order that changes from process to process
+        save_file(tensors, beside, {"header": canonical_json(asdict(header) | {"counts": dict(counts)})})
     return header
 
 
@@ -266,8 +267,13 @@ def load_sentences(path: Path) -> tuple[Sentences, dict[str, int]]:
             meta, text, ends = f.metadata() or {}, f.get_tensor("text"), f.get_tensor("ends")
     except (SafetensorError, OSError) as e:
         raise InputError(f"{path} is not whole ({e}): delete it and it is made again") from None
-    Header.read(meta.get("header", ""), path).expect(path, kind="sentences", rows=len(ends))
-    return Sentences(text, ends), json.loads(meta["counts"])
+    try:
+        described = json.loads(meta["header"])
+        counts = described.pop("counts")
+    except (KeyError, ValueError):
+        raise InputError(f"{path} has a header this version cannot read: delete it and it is made again") from None
+    Header.read(json.dumps(described), path).expect(path, kind="sentences", rows=len(ends))
+    return Sentences(text, ends), counts
 
 
 # -------------------------------------------------------------------------------------------------------- made once, shared

@@ -7,8 +7,6 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 
 def stable_seed(*parts: object) -> int:
@@ -44,9 +42,6 @@ class EpochOrder:
         return self.rows((step - 1) * size, size)
 
 
-def sampling_uniforms(seed: int, step: int, image_ids: Sequence[object], num_samples: int, length: int) -> Tensor:
-    """(B, K, L) float32 in [0, 1): an image's numbers hang on (seed, step, image) alone, not on the batch it is in."""
-    out = torch.empty(len(image_ids), num_samples, length)
-    for i, image_id in enumerate(image_ids):
-        out[i] = torch.rand(num_samples, length, generator=torch.Generator().manual_seed(stable_seed(seed, step, image_id)))
-    return out
+def sampling_seeds(seed: int, step: int, image_ids: Sequence[object], num_samples: int) -> list[list[int]]:
+    """K seeds an image: what an image draws hangs on (seed, step, image) alone, not on the batch or the process it is in."""
+    return [[stable_seed(seed, step, image_id, k) for k in range(num_samples)] for image_id in image_ids]

@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cgtgan.models.chunks import chunks_by_length
 from cgtgan.models.mapper import MLPMapper, TransformerMapper
+from cgtgan.models.sampling import Clocks, race
 
 
 class Captions(NamedTuple):
@@ -209,7 +210,7 @@ class CaptionGenerator(nn.Module):
     @torch.no_grad()
     def greedy(self, prefix_embedding: Tensor, max_length: int | None = None, *, log_probs: bool = True) -> Captions:
         """(B, D) -> captions with leading shape (B,); `log_probs=False` leaves these 0, for speed"""
-        choose, temperature = lambda _position, logits, _rows: logits.argmax(-1), 1.0 if log_probs else None
+        choose, temperature = lambda logits, _rows: logits.argmax(-1), 1.0 if log_probs else None
         return self._flat(self._decode(prefix_embedding, 1, choose, max_length, temperature))
 
     @torch.no_grad()
@@ -218,55 +219,58 @@ class CaptionGenerator(nn.Module):
         prefix_embedding: Tensor,
         num_samples: int,
         *,
-        uniforms: Tensor | None = None,
+        seeds: Sequence[Sequence[int]] | None = None,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
         max_length: int | None = None,
     ) -> Captions:
         """Draw K captions an image from the model's own distribution: no top-k, no top-p. Leading shape (B, K).
 
-        Drawn by inverse CDF from `uniforms` (B, K, L) in [0, 1), made from `generator` when not given: the same numbers draw the same
-        captions, whatever the batch.
+        seeds: B lists of K numbers >= 0, made from `generator` when not given: a seed draws the same caption, whatever the batch.
         """
-        uniforms = self._uniforms(prefix_embedding, num_samples, uniforms, generator, max_length)
-        return self._decode(prefix_embedding, num_samples, _inverse_cdf(uniforms, temperature), max_length, temperature)
+        clocks = Clocks(self._seeds(len(prefix_embedding), num_samples, seeds, generator), prefix_embedding.device)
+        return self._decode(prefix_embedding, num_samples, _racing(clocks, temperature), max_length, temperature)
 
-    def sample_with_graph(self, prefix_embedding: Tensor, uniforms: Tensor) -> Captions:
+    def sample_with_graph(self, prefix_embedding: Tensor, seeds: Sequence[Sequence[int]], max_length: int | None = None) -> Captions:
         """`sample` whose log-probs carry the gradient of the very pass that drew, a copy of the prefix for each sample: with dropout on,
         every sample has masks of its own, and the log-probs are those of the network that drew it (METHOD, slip 8)."""
-        batch, samples, length = uniforms.shape
+        batch, samples = len(seeds), len(seeds[0])
         each = prefix_embedding.repeat_interleave(samples, dim=0)
-        drawn = self._decode(each, 1, _inverse_cdf(uniforms.view(batch * samples, 1, length), 1.0), length, 1.0)
+        clocks = Clocks([seed for row in seeds for seed in row], prefix_embedding.device)
+        drawn = self._decode(each, 1, _racing(clocks, 1.0), max_length, 1.0)
         return Captions(*(x.view(batch, samples, *x.shape[2:]) for x in drawn))
 
     @torch.no_grad()
-    def sample_and_greedy(self, prefix_embedding: Tensor, uniforms: Tensor, *, log_probs: bool = True) -> tuple[Captions, Captions]:
+    def sample_and_greedy(
+        self, prefix_embedding: Tensor, seeds: Sequence[Sequence[int]], *, log_probs: bool = True
+    ) -> tuple[Captions, Captions]:
         """Samples (B, K) and the greedy captions (B,) in one decode that shares the prefix and the cache."""
-        batch, samples, length = uniforms.shape
-        draw = _inverse_cdf(torch.cat([uniforms, uniforms.new_zeros(batch, 1, length)], dim=1), 1.0)
+        samples = len(seeds[0])
+        draw = _racing(Clocks([seed for row in seeds for seed in row], prefix_embedding.device), 1.0)
 
-        def choose(position: int, logits: Tensor, rows: Tensor) -> Tensor:
-            return torch.where(rows % (samples + 1) == samples, logits.argmax(-1), draw(position, logits, rows))
+        def choose(logits: Tensor, rows: Tensor) -> Tensor:
+            image, copy = rows // (samples + 1), rows % (samples + 1)
+            tokens, sampled = logits.argmax(-1), copy < samples
+            tokens[sampled] = draw(logits[sampled], (image * samples + copy)[sampled])
+            return tokens
 
-        both = self._decode(prefix_embedding, samples + 1, choose, length, 1.0 if log_probs else None)
+        both = self._decode(prefix_embedding, samples + 1, choose, None, 1.0 if log_probs else None)
         return Captions(*(x[:, :samples] for x in both)), Captions(*(x[:, samples] for x in both))
 
-    def _uniforms(
-        self, embedding: Tensor, samples: int, given: Tensor | None, generator: torch.Generator | None, length: int | None
-    ) -> Tensor:
-        shape = (len(embedding), samples, length or self.max_length)
+    @staticmethod
+    def _seeds(batch: int, samples: int, given: Sequence[Sequence[int]] | None, generator: torch.Generator | None) -> list[int]:
         if given is None:
-            where = generator.device if generator is not None else embedding.device
-            return torch.rand(shape, generator=generator, device=where).to(embedding.device)
-        if given.shape != shape:
-            raise ValueError(f"uniforms {tuple(given.shape)} must be {shape}")
-        return given.to(embedding.device)
+            device = generator.device if generator is not None else None
+            return torch.randint(2**62, (batch * samples,), generator=generator, device=device).tolist()
+        if len(given) != batch or any(len(row) != samples for row in given):
+            raise ValueError(f"seeds must be {batch} lists, one an image, of {samples} numbers, one a sample")
+        return [seed for row in given for seed in row]
 
     def _decode(
         self,
         prefix_embedding: Tensor,
         copies: int,
-        choose: Callable[[int, Tensor, Tensor], Tensor],
+        choose: Callable[[Tensor, Tensor], Tensor],
         max_length: int | None,
         temperature: float | None,
     ) -> Captions:
@@ -287,7 +291,7 @@ class CaptionGenerator(nn.Module):
         rows = torch.arange(batch * copies, device=device)  # which caption each row of the cache belongs to
         open_rows = torch.ones(batch * copies, dtype=torch.bool, device=device)
         for position in range(length):
-            tokens = choose(position, logits, rows)
+            tokens = choose(logits, rows)
             live = open_rows[rows]
             drawn[rows[live], position] = tokens[live]
             if temperature is not None:
@@ -375,14 +379,5 @@ def _fuse_activations(language_model: nn.Module) -> None:
                 setattr(module, name, nn.GELU(approximate="tanh"))
 
 
-def _inverse_cdf(uniforms_BKL: Tensor, temperature: float) -> Callable[[int, Tensor, Tensor], Tensor]:
-    """Draw token i where the cumulative probability first exceeds u: one cumsum and one search, several times faster than multinomial."""
-    flat = uniforms_BKL.flatten(0, 1)
-
-    def choose(position: int, logits: Tensor, rows: Tensor) -> Tensor:
-        logits = logits.detach() if temperature == 1 else logits.detach() / temperature
-        cumulative = torch.softmax(logits, dim=-1).cumsum(-1)
-        target = flat[rows, position, None] * cumulative[:, -1:]
-        return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
-
-    return choose
+def _racing(clocks: Clocks, temperature: float) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda logits, rows: race(logits, clocks.next(rows.tolist(), logits.shape[-1]), temperature)

@@ -34,8 +34,8 @@ def caption_embeddings(
         elif decode.name == "beam":
             drawn = model.beam(batch, decode.beam_size, length_penalty=decode.length_penalty)
         else:
-            noise = torch.Generator().manual_seed(stable_seed(seed, "decode", start))
-            drawn = model.sample(batch, 1, generator=noise, temperature=decode.temperature)
+            seeds = [[stable_seed(seed, "decode", start + i)] for i in range(len(batch))]
+            drawn = model.sample(batch, 1, seeds=seeds, temperature=decode.temperature)
         captions += bundle.texts(drawn.token_ids)
         captioned(len(batch))
     return captions

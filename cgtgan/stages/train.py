@@ -127,7 +127,7 @@ def gan_step(cfg: Config, players: Players, step: int, batch: Batch, *, logged: 
     for number, part in enumerate(parts, start=1):
         # 1. captions of the generator as it is: K samples and the greedy one
         with devices.autocast():
-            sampled, greedy = _draw(players.bundle.model, part.image, part.uniforms, dropout=t.dropout)
+            sampled, greedy = _draw(players.bundle.model, part.image, part.seeds, dropout=t.dropout)
         samples, greedies = players.bundle.texts(sampled.token_ids), players.bundle.texts(greedy.token_ids)
         clock.mark("drawing")
 
@@ -172,10 +172,10 @@ def gan_step(cfg: Config, players: Players, step: int, batch: Batch, *, logged: 
     return metrics
 
 
-def _draw(generator: CaptionGenerator, image: Tensor, uniforms: Tensor, *, dropout: bool) -> tuple[Captions, Captions]:
+def _draw(generator: CaptionGenerator, image: Tensor, seeds: list[list[int]], *, dropout: bool) -> tuple[Captions, Captions]:
     if not dropout:
-        return generator.eval().sample_and_greedy(image, uniforms, log_probs=False)
-    sampled = generator.train().sample_with_graph(image, uniforms)
+        return generator.eval().sample_and_greedy(image, seeds, log_probs=False)
+    sampled = generator.train().sample_with_graph(image, seeds)
     return sampled, generator.eval().greedy(image, log_probs=False)
 
 
@@ -227,7 +227,7 @@ def _judge(players: Players, real: list[str], sampled: list[str], greedy: list[s
 
 def _fit(cfg: Config, players: Players, part: Batch, texts: list[str]) -> SemanticReward:
     """Semantic reward (B*K + B,) of samples, then greedy captions; identical texts are embedded once."""
-    batch, samples = part.uniforms.shape[:2]
+    batch, samples = len(part.seeds), len(part.seeds[0])
     device = players.devices.device
     owner = torch.cat([torch.arange(batch).repeat_interleave(samples), torch.arange(batch)]).to(device)
     with players.devices.autocast():
@@ -245,7 +245,7 @@ def _reinforce(
 ) -> None:  # fmt: skip
     """Add G's gradient of w*semantic + (1-w)*naturalness (+ the leash) over this part's captions."""
     t, generator, devices = cfg.train, players.bundle.model, players.devices
-    batch, samples = part.uniforms.shape[:2]
+    batch, samples = len(part.seeds), len(part.seeds[0])
     semantic, natural = (_advantage(r, batch, samples, t.baseline) for r in (fit.total, naturalness))
     advantage = (w * semantic + (1 - w) * natural).flatten()
     drawn = sampled.drawn.flatten(0, 1)

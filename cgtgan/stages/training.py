@@ -20,7 +20,7 @@ from cgtgan.artifacts import Embeddings, file_fingerprint, read_json, write_json
 from cgtgan.config import Config, as_dict
 from cgtgan.errors import InputError, UserError
 from cgtgan.evaluation.metrics import save_results, score_captions
-from cgtgan.method.batches import EpochOrder, sampling_uniforms, stable_seed
+from cgtgan.method.batches import EpochOrder, sampling_seeds, stable_seed
 from cgtgan.method.checkpoint import Background, load_state, read_meta, save_state, state_tensors, write_checkpoint
 from cgtgan.method.devices import Devices, keep_freed_memory, tokens_that_fit
 from cgtgan.method.optimizer import Optimizer
@@ -118,12 +118,12 @@ def make_players(ws: Workspace, sentences: Sequence[str], steps: int, dim: int, 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step reads, this process's share: image, target (B, D), uniforms (B, K, L), B*K corpus sentences; `total` images in all."""
+    """What a step reads, this process's share: image, target (B, D), K seeds an image, B*K corpus sentences; `total` images in all."""
 
     ids: list[Any]
     image: Tensor
     target: Tensor
-    uniforms: Tensor
+    seeds: list[list[int]]
     real: list[str]
     total: int
 
@@ -134,7 +134,7 @@ class Batch:
         samples = len(self.real) // max(1, len(self.ids))
         cuts = [len(self.ids) * i // count for i in range(count + 1)]
         return [
-            Batch(self.ids[a:b], self.image[a:b], self.target[a:b], self.uniforms[a:b], self.real[a * samples : b * samples], self.total)
+            Batch(self.ids[a:b], self.image[a:b], self.target[a:b], self.seeds[a:b], self.real[a * samples : b * samples], self.total)
             for a, b in pairwise(cuts)
             if b > a
         ]
@@ -160,10 +160,10 @@ class Batches:
         own = rows[places[0] : places[-1] + 1]
         index = torch.from_numpy(own)
         ids = [self.images.ids[i] for i in own]
-        uniforms = sampling_uniforms(self.cfg.seed, step, ids, t.num_samples, self.cfg.generator.max_length)
+        seeds = sampling_seeds(self.cfg.seed, step, ids, t.num_samples)
         sentences = [self.sentences[i] for i in real[places[0] * t.num_samples : (places[-1] + 1) * t.num_samples]]
         image, target = self.images.vectors[index].float(), self.targets.vectors[index].float()
-        return Batch(ids, image.to(device), target.to(device), uniforms.to(device), sentences, t.batch_size)
+        return Batch(ids, image.to(device), target.to(device), seeds, sentences, t.batch_size)
 
 
 # ------------------------------------------------------------------------------------------------------------ metrics

@@ -63,7 +63,7 @@ def artifacts(home: Path) -> dict[str, bytes]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = world(tmp_path_factory.mktemp("one"))
     run(home, "stage=aggregate", "workers=0")
-    assert len(artifacts(home)) == 7  # three splits of images and of aggregated embeddings, and the sentences
+    assert len(artifacts(home)) == 8  # three splits of images and of aggregated embeddings, the sentences and theirs
     assert not list((home / "artifacts").rglob("*shards*"))
     return home
 
@@ -132,7 +132,7 @@ def test_several_temperatures_in_one_pass_are_those_of_single_ones(undisturbed: 
     said = run(home, "stage=aggregate", "aggregation_t.t=[100,150,175.0]")
     assert "t=100, 150, 175" in said
     found = artifacts(home)
-    assert len(found) == 13
+    assert len(found) == 14
     assert artifacts(undisturbed).items() <= found.items()
     for t in (100, 150, 175):
         assert "aggregated" not in run(home, "stage=aggregate", f"aggregation_t.t={t}")
