@@ -43,7 +43,7 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, RobertaConfi
 
 from cgtgan.config import ClipBackboneConfig, Config, GeneratorConfig, OptimizerConfig
 from cgtgan.data.corpora import embedded_text
-from cgtgan.method.batches import sampling_uniforms
+from cgtgan.method.batches import sampling_seeds
 from cgtgan.method.devices import Devices, keep_freed_memory, tokens_that_fit
 from cgtgan.method.optimizer import Optimizer
 from cgtgan.method.reinforce import semantic_weight
@@ -116,9 +116,9 @@ def make(args: argparse.Namespace) -> tuple[Config, Players, Callable[[int], Bat
         noise = torch.Generator().manual_seed(step)
         image, target = torch.randn(2, args.images, DIM, generator=noise).to(device)
         ids = list(range(args.images))
-        uniforms = sampling_uniforms(0, step, ids, args.samples, LENGTH).to(device)
+        seeds = sampling_seeds(0, step, ids, args.samples)
         real = corpus[step * args.images * args.samples :][: args.images * args.samples]
-        return Batch(ids, image, target, uniforms, real, args.images)
+        return Batch(ids, image, target, seeds, real, args.images)
 
     return cfg, players, batch
 

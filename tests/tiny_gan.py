@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cgtgan.config import Config, DemoClipConfig, DiscriminatorConfig, GeneratorConfig, OptimizerConfig
-from cgtgan.method.batches import sampling_uniforms
+from cgtgan.method.batches import sampling_seeds
 from cgtgan.method.optimizer import Optimizer
 from cgtgan.models.clip_backbone import DemoBackbone
 from cgtgan.models.demo_clip import DemoClip
@@ -52,8 +52,8 @@ def step_inputs(made: Players, step: int) -> Tensor:
 
 def one_step(cfg: Config, made: Players, step: int, *, logged: bool = True) -> dict[str, float]:
     image, target = step_inputs(made, step)
-    uniforms = sampling_uniforms(0, step, range(4), cfg.train.num_samples, cfg.generator.max_length)
-    found = gan_step(cfg, made, step, Batch(list(range(4)), image, target, uniforms, SENTENCES * 3, 4), logged=logged)
+    seeds = sampling_seeds(0, step, range(4), cfg.train.num_samples)
+    found = gan_step(cfg, made, step, Batch(list(range(4)), image, target, seeds, SENTENCES * 3, 4), logged=logged)
     clock = ("time/", "memory/", "train/seconds", "train/images_per_second")
     return {k: v for k, v in found.items() if not k.startswith(clock)}
 

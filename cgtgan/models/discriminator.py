@@ -8,12 +8,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel, RobertaConfig, RobertaModel
+from transformers import AutoModel, BertModel, PreTrainedModel, RobertaConfig, RobertaModel
 
 from cgtgan.config import DiscriminatorConfig
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.models.chunks import chunks_by_length
 from cgtgan.models.tokenizers import ROBERTA_SPECIALS, TextTokenizer, load_tokenizer, train_tokenizer
+
+_PLAIN_ATTENTION = (BertModel, RobertaModel)
 
 
 class _Head(nn.Module):
@@ -107,7 +109,12 @@ def make_discriminator(config: DiscriminatorConfig, sentences: Sequence[str], ma
         tokenizer = load_tokenizer(name, "discriminator.tokenizer", ROBERTA_SPECIALS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Discriminator(_encoder(config, tokenizer, max_length + 2), tokenizer, max_length + 2)
+        found = Discriminator(_encoder(config, tokenizer, max_length + 2), tokenizer, max_length + 2)
+    for name, p in found.named_parameters():
+        # a bias on all keys shifts a query's scores alike, and softmax forgets it: its gradient is rounding, which Adam would make steps of
+        if isinstance(found.text_encoder, _PLAIN_ATTENTION) and name.endswith("attention.self.key.bias"):
+            p.requires_grad = False
+    return found
 
 
 def _encoder(config: DiscriminatorConfig, tokenizer: TextTokenizer, max_tokens: int) -> PreTrainedModel:

@@ -1,6 +1,6 @@
 """Mappers, decoding and teacher-forced passes: golden numbers, transformers' own decoding, and the model's own distribution."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers import (
 
 from cgtgan.models.generator import CaptionGenerator, Captions
 from cgtgan.models.mapper import MLPMapper, TransformerMapper
+from cgtgan.models.sampling import Clocks, race
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 STOP, END, LENGTH, DIM, VOCAB = 13, 60, 8, 16, 61
@@ -115,17 +116,21 @@ def test_golden_log_probs_of_choices(decoding: Any, case: str, choices: str, tem
     close(found, decoding[f"sample_{case}_logp"])
 
 
-def test_golden_captions_of_choices(decoding: Any) -> None:
-    """Uniforms that draw just those tokens give the printed ids, forced stop, end-of-text and all, and the log-probs."""
+def test_golden_captions_of_choices(decoding: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clocks that let just those tokens win give the printed ids, forced stop, end-of-text and all, and the log-probs."""
     model, x = released(decoding), torch.tensor(decoding["x"])
-    choices = torch.tensor(decoding["choices"])
-    uniforms = torch.zeros(12, LENGTH)
-    for row in range(12):
-        logits = model.token_logits(model.prefix(x[row // 2][None]), choices[row][None])[0].double()
-        probability = logits.softmax(-1)
-        at = choices[row][:, None]
-        uniforms[row] = (probability.cumsum(-1).gather(1, at) - probability.gather(1, at) / 2)[:, 0].float()
-    found = model.sample(x, 2, uniforms=uniforms.view(6, 2, LENGTH))
+    choices = torch.tensor(decoding["choices"]).view(12, LENGTH)
+    places = [0] * 12
+
+    def rigged(_clocks: Clocks, captions: Sequence[int], vocab: int) -> Tensor:
+        out = torch.ones(len(captions), vocab)
+        for row, caption in zip(out, captions, strict=True):
+            row[choices[caption, places[caption]]] = 1e-30
+            places[caption] += 1
+        return out
+
+    monkeypatch.setattr(Clocks, "next", rigged)
+    found = model.sample(x, 2)
     assert found.token_ids.flatten(0, 1).tolist() == decoding["sample_plain_ids"][:, 0].astype(int).tolist()
     close(found.log_probs, decoding["sample_plain_logp"])
 
@@ -163,7 +168,7 @@ def test_golden_initialisation_loss() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decoded_log_probs_are_the_teacher_forced_ones(family: str) -> None:
     model, x = make(0, family), inputs(6)
-    sampled, greedy = model.sample_and_greedy(x, torch.rand(6, 5, LENGTH, generator=torch.Generator().manual_seed(1)))
+    sampled, greedy = model.sample_and_greedy(x, some_seeds(6, 5))
     close(model.log_probs(x, sampled.drawn), sampled.log_probs)
     close(model.log_probs(x, greedy.drawn[:, None]), greedy.log_probs)
     alone = model.greedy(x)
@@ -284,14 +289,8 @@ def test_later_tokens_are_drawn_from_their_softmax() -> None:
     assert float((share - logits.softmax(-1)).abs().sum()) / 2 < 0.8 * (VOCAB / len(seconds)) ** 0.5
 
 
-def test_a_token_of_probability_zero_is_never_drawn_and_extreme_uniforms_are_in_range() -> None:
-    model, x = make(0), inputs(2)
-    lowest, highest = torch.zeros(2, 1, LENGTH), torch.full((2, 1, LENGTH), 1 - 2**-24)
-    for uniforms in (lowest, highest):
-        drawn = model.sample(x, 1, uniforms=uniforms).drawn
-        assert int(drawn.min()) >= 0
-        assert int(drawn.max()) < VOCAB
-    frozen = make(0)
+def test_a_token_of_probability_zero_is_never_drawn() -> None:
+    frozen, x = make(0), inputs(2)
     head = torch.nn.Linear(32, VOCAB)
     with torch.no_grad():
         head.weight.zero_()
@@ -300,8 +299,36 @@ def test_a_token_of_probability_zero_is_never_drawn_and_extreme_uniforms_are_in_
     frozen.gpt.set_output_embeddings(head)
     drawn = frozen.sample(x, 500, generator=torch.Generator().manual_seed(0)).drawn
     assert set(drawn.flatten().tolist()) == {7, 20}
-    first = frozen.sample(x, 1, uniforms=lowest).drawn
-    assert set(first.flatten().tolist()) == {7}
+
+
+def test_clocks_are_exponential_and_each_captions_own() -> None:
+    clocks = Clocks([5, 6, 5], torch.device("cpu"))
+    first, second = clocks.next([0, 1, 2], 50_000), clocks.next([2, 0], 50_000)
+    assert torch.equal(first[0], first[2])
+    assert torch.equal(second[0], second[1])
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], second[1])
+    assert torch.equal(Clocks([6], torch.device("cpu")).next([0], 50_000)[0], first[1])  # alone, on one thread
+    drawn = torch.cat([first[0], first[1], second[0]]).double()
+    assert float(drawn.min()) > 0
+    at = torch.linspace(0.05, 4, 40, dtype=torch.float64)
+    share = (drawn[:, None] <= at).double().mean(0)
+    assert float((share - (1 - (-at).exp())).abs().max()) < 2 / len(drawn) ** 0.5  # Kolmogorov's distance: above this once in 1,500
+
+
+def test_rounding_of_a_large_vocabulary_changes_no_draw() -> None:
+    """Logits moved by a few rounding errors, GPT-2's number of tokens: a search in the cumulative sums would draw others."""
+    noise = torch.Generator().manual_seed(0)
+    logits = torch.randn(64, 50_257, generator=noise)
+    moved = logits + torch.randn(logits.shape, generator=noise) * 1e-6
+    clocks = Clocks(range(64), torch.device("cpu"))
+    found = [clocks.next(range(64), 50_257) for _ in range(4)]
+    assert all(torch.equal(race(logits, c), race(moved, c)) for c in found)
+    assert len(torch.cat([race(logits, c) for c in found]).unique()) > 200
+
+
+def some_seeds(batch: int, samples: int) -> list[list[int]]:
+    return [[1000 * i + k for k in range(samples)] for i in range(batch)]
 
 
 def select(captions: Captions, rows: Tensor) -> Captions:
@@ -316,13 +343,12 @@ def check_same(a: Captions, b: Captions) -> None:
 
 def test_captions_do_not_hang_on_the_batch() -> None:
     model, x = make(0), inputs(9)
-    uniforms = torch.rand(9, 4, LENGTH, generator=torch.Generator().manual_seed(2))
-    rows = torch.tensor([7, 2, 5])
-    whole, part = model.sample(x, 4, uniforms=uniforms), model.sample(x[rows], 4, uniforms=uniforms[rows])
+    seeds, rows = some_seeds(9, 4), torch.tensor([7, 2, 5])
+    whole, part = model.sample(x, 4, seeds=seeds), model.sample(x[rows], 4, seeds=[seeds[i] for i in rows])
     check_same(part, select(whole, rows))
-    fewer = model.sample(x, 2, uniforms=uniforms[:, 1:3])
+    fewer = model.sample(x, 2, seeds=[row[1:3] for row in seeds])
     check_same(fewer, Captions(*(c[:, 1:3] for c in whole)))
-    both, _ = model.sample_and_greedy(x, uniforms)
+    both, _ = model.sample_and_greedy(x, seeds)
     check_same(both, whole)
     check_same(model.greedy(x[rows]), select(model.greedy(x), rows))
     check_same(model.beam(x[rows], 3), select(model.beam(x, 3), rows))
@@ -335,22 +361,23 @@ def test_dropping_finished_rows_changes_nothing() -> None:
     assert isinstance(head, torch.nn.Linear)
     with torch.no_grad():
         head.weight[STOP] *= 3  # stops are likely
-    uniforms = torch.rand(8, 2, LENGTH, generator=torch.Generator().manual_seed(3))
-    whole = model.sample(x, 2, uniforms=uniforms)
+    seeds = some_seeds(8, 2)
+    whole = model.sample(x, 2, seeds=seeds)
     lengths = up_to_stop(whole.drawn).sum(-1)
     assert len(lengths.unique()) >= 4
     for row in range(8):
         for k in range(2):
-            alone = model.sample(x[row : row + 1], 1, uniforms=uniforms[row : row + 1, k : k + 1])
+            alone = model.sample(x[row : row + 1], 1, seeds=[[seeds[row][k]]])
             check_same(Captions(*(c[0] for c in alone)), Captions(*(c[row, k : k + 1] for c in whole)))
 
 
-def test_an_empty_batch_and_wrong_uniforms() -> None:
+def test_an_empty_batch_and_wrong_seeds() -> None:
     model = make(0)
     assert model.greedy(inputs(0)).token_ids.shape == (0, LENGTH)
     assert model.sample(inputs(0), 5).token_ids.shape == (0, 5, LENGTH)
-    with pytest.raises(ValueError, match=r"uniforms \(2, 5, 7\) must be \(2, 5, 8\)"):
-        model.sample(inputs(2), 5, uniforms=torch.rand(2, 5, 7))
+    for wrong in (some_seeds(2, 4), some_seeds(3, 5)):
+        with pytest.raises(ValueError, match="seeds must be 2 lists, one an image, of 5 numbers"):
+            model.sample(inputs(2), 5, seeds=wrong)
 
 
 # ------------------------------------------------------------------------------------------------------------- gradient

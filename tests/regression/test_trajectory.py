@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from cgtgan.config import Config, DemoClipConfig, DiscriminatorConfig, GeneratorConfig, OptimizerConfig
-from cgtgan.method.batches import EpochOrder, sampling_uniforms
+from cgtgan.method.batches import EpochOrder, sampling_seeds
 from cgtgan.method.optimizer import Optimizer
 from cgtgan.models.clip_backbone import DemoBackbone
 from cgtgan.models.demo_clip import DemoClip
@@ -66,9 +66,9 @@ def trajectory() -> list[dict[str, float]]:
     for step in range(1, STEPS + 1):
         chosen = order.batch(step, IMAGES)
         index = torch.from_numpy(chosen)
-        uniforms = sampling_uniforms(0, step, chosen.tolist(), cfg.train.num_samples, cfg.generator.max_length)
+        seeds = sampling_seeds(0, step, chosen.tolist(), cfg.train.num_samples)
         real = [SENTENCES[i] for i in texts.batch(step, IMAGES * cfg.train.num_samples)]
-        row = gan_step(cfg, made, step, Batch(chosen.tolist(), images[index], targets[index], uniforms, real, IMAGES))
+        row = gan_step(cfg, made, step, Batch(chosen.tolist(), images[index], targets[index], seeds, real, IMAGES))
         rows.append({k: v for k, v in row.items() if not k.startswith(CLOCK)})
     return rows
 

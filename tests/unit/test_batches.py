@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cgtgan.method.batches import EpochOrder, sampling_uniforms, stable_seed
+from cgtgan.method.batches import EpochOrder, sampling_seeds, stable_seed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,45 +48,27 @@ def test_no_rows() -> None:
         EpochOrder(0, 1)
 
 
-def test_uniforms_hang_on_the_image_not_on_its_batch() -> None:
-    whole = sampling_uniforms(3, 7, [11, "b", 13, 14], 5, 20)
-    part = sampling_uniforms(3, 7, [14, 11], 5, 20)
-    assert whole.shape == (4, 5, 20)
-    assert torch.equal(part[0], whole[3])
-    assert torch.equal(part[1], whole[0])
+def test_seeds_hang_on_the_image_not_on_its_batch() -> None:
+    whole = sampling_seeds(3, 7, [11, "b", 13, 14], 5)
+    part = sampling_seeds(3, 7, [14, 11], 5)
+    assert [len(row) for row in whole] == [5, 5, 5, 5]
+    assert part == [whole[3], whole[0]]
+    assert sampling_seeds(3, 7, [11], 2)[0] == whole[0][:2]
 
 
-def test_uniforms_differ_by_seed_step_image_and_sample() -> None:
-    base = sampling_uniforms(0, 1, [1], 2, 8)[0]
-    others = [sampling_uniforms(1, 1, [1], 2, 8)[0], sampling_uniforms(0, 2, [1], 2, 8)[0], sampling_uniforms(0, 1, [2], 2, 8)[0]]
-    assert all(not torch.equal(base, o) for o in others)
-    assert not torch.equal(base[0], base[1])
-    assert not torch.equal(sampling_uniforms(1, 23, [4], 1, 8), sampling_uniforms(12, 3, [4], 1, 8))  # no two keys run together
-
-
-def test_uniforms_are_uniform_and_below_1() -> None:
-    drawn = sampling_uniforms(0, 1, range(200), 5, 20)
-    assert float(drawn.min()) >= 0
-    assert float(drawn.max()) < 1
-    counts = torch.histc(drawn, 20, 0, 1)
-    expected = drawn.numel() / 20
-    assert float(((counts - expected) ** 2 / expected).sum()) < 19 + 5 * (2 * 19) ** 0.5
-
-
-def test_uniforms_leave_the_global_generator_alone() -> None:
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    sampling_uniforms(0, 1, [1, 2], 3, 4)
-    assert torch.equal(torch.get_rng_state(), before)
+def test_seeds_differ_by_seed_step_image_and_sample() -> None:
+    found = [sampling_seeds(seed, step, [image], 2)[0] for seed in (0, 1, 12) for step in (1, 2, 23, 3) for image in (1, 2, "b")]
+    assert len({seed for row in found for seed in row}) == 2 * len(found)  # and no two keys run together
+    assert all(0 <= seed < 2**63 for row in found for seed in row)
 
 
 def test_the_same_in_another_process() -> None:
     code = (
         "from cgtgan.method.batches import *; print(stable_seed(1, 'a', 2)); print(EpochOrder(9, 0, 'x').rows(0, 9).tolist()); "
-        "print(sampling_uniforms(0, 1, ['i'], 1, 3).tolist())"
+        "print(sampling_seeds(0, 1, ['i'], 3))"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "77"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    here = [stable_seed(1, "a", 2), EpochOrder(9, 0, "x").rows(0, 9).tolist(), sampling_uniforms(0, 1, ["i"], 1, 3).tolist()]
+    here = [stable_seed(1, "a", 2), EpochOrder(9, 0, "x").rows(0, 9).tolist(), sampling_seeds(0, 1, ["i"], 3)]
     assert done.stdout.splitlines() == [str(value) for value in here]
     assert 0 <= stable_seed(1, "a", 2) < 2**63

@@ -118,7 +118,7 @@ def test_sampling_with_dropout_carries_the_gradient_of_the_pass_that_drew() -> N
     _, made = players(dropout=True)
     image = step_inputs(made, 1)[0][:1].repeat(2, 1)
     generator = made.bundle.model.train()
-    drawn = generator.sample_with_graph(image, torch.full((2, 3, 6), 0.5))  # one image twice, one uniform: only the masks differ
+    drawn = generator.sample_with_graph(image, [[7] * 3] * 2)  # one image twice, one seed: only the masks differ
     assert len(set(drawn.log_probs.flatten().tolist())) > 3
 
 
@@ -166,7 +166,7 @@ def test_processes_share_a_batch_and_draw_what_one_would(world: int) -> None:
         parts = [batches(Rank(i, world)).batch(step) for i in range(world)]
         assert [i for p in parts for i in p.ids] == whole.ids
         assert [s for p in parts for s in p.real] == whole.real
-        assert torch.equal(torch.cat([p.uniforms for p in parts]), whole.uniforms)
+        assert [s for p in parts for s in p.seeds] == whole.seeds
         assert torch.equal(torch.cat([p.image for p in parts]), whole.image)
         assert {p.total for p in parts} == {5}
         again = [x for p in whole.parts(3) for x in p.ids]
