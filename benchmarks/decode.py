@@ -3,7 +3,8 @@
 Usage: python benchmarks/decode.py [--batches 1 8 64 256] [--tokens 11] [--rounds 3] [--device cpu]
 
 GPT-2 small with random weights and ten prefix tokens, at most 20 tokens. Random weights never stop, so for both alike the stop token wins
-wherever the last state lies far enough along one direction: captions end in different places, with --tokens 11 after some ten tokens.
+wherever the last state lies far enough along one direction, which the positions move it along: captions end in different places, after
+--tokens tokens on average.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as run.py sets them
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -43,15 +45,22 @@ def main() -> None:
     model = CaptionGenerator(GPT2LMHeadModel(GPT2Config()), MLPMapper(DIM, 768, 10), max_length=LENGTH).to(args.device).eval()
     head: Any = model.gpt.get_output_embeddings()
     direction = F.normalize(torch.randn(768), dim=0).to(args.device)
-    limit = float(torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - 1 / args.tokens)))
+    with torch.no_grad():  # as in a trained model, the stop grows likelier with the position, and differs from caption to caption
+        model.gpt.transformer.wpe.weight += torch.arange(1024, device=args.device)[:, None] * 0.02 * direction
+    limit = math.inf
 
     def stops(_module: object, inputs: tuple[Tensor], logits: Tensor) -> Tensor:
-        """The stop wins where the state lies far enough along one direction of its space: about one in `tokens` does."""
-        along = inputs[0].float() @ direction
-        logits[..., 13] = torch.where(along > limit, logits.amax(-1) + 1, logits[..., 13])
+        """The stop wins where the state lies further along one direction of its space than `limit`."""
+        logits[..., 13] = torch.where(inputs[0].float() @ direction > limit, logits.amax(-1) + 1, logits[..., 13])
         return logits
 
     head.register_forward_hook(stops)
+
+    some, low, high = torch.randn(48, DIM, device=args.device), 0.0, 30.0
+    for _ in range(9):  # the limit that gives captions of --tokens tokens
+        limit = (low + high) / 2
+        short = float(model.up_to_stop(model.greedy(some, log_probs=False).drawn).sum(-1).float().mean()) < args.tokens
+        low, high = (limit, high) if short else (low, limit)
 
     def ours(x: Tensor) -> Tensor:
         return model.greedy(x, log_probs=False).drawn

@@ -17,6 +17,8 @@ from cgtgan.models.chunks import chunks_by_length
 from cgtgan.models.mapper import MLPMapper, TransformerMapper
 from cgtgan.models.sampling import Clocks, race
 
+_FEW = 8  # rows whose matrix products take as long as those of two: the weights come from memory once for all of them
+
 
 class Captions(NamedTuple):
     """Decoded captions; leading shape S is (B,) or (B, K).
@@ -303,7 +305,7 @@ class CaptionGenerator(nn.Module):
             remaining = int(live.sum())
             if remaining == 0 or position == length - 1:
                 break
-            if remaining < 0.8 * len(rows):  # copying the cache pays only when enough rows have finished
+            if remaining < 0.8 * len(rows) and (len(rows) > _FEW or remaining == 1):  # else copying the cache costs more than it saves
                 kept = live.nonzero()[:, 0]
                 cache.batch_select_indices(kept)
                 rows, tokens = rows[kept], tokens[kept]
