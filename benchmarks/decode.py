@@ -46,7 +46,8 @@ def main() -> None:
     head: Any = model.gpt.get_output_embeddings()
     direction = F.normalize(torch.randn(768), dim=0).to(args.device)
     with torch.no_grad():  # as in a trained model, the stop grows likelier with the position, and differs from caption to caption
-        model.gpt.transformer.wpe.weight += torch.arange(1024, device=args.device)[:, None] * 0.02 * direction
+        places: Any = model.gpt.get_parameter("transformer.wpe.weight")
+        places += torch.arange(1024, device=args.device)[:, None] * 0.02 * direction
     limit = math.inf
 
     def stops(_module: object, inputs: tuple[Tensor], logits: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""Attention in float32 inside bf16 autocast: on a CPU torch's bf16 backward pass of it is six times as slow as the float32 one
-(docs/negative_results.md, 16), while all matrix products around it gain."""
+"""Attention in float32 inside bf16 autocast: on a CPU torch's bf16 backward pass of it takes more than twice as long as
+the float32 one (docs/negative_results.md, 16), while all matrix products around it gain."""
 
 from __future__ import annotations
 
