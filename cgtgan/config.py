@@ -205,7 +205,7 @@ class TrainConfig:
     baseline: str = "greedy"  # greedy | leave_one_out
     use_discriminator: bool = True
     use_initialization: bool = True
-    init_from: str | None = None  # a checkpoint of ours or the authors' model.pt to start from, in the place of `initialize`
+    init_from: str | None = None  # a checkpoint of ours, the authors' model.pt or a hub name to start from, in the place of `initialize`
     reward_scale: float | None = None  # null: the backbone's own exp(logit_scale)
     kl_weight: float = 0.0  # a leash to the initial generator
     dropout: bool = False  # samples are drawn, and the discriminator learns, with dropout on, as in the released program (METHOD, slip 8)

@@ -50,10 +50,14 @@ def step_inputs(made: Players, step: int) -> Tensor:
     return torch.randn(2, 4, made.backbone.dim, generator=torch.Generator().manual_seed(step))
 
 
-def one_step(cfg: Config, made: Players, step: int, *, logged: bool = True) -> dict[str, float]:
+def tiny_batch(cfg: Config, made: Players, step: int) -> Batch:
     image, target = step_inputs(made, step)
-    seeds = sampling_seeds(0, step, range(4), cfg.train.num_samples)
-    found = gan_step(cfg, made, step, Batch(list(range(4)), image, target, seeds, SENTENCES * 3, 4), logged=logged)
+    return Batch(list(range(4)), image, target, sampling_seeds(0, step, range(4), cfg.train.num_samples), SENTENCES * 3, 4)
+
+
+def one_step(cfg: Config, made: Players, step: int, *, logged: bool = True) -> dict[str, float]:
+    """The metrics of a step, without those of the clock."""
+    found = gan_step(cfg, made, step, tiny_batch(cfg, made, step), logged=logged)
     clock = ("time/", "memory/", "train/seconds", "train/images_per_second")
     return {k: v for k, v in found.items() if not k.startswith(clock)}
 

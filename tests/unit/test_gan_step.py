@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +35,9 @@ from cgtgan.models.chunks import chunks_by_length
 from cgtgan.models.discriminator import make_discriminator
 from cgtgan.models.generator_bundle import load_generator, make_generator, make_tokenizer
 from cgtgan.shards import Rank
+from cgtgan.stages.train import gan_step
 from cgtgan.stages.training import Batches, Players
-from tests.tiny_gan import SENTENCES, one_step, players, step_inputs, weights
+from tests.tiny_gan import SENTENCES, one_step, players, step_inputs, tiny_batch, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -318,3 +320,17 @@ def test_what_is_not_finite_is_said_saved_and_changes_nothing(tmp_path: Path) ->
     saved = json.loads(file.read_text())
     assert len(saved["samples"]) == 12
     assert saved["ids"] == [0, 1, 2, 3]
+
+
+def test_the_page_of_metrics_names_every_logged_key() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
+    named: set[str] = set()
+    for line in page.splitlines():
+        if line.startswith("| `"):
+            names = re.findall("`([^`]+)`", line.split("|")[1])
+            named |= {name if not name.startswith("/") else names[0].split("/")[0] + name for name in names}
+    cfg, made = players()
+    logged = set(gan_step(cfg, made, 1, tiny_batch(cfg, made, 1))) | {"eval/CIDEr"}
+    assert logged <= named
+    groups = {name.split("/")[0] for name in logged}
+    assert {name for name in named if name.split("/")[0] in groups} <= logged | {"train/kl"}
