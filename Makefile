@@ -26,7 +26,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PY) -m pip --version >/dev/null 2>&1 || python3 -m venv --clear $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check "setuptools<82" wheel
 	$(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[clip,slurm,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[clip,slurm,serve,dev]'
 	touch $@
 
 # removes what the demo made: `make demo` starts from nothing again

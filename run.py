@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from cgtgan import cli
 from cgtgan.config import Config
-from cgtgan.errors import UserError
 
 if TYPE_CHECKING:  # Hydra and OmegaConf take a third of a second: `--help` does without
     from omegaconf import DictConfig
@@ -31,8 +30,6 @@ def run_stage(raw: DictConfig) -> None:
     cfg = OmegaConf.to_object(raw)
     assert isinstance(cfg, Config)
     cli.check(cfg)
-    if not cli.is_built(cfg.stage):
-        raise UserError(f"stage={cfg.stage} is not built yet")
     importlib.import_module(f"cgtgan.stages.{cfg.stage}").run(cfg)
 
 

@@ -90,10 +90,14 @@ _CHECKS: dict[str, Check] = {
     "discriminator.layers": _AT_LEAST_1,
     "discriminator.width": ("2 or more", lambda v: v >= 2),
     "discriminator.heads": _AT_LEAST_1,
-    "decode.name": _one_of("greedy", "beam", "sample"),
+    "decode.name": _one_of("greedy", "beam", "sample", "best_of_n"),
     "decode.beam_size": _AT_LEAST_1,
     "decode.temperature": _POSITIVE,
+    "decode.best_of": _AT_LEAST_1,
     "decode.batch_size": _AT_LEAST_1,
+    "decode.precision": _one_of("auto", "float32", "bf16"),
+    "caption.num": _AT_LEAST_1,
+    "caption.format": _one_of("json", "csv"),
     "initialize.steps": _AT_LEAST_1,
     "initialize.epochs": _AT_LEAST_1,
     "initialize.batch_size": _AT_LEAST_1,
@@ -122,7 +126,13 @@ _CHECKS: dict[str, Check] = {
     "*.grad_clip": ("0 (no clipping) or more", lambda v: v >= 0),
     "evaluate.which": _one_of("best", "last"),
     "evaluate.split": _one_of("val", "test"),
+    "evaluate.self_cider_samples": ("0 (none) or 2 or more", lambda v: v == 0 or v >= 2),
     "report.gallery": _NOT_NEGATIVE,
+    "serve.host": ("an address or a name of this machine", lambda v: bool(v.strip())),
+    "serve.port": ("0 (any free one) to 65535", lambda v: 0 <= v <= 65535),
+    "serve.max_megabytes": _POSITIVE,
+    "serve.captions": _AT_LEAST_1,
+    "serve.nearest": _AT_LEAST_1,
     "wandb.mode": _one_of("offline", "online", "disabled"),
 }
 
@@ -205,6 +215,23 @@ def _contradictions(cfg: Config) -> Iterator[str]:
     for metric in cfg.evaluate.metrics:
         if metric not in METRICS:
             yield f"evaluate.metrics has '{metric}', which is not accepted: one of {', '.join(METRICS)}"
+    e = cfg.evaluate
+    if not e.metrics:
+        yield f"evaluate.metrics=[] is not accepted: name one or more of {', '.join(METRICS)}"
+    if e.self_cider_samples and "diversity" not in e.metrics:
+        yield f"evaluate.self_cider_samples={e.self_cider_samples} and evaluate.metrics contradict each other: add diversity to the metrics"
+    if cfg.captions is not None:
+        if cfg.stage != "evaluate":
+            yield f"captions={cfg.captions} and stage={cfg.stage} contradict each other: captions made elsewhere are for stage=evaluate"
+        if cfg.checkpoint is not None:
+            yield f"captions={cfg.captions} and checkpoint={cfg.checkpoint} contradict each other: one of them is scored"
+        if e.self_cider_samples:
+            yield (
+                f"captions={cfg.captions} and evaluate.self_cider_samples={e.self_cider_samples} contradict each other: a results file "
+                "has one caption an image"
+            )
+    elif e.references is not None:
+        yield f"evaluate.references={e.references} needs captions=FILE: a checkpoint is scored against its dataset's references"
     for row in cfg.evaluate.baselines:
         if row not in BASELINE_ROWS:
             yield f"evaluate.baselines has '{row}', which is not accepted: one of {', '.join(BASELINE_ROWS)}"

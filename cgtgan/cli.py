@@ -53,10 +53,6 @@ class ConfigError(InputError):
 # ------------------------------------------------------------------------------------------------------------------- help
 
 
-def is_built(stage: str) -> bool:
-    return (Path(__file__).parent / "stages" / f"{stage}.py").is_file()
-
-
 @cache
 def groups(conf: Path = CONF) -> dict[str, list[str]]:
     """Config group -> its options, as the folders of `conf/` have them, in the order of `config.yaml`."""
@@ -80,7 +76,7 @@ def help_text(conf: Path = CONF) -> str:
         "python run.py [experiment=NAME] [stage=NAME] [GROUP=OPTION ...] [FIELD=VALUE ...]",
         "",
         "Stages (stage=...)",
-        *(f"  {name:<13} {text}" + ("" if is_built(name) else " (not built yet)") for name, text in STAGE_HELP.items()),
+        *(f"  {name:<13} {text}" for name, text in STAGE_HELP.items()),
         "",
         "Groups (* is the default)",
     ]
@@ -105,12 +101,14 @@ def help_text(conf: Path = CONF) -> str:
 # Settings whose value is one path: our own run folders hold a '=' (seed=0), and photographs lie in folders with blanks and brackets.
 _PATHS = (
     "checkpoint",
+    "captions",
     "images",
     "output",
     "dataset.root",
     "dataset.released",
     "corpus.path",
     "train.init_from",
+    "evaluate.references",
     "report.output",
     "runs_dir",
     "artifacts_dir",

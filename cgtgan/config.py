@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 STAGES = ("preprocess", "aggregate", "initialize", "train", "evaluate", "caption", "report", "serve", "pipeline")
-METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
+METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice", "clipscore", "diversity")
 RELEASED_SLIPS = ("text_order", "accumulation", "l1_target")
 BASELINE_ROWS = ("init", "mean_shift", "projection", "nearest", "supervised", "human")
 
@@ -161,11 +161,13 @@ class DiscriminatorConfig:
 class DecodeConfig:
     """How captions are drawn for evaluation and captioning (training always samples at temperature 1)."""
 
-    name: str = "greedy"  # greedy | beam | sample
+    name: str = "greedy"  # greedy | beam | sample | best_of_n
     beam_size: int = 3
     length_penalty: float = 1.0
     temperature: float = 1.0
+    best_of: int = 8  # best_of_n: drawn beside the greedy caption; the one that CLIP finds nearest to the image is kept
     batch_size: int = 256
+    precision: str = "auto"  # float32 | bf16 (autocast) | auto: bf16 on a GPU that has it
 
 
 @dataclass
@@ -232,7 +234,17 @@ class EvaluateConfig:
     which: str = "best"  # best | last
     split: str = "test"
     metrics: list[str] = field(default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider"])
+    self_cider_samples: int = 0  # diversity: so many captions an image are drawn for self-CIDEr; 0: none
+    references: str | None = None  # with captions=FILE: a file in COCO's format in the place of the split's references
     baselines: list[str] = field(default_factory=list)
+
+
+@dataclass
+class CaptionConfig:
+    """What stage=caption writes of one's own pictures."""
+
+    num: int | None = None  # so many captions a picture, ranked by CLIP, with scores; null: one, as `decode` draws it
+    format: str = "json"  # json | csv
 
 
 @dataclass
@@ -243,6 +255,17 @@ class ReportConfig:
     output: str | None = None
     gallery: int = 12
     warning: str | None = None
+
+
+@dataclass
+class ServeConfig:
+    """The local page: where it listens, what it takes, and how many captions and corpus sentences it shows of a picture."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0: any free one
+    max_megabytes: float = 20.0  # of an uploaded file
+    captions: int = 3
+    nearest: int = 5
 
 
 @dataclass
@@ -265,9 +288,10 @@ class Config:
     workers: int | None = None  # processes that decode images and split texts into tokens ahead of the encoder; null: by the cores
     runs_dir: str = "runs"
     artifacts_dir: str = "artifacts"
-    checkpoint: str | None = None  # evaluate, caption: a checkpoint or a run folder; null: this run's own
-    images: Any = None  # caption: a file or folder, or a list of them
-    output: str | None = None  # caption: folder for captions.json and gallery.html; null: captions/ in the run folder
+    checkpoint: str | None = None  # evaluate, caption, serve: a checkpoint or a run folder; null: this run's own
+    captions: str | None = None  # evaluate: captions made elsewhere, in COCO's results format, scored in the place of a checkpoint
+    images: Any = None  # caption, and the examples of serve: a file or folder, or a list of them; -: standard input, a path a line
+    output: str | None = None  # folder of stage=caption (null: captions/ in the run folder), of captions=FILE (null: FILE_scores beside it)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     clip_backbone: ClipBackboneConfig = field(default_factory=ClipBackboneConfig)
@@ -276,10 +300,12 @@ class Config:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    caption: CaptionConfig = field(default_factory=CaptionConfig)
     initialize: InitializeConfig = field(default_factory=InitializeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     @property
@@ -292,8 +318,8 @@ class Config:
 
 # What may change between two starts of one run without changing its numbers.
 _NOT_SCIENTIFIC = (
-    *("stage", "device", "threads", "workers", "runs_dir", "artifacts_dir", "checkpoint", "images", "output"),
-    *("report", "wandb", "evaluate", "decode"),
+    *("stage", "device", "threads", "workers", "runs_dir", "artifacts_dir", "checkpoint", "captions", "images", "output"),
+    *("report", "serve", "wandb", "evaluate", "decode", "caption"),
 )
 _NOT_SCIENTIFIC_FIELDS = (
     "variant",

@@ -29,7 +29,7 @@ from cgtgan.data.annotations import (
     printable,
     read_json,
 )
-from cgtgan.data.image_folder import IMAGE_SUFFIXES, SPLITS, folder_split, list_file, list_path, name_lines
+from cgtgan.data.image_folder import IMAGE_SUFFIXES, SPLITS, folder_split, list_file, list_path, mend, name_lines
 from cgtgan.errors import InputError, MissingFileError
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def open_image(path: Path, draft: int = 0) -> Image.Image:
         raise MissingFileError(f"the image {printable(path)} does not exist") from error
     # What a damaged picture raises depends on its format.
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, LookupError, Image.DecompressionBombError) as error:
-        raise InputError(f"the image {printable(path)} cannot be read: {error}") from error
+        raise InputError(f"the image {printable(path)} cannot be read: {error}{mend(path)}") from error
 
 
 # ------------------------------------------------------------------------------------------------ coco, flickr30k and demo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import logging
 import os
 import re
@@ -30,6 +31,17 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"})
+_HEIC = frozenset({".heic", ".heif"})
+PHOTO_SUFFIXES = IMAGE_SUFFIXES | _HEIC | {".avif"}  # what may be among one's own pictures
+
+# Here, and not where a picture is opened, so that each worker process has it. Pillow itself reads no HEIC.
+if importlib.util.find_spec("pillow_heif"):
+    importlib.import_module("pillow_heif").register_heif_opener()
+
+
+def mend(path: Path) -> str:
+    """What makes a file of this kind readable that is not, to go behind the reason; or nothing."""
+    return "; HEIC needs: pip install pillow-heif" if path.suffix.lower() in _HEIC and not importlib.util.find_spec("pillow_heif") else ""
 
 
 def folder_split(config: DatasetConfig, name: str, root: Path) -> tuple[dict[ImageId, Path], Captions]:
@@ -69,8 +81,8 @@ def folder_split(config: DatasetConfig, name: str, root: Path) -> tuple[dict[Ima
     return chosen, captions
 
 
-def _pictures(base: Path) -> dict[ImageId, Path]:
-    """Relative path without ending -> path; pictures that differ in the ending alone keep it. Linked folders are read, each once."""
+def pictures_below(base: Path, suffixes: frozenset[str]) -> list[Path]:
+    """Files with such an ending, folder by folder in name order, hidden ones left out. Linked folders are read, each once."""
     paths: list[Path] = []
     seen: set[str] = set()
 
@@ -83,9 +95,14 @@ def _pictures(base: Path) -> dict[ImageId, Path]:
         if real in seen:
             continue
         seen.add(real)
-        paths += [Path(folder, n) for n in sorted(names) if not n.startswith(".") and Path(n).suffix.lower() in IMAGE_SUFFIXES]
+        paths += [Path(folder, n) for n in sorted(names) if not n.startswith(".") and Path(n).suffix.lower() in suffixes]
+    return paths
+
+
+def _pictures(base: Path) -> dict[ImageId, Path]:
+    """Relative path without ending -> path; pictures that differ in the ending alone keep it."""
     stems: dict[ImageId, list[Path]] = {}
-    for path in paths:
+    for path in pictures_below(base, IMAGE_SUFFIXES):
         stems.setdefault(printable(path.relative_to(base).with_suffix("")), []).append(path)
     alone = {stem: found[0] for stem, found in stems.items() if len(found) == 1}
     return alone | {printable(path.relative_to(base)): path for found in stems.values() if len(found) > 1 for path in found}

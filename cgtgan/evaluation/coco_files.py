@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +86,14 @@ def save_results(path: str | Path, captions: Mapping[Any, str]) -> None:
 def load_references(path: str | Path) -> dict[ImageId, list[str]]:
     """Read references in COCO's captions format ({"images", "annotations"}), plain or gzip: image id -> captions, file order.
 
-    An image listed under "images" without any annotation gets an empty list, so that scoring can report it.
+    An image listed under "images" without any annotation gets an empty list, so that scoring can report it; "images" may be absent.
     Raises: MissingFileError; InputError for HTML, broken JSON or another shape.
     """
     path = Path(path)
     document = _read_json(path, "references file")
     if not isinstance(document, dict) or "annotations" not in document:
         raise InputError(f"{path} has no list 'annotations' at its top: give a file in COCO's captions format")
-    images: Collection[Any] = document.get("images") or ()
+    images = document.get("images") or []
     if not isinstance(images, list) or not all(isinstance(i, dict) and type(i.get("id")) in (int, str) for i in images):
         raise InputError(f"{path}: 'images' is not a list of entries with an 'id': give a file in COCO's captions format")
     references: dict[ImageId, list[str]] = {image["id"]: [] for image in images}

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cgtgan.errors import InputError
+from cgtgan.errors import InputError, UserError
 from cgtgan.evaluation import java as jvm
 from cgtgan.evaluation.coco_files import ImageId, id_list, load_references, load_results, save_results
 
-__all__ = ["METRICS", "ImageId", "Scores", "approximate_tokenize", "load_references", "load_results"]
+__all__ = ["METRICS", "Columns", "ImageId", "Scores", "approximate_tokenize", "load_references", "load_results"]
 __all__ += ["save_results", "score_captions", "score_many"]
 
 METRICS = ("bleu", "meteor", "rouge_l", "cider")  # "spice" may be asked for too; its jars are not part of pycocoevalcap
@@ -28,16 +29,17 @@ _NAMES = {
     "cider": ("CIDEr",),
     "spice": ("SPICE",),
 }
-_Family = tuple[list[float], list[list[float]]]  # one corpus score a name, and n scores a name
+Columns = tuple[dict[str, float], dict[str, list[float]]]  # name -> corpus score, and name -> n scores, of those that have them
 
 
 @dataclass(frozen=True)
 class Scores:
     """What `score_captions` found. All scores are fractions as COCO's program prints them; papers print them times 100.
 
-    `corpus` and each entry of `per_image` have the keys BLEU-1..BLEU-4, METEOR, ROUGE-L, CIDEr (SPICE if asked and possible);
-    BLEU and METEOR of a corpus are not means of the images. `failed`: an absent key -> one sentence why. `excluded`: images
-    left out because they have no reference. `tokenizer`: "ptb", or "approximate" where the Java tokeniser could not run.
+    `corpus` and each entry of `per_image` have the keys BLEU-1..BLEU-4, METEOR, ROUGE-L, CIDEr (SPICE if asked and possible),
+    and what `own` metrics give; BLEU and METEOR of a corpus are not means of the images. `failed`: an absent key, or own metric,
+    -> one sentence why. `excluded`: images left out because they have no reference. `tokenizer`: "ptb", or "approximate" where
+    the Java tokeniser could not run.
     """
 
     corpus: dict[str, float]
@@ -80,17 +82,22 @@ def score_many(
     scratch: Path | None = None,
     meteor_timeout_s: float | None = None,
     ptb_timeout_s: float | None = None,
+    own: Mapping[str, Callable[[str, list[Any]], Columns]] | None = None,
     scored: Callable[[], object] = lambda: None,
 ) -> dict[str, Scores]:
     """`score_captions` of several methods' captions for the same images: the same numbers, but METEOR starts once for all.
 
-    `scored` is called after each family of each method.
+    own: families beside pycocoevalcap's that `metrics` may name: given a method's name and the ids that are scored, each returns
+    the corpus values by name, and by name the n values of those that have one an image. `scored` is called after each family of
+    each method.
     """
-    families = _check_metrics(metrics)
+    own = own or {}
+    families = _check_metrics(metrics, own)
     results = {name: _Result.of(captions, references) for name, captions in methods.items()}
     java = jvm.find_java()
-    for result in results.values():
-        result.tokenize(java, ptb_timeout_s, scratch)
+    if not own.keys() >= set(families):
+        for result in results.values():
+            result.tokenize(java, ptb_timeout_s, scratch)
 
     with contextlib.ExitStack() as processes:
         meteor: jvm.MeteorRun | jvm.JavaError | None = None
@@ -98,9 +105,12 @@ def score_many(
             meteor = _start_meteor(java, list(results.values()), meteor_timeout_s, scratch)
             if isinstance(meteor, jvm.MeteorRun):
                 processes.enter_context(meteor)
-        for result in results.values():
+        for name, result in results.items():
             for family in families:
-                if family in ("bleu", "rouge_l", "cider"):
+                if family in own:
+                    result.record(family, lambda f=family, m=name, r=result: own[f](m, r.ids))
+                    scored()
+                elif family in ("bleu", "rouge_l", "cider"):
                     result.record(family, lambda f=family, r=result: _python_metric(f, r.hypotheses, r.references))
                     scored()
             if "spice" in families:
@@ -122,8 +132,7 @@ class _Result:
     hypotheses: list[str]
     references: list[list[str]]
     problem: str | None = None  # why the Java tokeniser was not used
-    corpus: dict[str, float] = field(default_factory=dict)
-    each: dict[str, list[float]] = field(default_factory=dict)
+    columns: dict[str, Columns] = field(default_factory=dict)  # by family
     failed: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -141,23 +150,21 @@ class _Result:
     def tokenize(self, java: str | None, timeout_s: float | None, scratch: Path | None) -> None:
         self.hypotheses, self.references, self.problem = _tokenize(java, self.hypotheses, self.references, timeout_s, scratch)
 
-    def record(self, family: str, compute: Callable[[], _Family]) -> None:
+    def record(self, family: str, compute: Callable[[], Columns]) -> None:
         try:
-            totals, columns = compute()
-        except jvm.JavaError as error:
-            self.failed.update(dict.fromkeys(_NAMES[family], str(error)))
+            self.columns[family] = compute()
+        except (jvm.JavaError, UserError) as error:
+            self.failed.update(dict.fromkeys(_NAMES.get(family, (family,)), str(error)))
         except Exception as error:  # a scorer's bug on one odd caption must not lose the other metrics
             why = f"{family} was not computed: {type(error).__name__}: {error}"
-            self.failed.update(dict.fromkeys(_NAMES[family], why))
-        else:
-            self.corpus.update(zip(_NAMES[family], totals, strict=True))
-            self.each.update(zip(_NAMES[family], columns, strict=True))
+            self.failed.update(dict.fromkeys(_NAMES.get(family, (family,)), why))
 
     def scores(self, families: Sequence[str]) -> Scores:
-        names = [name for family in families for name in _NAMES[family] if name in self.corpus]
+        computed = [self.columns[family] for family in families if family in self.columns]
+        each = {name: column for _, columns in computed for name, column in columns.items()}
         return Scores(
-            corpus={name: self.corpus[name] for name in names},
-            per_image={i: {name: self.each[name][row] for name in names} for row, i in enumerate(self.ids)},
+            corpus={name: score for corpus, _ in computed for name, score in corpus.items()},
+            per_image={i: {name: column[row] for name, column in each.items()} for row, i in enumerate(self.ids)},
             failed=self.failed,
             excluded=self.excluded,
             tokenizer="ptb" if self.problem is None else "approximate",
@@ -179,10 +186,11 @@ def _start_meteor(
         return jvm.JavaError(f"METEOR's Java program could not be started: {error}")
 
 
-def _check_metrics(metrics: Sequence[str]) -> list[str]:
-    unknown = [metrics] if isinstance(metrics, str) else [m for m in metrics if m not in _NAMES]
+def _check_metrics(metrics: Sequence[str], own: Collection[str]) -> list[str]:
+    known = [*_NAMES, *own]
+    unknown = [metrics] if isinstance(metrics, str) else [m for m in metrics if m not in known]
     if unknown or not metrics:
-        raise InputError(f"metrics={metrics!r} is not accepted: give a list out of {', '.join(_NAMES)}")
+        raise InputError(f"metrics={metrics!r} is not accepted: give a list out of {', '.join(known)}")
     return list(dict.fromkeys(metrics))
 
 
@@ -206,7 +214,7 @@ def _check_inputs(captions: Mapping[Any, str], references: Mapping[Any, Sequence
             if str(unknown[0]) in as_text
             else "score captions of the split the references belong to"
         )
-        raise InputError(f"{id_list(unknown)} a caption but are not among the references: {mend}")
+        raise InputError(f"{id_list(unknown)} a caption but no entry among the references: {mend}")
     silent = [i for i, texts in references.items() if i not in captions and _has_reference(texts)]
     if silent:
         raise InputError(f"{id_list(silent)} references but no caption: caption them, or leave them out of the references")
@@ -223,8 +231,8 @@ def _tokenize(
         if java is None:
             raise jvm.JavaError(f"no `java` program was found on PATH or under JAVA_HOME; {jvm.HOW_TO_INSTALL}")
         # Two runs, as pycocoevalcap makes: the tokeniser looks ahead over line ends, so joining them could change a token.
-        hypotheses = jvm.ptb_tokenize(java, captions, timeout_s=limit, scratch=scratch)
-        flat = jvm.ptb_tokenize(java, flat, timeout_s=limit, scratch=scratch)
+        with ThreadPoolExecutor(2) as pool:
+            hypotheses, flat = pool.map(lambda texts: jvm.ptb_tokenize(java, texts, timeout_s=limit, scratch=scratch), (captions, flat))
     except (jvm.JavaError, OSError) as error:
         problem = f"{error}; PTB tokenisation was approximated in Python, so the other scores may differ slightly from COCO's"
         hypotheses = [approximate_tokenize(text) for text in captions]
@@ -255,31 +263,37 @@ def approximate_tokenize(caption: str) -> str:
     return " ".join(_BRACKETS.get(token, token) for token in tokens if token not in _DROPPED)
 
 
-def _python_metric(family: str, hypotheses: list[str], references: list[list[str]]) -> _Family:
+def _python_metric(family: str, hypotheses: list[str], references: list[list[str]]) -> Columns:
     gts, res = dict(enumerate(references)), {i: [text] for i, text in enumerate(hypotheses)}
     if family == "bleu":
         from pycocoevalcap.bleu.bleu import Bleu
 
         totals, columns = Bleu(4).compute_score(gts, res, verbose=0)
-        return [float(total) for total in totals], [[float(x) for x in column] for column in columns]
+        return _columns(family, totals, columns)
     if family == "rouge_l":
         from pycocoevalcap.rouge.rouge import Rouge as Scorer
     else:
         from pycocoevalcap.cider.cider import Cider as Scorer
     total, column = Scorer().compute_score(gts, res)
-    return [float(total)], [[float(x) for x in column]]
+    return _columns(family, [total], [column])
 
 
-def _meteor(run: jvm.MeteorRun | jvm.JavaError, method: int) -> _Family:
+def _columns(family: str, totals: Iterable[Any], columns: Iterable[Iterable[Any]]) -> Columns:
+    names = _NAMES[family]
+    corpus = {name: float(total) for name, total in zip(names, totals, strict=True)}
+    return corpus, {name: [float(x) for x in column] for name, column in zip(names, columns, strict=True)}
+
+
+def _meteor(run: jvm.MeteorRun | jvm.JavaError, method: int) -> Columns:
     if isinstance(run, jvm.JavaError):
         raise run
     total, column = run.result()[method]
-    return [total], [column]
+    return _columns("meteor", [total], [column])
 
 
-def _spice(java: str | None, hypotheses: list[str], references: list[list[str]], scratch: Path | None) -> _Family:
+def _spice(java: str | None, hypotheses: list[str], references: list[list[str]], scratch: Path | None) -> Columns:
     missing = jvm.missing_spice_jars()
     if missing is not None or java is None:
         raise jvm.JavaError(missing or f"SPICE needs Java: {jvm.HOW_TO_INSTALL}")
     total, column = jvm.spice(java, hypotheses, references, timeout_s=600 + 2.0 * len(hypotheses), scratch=scratch)
-    return [total], [column]
+    return _columns("spice", [total], [column])

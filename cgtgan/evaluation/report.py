@@ -1,42 +1,42 @@
 """The report page and the gallery page (one self-contained HTML file each); the comparison table for the console and as Markdown.
 
 Plain data comes in and a string goes out. A page makes no request of any kind: style inline, pictures as data URIs, curves as SVG,
-no script, and a Content-Security-Policy that forbids everything else. Captions, file names and labels are untrusted text, which
-jinja2 escapes. Scores are shown the way papers print them, times 100.
+and a Content-Security-Policy that forbids everything else. The report has one script, search and sorting, which the policy names by
+its hash; without it the page lacks that section alone. Captions, file names and labels are untrusted text, which jinja2 escapes.
+Scores are shown the way papers print them, times 100.
 """
 
 from __future__ import annotations
 
 import base64
-import io
+import difflib
+import hashlib
+import json
 import math
-import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image, ImageOps
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cgtgan.errors import InputError
-from cgtgan.evaluation.curves import Curve, Plot, draw
+from cgtgan.evaluation.curves import Curve, Histogram, Plot, draw
+from cgtgan.evaluation.pictures import UNREADABLE, embed, pick_gallery
 
-__all__ = ["Curve", "GalleryItem", "MethodRow", "Plot", "Report"]
-__all__ += ["comparison_table", "markdown_table", "pick_gallery", "render_gallery", "render_report"]
-
-Id = TypeVar("Id", int, str, int | str)
+__all__ = ["Change", "Changes", "Curve", "GalleryItem", "Histogram", "MethodRow", "Plot", "Report"]
+__all__ += ["comparison_table", "is_times_100", "markdown_table", "pick_gallery", "render_gallery", "render_report"]
 
 # other columns (a length, a count) stay as measured
 TIMES_100 = ("bleu", "meteor", "rouge", "cider", "spice", "clipscore", "refclipscore")
-EMBED_PIXELS = 320  # longest side of an embedded picture
-PIXEL_ART = 96  # up to here a picture is enlarged with hard pixels instead of a blur
-EMBED_AS_IS_BYTES = 200_000
+TEMPLATES = Path(__file__).parent / "templates"
+DISCRIMINATOR = (
+    "It should tell corpus sentences from samples, but not always: right on half of them is chance, right on all of them for long "
+    "means that it has won and naturalness teaches nothing more."
+)
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,20 @@ class MethodRow:
     scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
     ours: bool = False
     bound: bool = False  # supervised or human: set apart, never the bold one
+    published: bool = False  # printed in the paper, not measured here: set apart, never the bold one
+    decoding: str = ""
+
+    @property
+    def apart(self) -> bool:
+        return self.bound or self.published
 
 
 @dataclass(frozen=True)
 class GalleryItem:
     """A picture (None: only its embedding was given) and what was said about it.
 
-    `extra` maps another method's name to its caption, `cider` is the raw score.
+    `extra` maps another method's name to its caption, `cider` is the raw score. `scores` maps a metric to the picture's raw value and
+    `extra_scores` another method's name to its values; any may be missing.
     """
 
     image_id: int | str
@@ -63,11 +70,37 @@ class GalleryItem:
     references: Sequence[str] = ()
     cider: float | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+    extra_scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What two generators said about one picture; `gain` is the raw difference in CIDEr, where it is known."""
+
+    item: GalleryItem
+    before: str
+    gain: float | None = None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Pictures whose captions differ between two generators, named `before` and `after`; the items' captions are the later ones."""
+
+    title: str
+    note: str
+    before: str
+    after: str
+    changes: Sequence[Change]
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the page shows. The first row marked `ours` makes the summary line; `metrics` is the order of the columns."""
+    """Everything the page shows. The first row marked `ours` makes the summary line; `metrics` is the order of the columns.
+
+    `more_metrics` are the columns of a second table. `pictures` are searched and sorted; `thumbnails` maps the ids of some to (data URI,
+    whether it is pixel art), `method` is who wrote their captions and `left_out` says which pictures or thumbnails are not there.
+    """
 
     title: str
     subtitle: str = ""
@@ -75,7 +108,16 @@ class Report:
     facts: Mapping[str, str] = field(default_factory=dict)
     metrics: Sequence[str] = ()
     rows: Sequence[MethodRow] = ()
+    more_metrics: Sequence[str] = ()
     plots: Sequence[Plot] = ()
+    discriminator: Sequence[Plot] = ()
+    health: Mapping[str, str] = field(default_factory=dict)
+    distributions: Sequence[Plot | Histogram] = ()
+    changes: Sequence[Changes] = ()
+    method: str = ""
+    pictures: Sequence[GalleryItem] = ()
+    thumbnails: Mapping[int | str, tuple[str, bool]] = field(default_factory=dict)
+    left_out: str = ""
     best: Sequence[GalleryItem] = ()
     worst: Sequence[GalleryItem] = ()
     random: Sequence[GalleryItem] = ()
@@ -87,18 +129,31 @@ def render_report(report: Report) -> str:
     """The report as one HTML document. Raises InputError when a curve's steps and values differ in length."""
     sections = [
         ("best", "Best captions", "Test pictures with the highest CIDEr.", report.best),
-        ("worst", "Worst captions", "Test pictures with the lowest CIDEr.", report.worst),
+        ("worst", "Worst captions", "Test pictures with the lowest CIDEr: where to look first.", report.worst),
         ("random", "Random captions", "Drawn at random: what to expect.", report.random),
     ]
+    script = (TEMPLATES / "report_pictures.js").read_text(encoding="utf-8") if report.pictures else ""
     return _render(
         "report.html.j2",
         report=report,
         summary=_summary(report.rows, report.metrics),
-        columns=[(metric, _is_times_100(metric)) for metric in report.metrics],
-        table=_cells(report.rows, report.metrics),
+        tables=[_table(report.rows, metrics) for metrics in (report.metrics, report.more_metrics) if metrics and report.rows],
         several_seeds=_seeds(report.rows) > 1,
-        drawings=[draw(plot) for plot in report.plots],
+        decoding=any(row.decoding for row in report.rows),
+        plots=[
+            (key, heading, note, facts, [draw(plot) for plot in plots])
+            for key, heading, note, facts, plots in (
+                ("curves", "Curves", "", {}, report.plots),
+                ("discriminator", "The discriminator", DISCRIMINATOR, report.health, report.discriminator),
+                ("distributions", "Distributions", "", {}, report.distributions),
+            )
+            if plots
+        ],
+        changes=[(changes, [_changed(change) for change in changes.changes]) for changes in report.changes],
         sections=[(key, heading, note, [_card(item) for item in items]) for key, heading, note, items in sections if items],
+        data=_as_data(report),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
@@ -110,7 +165,7 @@ def render_gallery(title: str, items: Sequence[GalleryItem]) -> str:
 def _render(template: str, **values: object) -> str:
     # autoescape must be True and not select_autoescape(), which does not know the ending .j2
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -131,13 +186,13 @@ class _Cell:
     best: bool = False
 
 
-def _is_times_100(metric: str) -> bool:
+def is_times_100(metric: str) -> bool:
     return metric.lower().startswith(TIMES_100)
 
 
 def _show(metric: str, value: float, beside: float | None = None) -> str:
     """`value` times 100 with one decimal; for other columns the decimals that suit `beside` (a spread is printed like its mean)."""
-    if _is_times_100(metric):
+    if is_times_100(metric):
         return f"{value * 100:.1f}"
     size = abs(value if beside is None else beside)
     return f"{value:,.{3 if size < 1 else 2 if size < 100 else 0}f}"
@@ -160,19 +215,31 @@ def _cell(row: MethodRow, metric: str, best: str | None) -> _Cell:
     finite = [value for value in values if math.isfinite(value)]
     spread = f"± {_show(metric, statistics.stdev(finite), mean)}" if len(finite) > 1 else ""
     note = "" if len(finite) == len(values) else f"{len(finite)}/{len(values)} seeds finite"
-    return _Cell(_show(metric, mean), spread, note, best=not row.bound and _show(metric, mean) == best)
+    return _Cell(_show(metric, mean), spread, note, best=not row.apart and _show(metric, mean) == best)
 
 
 def _cells(rows: Sequence[MethodRow], metrics: Sequence[str]) -> list[tuple[MethodRow, int, list[_Cell]]]:
-    """(row, seeds, cells) for every row, bounds last. What looks equal in a column is bold together: no hidden third decimal."""
+    """(row, seeds, cells) for every row, bounds and then published rows last. What looks equal in a column is bold together."""
     best: dict[str, str | None] = dict.fromkeys(metrics)
     for metric in metrics:
-        if not _is_times_100(metric):
+        if not is_times_100(metric):
             continue  # more is not better for a length or a count
-        means = [mean for row in rows if not row.bound and (mean := _finite_mean(row, metric)) is not None]
+        means = [mean for row in rows if not row.apart and (mean := _finite_mean(row, metric)) is not None]
         best[metric] = _show(metric, max(means)) if means else None
-    ordered = sorted(rows, key=lambda row: row.bound)
+    ordered = sorted(rows, key=lambda row: (row.published, row.bound))
     return [(row, _seeds([row]), [_cell(row, metric, best[metric]) for metric in metrics]) for row in ordered]
+
+
+def _table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> tuple[list[tuple[str, bool]], list[tuple[str, list[Any]]]]:
+    """(columns with whether they are times 100, groups of rows with their heading)."""
+    cells = _cells(rows, metrics)
+    groups = [
+        ("", [line for line in cells if not line[0].apart]),
+        ("For orientation: supervised on pairs, or human", [line for line in cells if line[0].bound]),
+        # the paper has no CLIPScore: a line of dashes
+        ("Published: the paper's figures, not measured here", [x for x in cells if x[0].published and any(c.mean != "-" for c in x[2])]),
+    ]
+    return [(metric, is_times_100(metric)) for metric in metrics], [(name, lines) for name, lines in groups if lines]
 
 
 def _summary(rows: Sequence[MethodRow], metrics: Sequence[str]) -> str:
@@ -187,20 +254,22 @@ def _summary(rows: Sequence[MethodRow], metrics: Sequence[str]) -> str:
         text += f" ({cell.note or f'{seeds} seeds'})"
     parts = []
     scored = [(value, row) for row in rows if not row.ours and (value := _finite_mean(row, metric)) is not None]
-    value, other = max(((value, row) for value, row in scored if not row.bound), key=lambda pair: pair[0], default=(0.0, None))
+    value, other = max(((value, row) for value, row in scored if not row.apart), key=lambda pair: pair[0], default=(0.0, None))
     if other:
         gap = f"{_show(metric, abs(mean - value), mean)} {'above' if mean >= value else 'below'}"
         parts.append(f"{gap} {other.name} ({_show(metric, value)}), the best other unpaired method")
     for value, row in scored:
         if row.bound and value > 0:
             parts.append(f"{100 * mean / value:.0f}% of {row.name} ({_show(metric, value)})")
+        if row.published:
+            parts.append(f"against {_show(metric, value)} of {row.name}")
     return text + (": " + "; ".join(parts) if parts else "") + "."
 
 
 def comparison_table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> Table:
     """The comparison for the console: times 100, the mean above ± its standard deviation (n-1), the best unpaired value bold."""
     several = _seeds(rows) > 1
-    scaled = ", ".join(metric for metric in metrics if not _is_times_100(metric))
+    scaled = ", ".join(metric for metric in metrics if not is_times_100(metric))
     caption = f"scores x 100{f' (not {scaled})' if scaled else ''}; bold: best unpaired"
     if several:
         caption += "; ± standard deviation over seeds (n-1)"
@@ -210,14 +279,16 @@ def comparison_table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> Table
         table.add_column("seeds", justify="right", no_wrap=True)
     for metric in metrics:
         table.add_column(Text(metric.replace(" ", "\n")), justify="right", no_wrap=True, vertical="top")
-    bounds_begun = False
+    group = (False, False)
     for row, seeds, cells in _cells(rows, metrics):
-        if row.bound and not bounds_begun:
+        if (row.bound, row.published) != group:
             table.add_section()
-            bounds_begun = True
-        name = Text(row.name, style="bold cyan" if row.ours else "italic" if row.bound else "")  # Text: a name is never markup
-        if row.note or row.bound:
-            name.append("\n" + ", ".join(part for part in ("bound" if row.bound else "", row.note) if part), style="not bold dim")
+            group = (row.bound, row.published)
+        name = Text(row.name, style="bold cyan" if row.ours else "italic" if row.apart else "")  # Text: a name is never markup
+        if about := [
+            part for part in ("bound" if row.bound else "", row.note, f"decoding: {row.decoding}" if row.decoding else "") if part
+        ]:
+            name.append("\n" + ", ".join(filter(None, about)), style="not bold dim")
         shown = []
         for cell in cells:
             text = Text(cell.mean, style="bold" if cell.best else "")
@@ -229,32 +300,15 @@ def comparison_table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> Table
 
 
 def markdown_table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> str:
-    """The comparison as a GitHub Markdown table: bounds last, 'mean ± standard deviation' (n-1) over seeds, best unpaired bold."""
-    lines = [["method", "note", *metrics], [":--", ":--", *("--:" for _ in metrics)]]
+    """The comparison as a GitHub Markdown table: bounds and published rows last, 'mean ± standard deviation' (n-1), best unpaired bold."""
+    lines = [["method", "note", "decoding", *metrics], [":--", ":--", ":--", *("--:" for _ in metrics)]]
     for row, _, cells in _cells(rows, metrics):
         shown = (f"**{cell.mean}**" if cell.best else cell.mean for cell in cells)
         notes = (f"({cell.note})" if cell.note else "" for cell in cells)
         scores = [" ".join(filter(None, (a, cell.spread, b))) for a, cell, b in zip(shown, cells, notes, strict=True)]
-        lines.append([row.name, row.note, *scores])
+        lines.append([row.name, row.note, row.decoding, *scores])
     text = [[" ".join(cell.split()).replace("|", "\\|").replace("<", "&lt;") for cell in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in text)
-
-
-def pick_gallery(per_image_cider: Mapping[Id, float], n: int, seed: int) -> tuple[list[Id], list[Id], list[Id]]:
-    """`n` ids each: best first, worst first, and random ones drawn with `seed`; the same for any order of the mapping.
-
-    The three are disjoint when there are at least 3 n images with a finite score; with fewer they overlap rather than shrink below
-    what there is. An image whose score is not finite can only be among the random ones. Raises InputError when `n` is negative.
-    """
-    if n < 0:
-        raise InputError(f"the gallery's size n is {n}; it must be 0 or more")
-    everything = sorted(per_image_cider, key=lambda image_id: (str(image_id), isinstance(image_id, str)))
-    ranked = sorted((i for i in everything if math.isfinite(per_image_cider[i])), key=lambda i: -per_image_cider[i])
-    best, worst = ranked[:n], ranked[::-1][:n]
-    shown = {*best, *worst}
-    rest = [image_id for image_id in everything if image_id not in shown]
-    pool = rest if len(rest) >= n else everything
-    return best, worst, random.Random(seed).sample(pool, min(n, len(pool)))
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------------------
@@ -274,42 +328,53 @@ def _card(item: GalleryItem) -> _Card:
     if item.image is None:
         return _Card(item, "", False, "No picture: only its embedding was given.", cider)
     try:
-        uri, longest = _embed(Path(item.image))
+        uri, pixelated = embed(Path(item.image))
     except FileNotFoundError:
         return _Card(item, "", False, f"The picture {Path(item.image).name} was not found.", cider)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):  # what Pillow raises for broken files
+    except UNREADABLE:
         return _Card(item, "", False, f"The picture {Path(item.image).name} could not be read.", cider)
-    return _Card(item, uri, longest <= PIXEL_ART, "", cider)
+    return _Card(item, uri, pixelated, "", cider)
 
 
-def _embed(path: Path) -> tuple[str, int]:
-    """The picture as (data URI, longest side). Small plain files go in byte for byte, others upright, 8 bits, shrunk."""
-    raw = path.read_bytes()
-    with Image.open(io.BytesIO(raw)) as image:
-        small = max(image.size) <= EMBED_PIXELS
-        plain = image.format in ("PNG", "JPEG") and image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") and not image.getexif()
-        if small and plain and len(raw) <= EMBED_AS_IS_BYTES and getattr(image, "n_frames", 1) == 1:
-            image.load()  # a truncated file shows here, not as a broken picture in the page
-            return _data_uri(image.format or "", raw), max(image.size)
-        image.draft("RGB", (2 * EMBED_PIXELS, 2 * EMBED_PIXELS))  # JPEG only: decodes a large one at a fraction of the cost
-        image.seek(0)
-        upright = _to_rgb(ImageOps.exif_transpose(image), image.format)
-    upright.thumbnail((EMBED_PIXELS, EMBED_PIXELS), Image.Resampling.LANCZOS)
-    buffer, kind = io.BytesIO(), "PNG" if small else "JPEG"
-    upright.save(buffer, kind, quality=85, optimize=True)
-    return _data_uri(kind, buffer.getvalue()), max(upright.size)
+@dataclass(frozen=True)
+class _Changed:
+    card: _Card
+    before: list[tuple[str, bool]]  # stretches of words, and whether the other caption lacks them
+    after: list[tuple[str, bool]]
+    gain: str
 
 
-def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # Pillow's own conversion clips 16 bits at 255: a white picture
-        pixels = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        top = 65535.0 if image.mode.startswith("I;16") or file_format == "PNG" else max(float(pixels.max()), 1e-12)
-        return Image.fromarray(np.clip(pixels * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+def _changed(change: Change) -> _Changed:
+    a, b = change.before.split(), change.item.caption.split()
+    before, after = [], []
+    for tag, i, j, k, n in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        before.append((" ".join(a[i:j]), tag != "equal"))
+        after.append((" ".join(b[k:n]), tag != "equal"))
+    gain = "" if change.gain is None or not math.isfinite(change.gain) else f"{change.gain * 100:+.1f}".replace("-", "−")
+    return _Changed(_card(change.item), [x for x in before if x[0]], [x for x in after if x[0]], gain)
 
 
-def _data_uri(kind: str, raw: bytes) -> str:
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(raw).decode('ascii')}"
+def _as_data(report: Report) -> str:
+    """The pictures as JSON that can stand in a <script> element: names are told once, values have a few digits more than are shown."""
+    others = list(dict.fromkeys(name for item in report.pictures for name in item.extra))
+    scored = list(dict.fromkeys(m for item in report.pictures for s in (item.scores, *item.extra_scores.values()) for m in s))
+    metrics = [m for m in (*report.metrics, *report.more_metrics) if m in scored]
+    metrics += [m for m in scored if m not in metrics]
+
+    def values(scores: Mapping[str, float]) -> list[float | None]:
+        found = (scores.get(metric) for metric in metrics)
+        return [None if value is None or not math.isfinite(value) else float(f"{value:.7g}") for value in found]
+
+    pictures = []
+    for item in report.pictures:
+        said = [(item.caption, values(item.scores))]
+        said += [(item.extra.get(name), values(item.extra_scores.get(name, {}))) for name in others]
+        uri, pixelated = report.thumbnails.get(item.image_id, ("", False))
+        pictures.append([str(item.image_id), [text for text, _ in said], [v for _, v in said], list(item.references), uri, int(pixelated)])
+    data = {
+        "methods": [report.method, *others],
+        "metrics": [[metric, int(is_times_100(metric))] for metric in metrics],
+        "pictures": pictures,
+    }
+    text = json.dumps(data, separators=(",", ":"))  # ASCII escapes: a lone surrogate has no UTF-8
+    return text.replace("<", "\\u003c")  # no caption can end the element

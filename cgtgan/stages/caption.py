@@ -1,42 +1,53 @@
-"""caption: a checkpoint and one's own pictures -> captions.json and a gallery page."""
+"""caption: a checkpoint and one's own pictures -> captions.json (or .csv) and a gallery page."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cgtgan.artifacts import file_fingerprint, fingerprint, read_json, write_json, write_text
-from cgtgan.config import Config, DecodeConfig, as_dict
-from cgtgan.data.image_folder import IMAGE_SUFFIXES
-from cgtgan.data.loading import load_pixels
+from cgtgan.artifacts import file_fingerprint, fingerprint, locked, write_json, write_text
+from cgtgan.captioner import Captioner
+from cgtgan.config import Config, as_dict
+from cgtgan.data.annotations import printable
+from cgtgan.data.image_folder import PHOTO_SUFFIXES, pictures_below
+from cgtgan.data.loading import decoded
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.evaluation.report import GalleryItem, render_gallery
-from cgtgan.models.generator_bundle import load_generator
-from cgtgan.stages.backbone import reopen_backbone
-from cgtgan.stages.decoding import caption_embeddings
 from cgtgan.stages.evaluate import find_checkpoint
 from cgtgan.stages.workspace import Workspace
 
 GALLERY_LIMIT = 500  # pictures on the page; captions.json has all
+SAID = 20  # captions, and pictures that cannot be read, on the console
 
 
 def run(cfg: Config) -> None:
-    caption(Workspace(cfg))
+    ws = Workspace(cfg)
+    if ws.rank.number == 0:  # one process captions; its workers decode
+        caption(ws)
 
 
 def find_images(paths: list[str]) -> list[Path]:
-    """Picture files named, and those below folders named, in name order. Raises `MissingFileError` or `InputError`."""
+    """Picture files named, and those below folders named, in name order; of `-`, those that standard input lists, a path a line.
+
+    Raises `MissingFileError` or `InputError`; what standard input lists and is not there is left to whoever opens it.
+    """
     found: list[Path] = []
     for name in paths:
         path = Path(name).expanduser()
-        if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)
+        if name == "-":
+            lines = [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().splitlines() if line.strip()]
+            if not lines:
+                raise InputError("images=-: standard input lists no picture; give a path a line, as of `find photos -name '*.jpg'`")
+            found += [picture for line in lines for picture in (pictures_below(line, PHOTO_SUFFIXES) if line.is_dir() else [line])]
+        elif path.is_dir():
+            below = pictures_below(path, PHOTO_SUFFIXES)
             if not below:
-                raise InputError(f"images={name}: the folder holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
+                raise InputError(f"images={name}: the folder holds no picture ({', '.join(sorted(PHOTO_SUFFIXES))})")
             found += below
         elif path.is_file():
             found.append(path)
@@ -50,54 +61,75 @@ def caption(ws: Workspace) -> None:
     cfg = ws.cfg
     images = find_images(cfg.image_paths)
     checkpoint = find_checkpoint(ws)
-    bundle = load_generator(checkpoint)
-    description = read_json(checkpoint / "checkpoint.json")
-    decode = cfg.decode if cfg.decode.name != "greedy" else DecodeConfig(**description["decode"])
-    backbone = reopen_backbone(description["clip_backbone"], checkpoint / "clip", ws.device)
+    captioner = Captioner.load(checkpoint, device=str(ws.device), decode=cfg.decode if cfg.decode.name != "greedy" else None)
+    captioner.seed, captioner.batch_size = cfg.seed, cfg.clip_backbone.image_batch_size
     output = Path(cfg.output).expanduser() if cfg.output else _beside(checkpoint)
     output.mkdir(parents=True, exist_ok=True)
+    with locked(output / "captions", lambda: ws.tracker.say(f"waiting for another process that writes into {output}")):
+        made_from = [file_fingerprint(checkpoint / "generator.safetensors"), as_dict(captioner.decode), cfg.seed, cfg.caption.num]
+        partial = output / "captions.partial.jsonl"
+        rows = _captioned(ws, captioner, images, partial, fingerprint(made_from))
+        _write(ws, output, images, rows)
+        partial.unlink()
 
-    made_from = fingerprint([file_fingerprint(checkpoint / "generator.safetensors"), as_dict(decode), cfg.seed])
-    partial = output / ".captions.partial.jsonl"
+
+def _captioned(ws: Workspace, captioner: Captioner, images: list[Path], partial: Path, made_from: str) -> list[dict[str, Any]]:
+    """Of each picture its `captions`, with scores where asked for, or its `error`. Every batch is kept in `partial`."""
     done = _resumed(partial, made_from)
-    pending = [p for p in images if _key(p) not in done]
-    size = min(cfg.clip_backbone.image_batch_size, decode.batch_size)
+    keys = [_key(path) for path in images]
+    pending = [i for i, key in enumerate(keys) if key not in done]
+    if len(pending) < len(images):
+        ws.tracker.say(f"going on after {len(images) - len(pending):,} of {len(images):,} pictures")
+    batches = (list(range(i, min(i + captioner.batch_size, len(pending)))) for i in range(0, len(pending), captioner.batch_size))
+    read = decoded([images[i] for i in pending], captioner.backbone.pixels, batches, workers=ws.workers(len(pending)))
     with partial.open("a", encoding="utf-8") as kept, ws.tracker.progress("captioning", len(images), len(images) - len(pending)) as bar:
-        for start in range(0, len(pending), size):
-            batch, pixels = [], []
-            rows: list[dict[str, Any]] = []
-            for path in pending[start : start + size]:
-                try:
-                    pixels.append(load_pixels(path, backbone.pixels))
-                    batch.append(path)
-                except (InputError, MissingFileError) as e:
-                    rows.append({"key": _key(path), "error": str(e)})
-            if batch:
-                texts = caption_embeddings(bundle, backbone.encode_images(torch.stack(pixels)), decode, ws.device, seed=cfg.seed)
-                rows += [{"key": _key(p), "caption": text} for p, text in zip(batch, texts, strict=True)]
+        for batch in read:
+            rows: list[dict[str, Any]] = [{"key": keys[pending[i]], "error": why} for i, why in batch.unreadable]
+            if batch.pixels is not None:
+                if ws.cfg.caption.num is None:
+                    found = [[{"caption": text}] for text in captioner.caption(batch.pixels)]
+                else:
+                    found = [[one._asdict() for one in ranked] for ranked in captioner.captions(batch.pixels, ws.cfg.caption.num)]
+                rows += [{"key": keys[pending[i]], "captions": captions} for i, captions in zip(batch.rows, found, strict=True)]
             for row in rows:
                 kept.write(json.dumps(row) + "\n")
                 done[row["key"]] = row
             kept.flush()
             os.fsync(kept.fileno())
-            bar.advance(len(pending[start : start + size]))
+            bar.advance(len(rows))
+    return [done[key] for key in keys]
 
-    captions = [{"image_id": str(p), "caption": done[_key(p)]["caption"]} for p in images if "caption" in done[_key(p)]]
-    broken = [{"image_id": str(p), "error": done[_key(p)]["error"]} for p in images if "error" in done[_key(p)]]
-    if not captions:
+
+def _write(ws: Workspace, output: Path, images: list[Path], rows: list[dict[str, Any]]) -> None:
+    told = [(path, row["captions"]) for path, row in zip(images, rows, strict=True) if "captions" in row]
+    broken = [{"image_id": printable(path), "error": row["error"]} for path, row in zip(images, rows, strict=True) if "error" in row]
+    if not told:
         raise InputError(f"none of the {len(images)} pictures can be read; the first: {broken[0]['error']}")
-    write_json(output / "captions.json", captions)
-    items = [GalleryItem(Path(c["image_id"]).name, Path(c["image_id"]), c["caption"]) for c in captions[:GALLERY_LIMIT]]
-    write_text(output / "gallery.html", render_gallery(f"Captions of {len(captions):,} pictures", items))
+    target = output / f"captions.{ws.cfg.caption.format}"
+    if ws.cfg.caption.format == "csv":  # a line a caption
+        text = io.StringIO()
+        table = csv.DictWriter(text, ["image_id", *told[0][1][0]], lineterminator="\n")
+        table.writeheader()
+        table.writerows({"image_id": printable(path)} | one for path, captions in told for one in captions)
+        write_text(target, text.getvalue())
+    else:  # COCO's results format: an entry a picture, with its best caption
+        several = ws.cfg.caption.num is not None
+        write_json(target, [{"image_id": printable(p)} | c[0] | ({"captions": c} if several else {}) for p, c in told])
+    items = [
+        GalleryItem(path.name, path, best["caption"], extra={f"{i}.": one["caption"] for i, one in enumerate(others, 2)})
+        for path, (best, *others) in told[:GALLERY_LIMIT]
+    ]
+    write_text(output / "gallery.html", render_gallery(f"Captions of {len(told):,} pictures", items))
+    for path, captions in told[:SAID]:
+        ws.tracker.say(f"{printable(path)}: {captions[0]['caption']}")
+    for one in broken[:SAID]:
+        ws.tracker.say(f"left out: {one['error']}")
     if broken:
         write_json(output / "unreadable.json", broken)
         ws.tracker.say(f"{len(broken)} of {len(images)} pictures cannot be read and are left out: {output / 'unreadable.json'}")
     else:
         (output / "unreadable.json").unlink(missing_ok=True)
-    partial.unlink()
-    for row in captions[:20]:
-        ws.tracker.say(f"{row['image_id']}: {row['caption']}")
-    ws.tracker.say(f"{len(captions):,} captions: {output / 'captions.json'} and {output / 'gallery.html'}")
+    ws.tracker.say(f"captions of {len(told):,} pictures: {target} and {output / 'gallery.html'}")
 
 
 def _beside(checkpoint: Path) -> Path:
@@ -107,12 +139,15 @@ def _beside(checkpoint: Path) -> Path:
 
 def _key(path: Path) -> str:
     """A picture as it is now: replaced by another one, it is captioned again."""
-    state = path.stat()
+    try:
+        state = path.stat()
+    except OSError:  # whoever opens it says why
+        return f"{path.absolute()}|"
     return f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
 
 
 def _resumed(partial: Path, made_from: str) -> dict[str, dict[str, Any]]:
-    """Rows of a killed job with the same checkpoint and decoding; others are dropped. The file is left ready to append to."""
+    """Rows of a killed job with the same checkpoint, decoding and number; others are dropped. The file is left ready to append to."""
     rows: list[dict[str, Any]] = []
     if partial.is_file():
         for line in partial.read_text(encoding="utf-8").splitlines():
@@ -123,4 +158,4 @@ def _resumed(partial: Path, made_from: str) -> dict[str, dict[str, Any]]:
     if not rows or rows[0].get("made_from") != made_from:
         rows = [{"made_from": made_from}]
     write_text(partial, "".join(json.dumps(row) + "\n" for row in rows))
-    return {row["key"]: row for row in rows[1:]}
+    return {row["key"]: row for row in rows[1:] if "captions" in row}  # what could not be read may be mended, or Pillow be

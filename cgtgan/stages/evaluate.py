@@ -1,25 +1,32 @@
-"""evaluate: a checkpoint and its baselines -> captions and scores of the same test images."""
+"""evaluate: a checkpoint and its baselines, or captions made elsewhere -> captions and scores of the same test images."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+import torch
 from torch import Tensor
 
-from cgtgan.artifacts import file_fingerprint, fingerprint, read_json, write_json
+from cgtgan.artifacts import file_fingerprint, fingerprint, locked, read_json, write_json
+from cgtgan.captioner import checkpoint_in
 from cgtgan.config import Config, as_dict, scientific_settings
-from cgtgan.errors import InputError, MissingFileError
+from cgtgan.errors import InputError, MissingFileError, UserError
+from cgtgan.evaluation.clip_score import clip_scores, prompt, ref_clip_scores
+from cgtgan.evaluation.coco_files import id_list
+from cgtgan.evaluation.diversity import diversity, known_sentences, self_cider
 from cgtgan.evaluation.java import find_java
-from cgtgan.evaluation.metrics import load_results, save_results, score_many
+from cgtgan.evaluation.metrics import Columns, load_references, load_results, save_results, score_many
+from cgtgan.evaluation.report import MethodRow, comparison_table
 from cgtgan.method.aggregation import nearest_texts
+from cgtgan.method.batches import stable_seed
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator
 from cgtgan.stages.aggregate import aggregated_embeddings
+from cgtgan.stages.backbone import open_backbone
 from cgtgan.stages.decoding import caption_embeddings, describe
 from cgtgan.stages.initialize import initial_generator, supervised_generator
 from cgtgan.stages.preprocess import corpus_sentences, image_embeddings, sentence_embeddings
@@ -52,8 +59,11 @@ def run(cfg: Config) -> None:
     ws = Workspace(cfg)
     if ws.rank.number:  # scores are the first process's
         return
+    if cfg.captions is not None:
+        score_file(ws, Path(cfg.captions).expanduser())
+        return
     with ws.hold_run():
-        ws.tracker.show(scores_table(evaluate(ws), list(METHODS)))
+        _show(ws, evaluate(ws), METHODS)
 
 
 def find_checkpoint(ws: Workspace) -> Path:
@@ -63,9 +73,8 @@ def find_checkpoint(ws: Workspace) -> Path:
     start = Path(given).expanduser() if given else ws.run
     if given and start.is_file():
         return imported_checkpoint(ws, start, "checkpoint")
-    for place in (start, start / which, start / "checkpoints" / which):
-        if (place / "generator.json").is_file():
-            return place.resolve()
+    if found := checkpoint_in(start, which):
+        return found
     if given:
         raise MissingFileError(
             f"checkpoint={given}: no checkpoint is found there; name a run folder, a checkpoint or the authors' model.pt"
@@ -77,21 +86,19 @@ def evaluate(ws: Workspace) -> Path:
     """Caption the split with every method that is not scored yet, then score them together; returns the folder of the scores."""
     cfg = ws.cfg.evaluate
     checkpoint = find_checkpoint(ws)
-    references = ws.split(cfg.split).references
-    if not references:
-        raise InputError(f"the {cfg.split} split has no references, so there is nothing to score against: set dataset.references")
+    references = _references(ws)
     ws.check_same_run("settings", scientific_settings(ws.cfg))
     images = image_embeddings(ws, cfg.split)
-    makers: dict[str, Callable[[], list[str]]] = {
-        "cgtgan": lambda: _decoded(ws, "cgtgan", load_generator(checkpoint), images.vectors),
-        "init": lambda: _decoded(ws, "init", initial_generator(ws), images.vectors),
-        "mean_shift": lambda: _decoded(ws, "mean_shift", initial_generator(ws), mean_shifted(ws, cfg.split)),
-        "projection": lambda: _decoded(ws, "projection", initial_generator(ws), aggregated_embeddings(ws, cfg.split).vectors),
-        "nearest": lambda: _nearest(ws),
-        "supervised": lambda: _decoded(ws, "supervised", supervised_generator(ws), images.vectors),
-        "human": lambda: _human(ws),
+    generators: dict[str, Callable[[], tuple[GeneratorBundle, Tensor]]] = {
+        "cgtgan": lambda: (load_generator(checkpoint), images.vectors),
+        "init": lambda: (initial_generator(ws), images.vectors),
+        "mean_shift": lambda: (initial_generator(ws), mean_shifted(ws, cfg.split)),
+        "projection": lambda: (initial_generator(ws), aggregated_embeddings(ws, cfg.split).vectors),
+        "supervised": lambda: (supervised_generator(ws), images.vectors),
     }
+    sentences = {"nearest": lambda: _nearest(ws), "human": lambda: _human(ws)}
     folder = ws.run / "evaluation" / cfg.split
+    corpus = _corpus(ws)
     made_from = {
         "checkpoint": file_fingerprint(checkpoint / "generator.safetensors"),
         "images": images.header.fingerprint,
@@ -101,51 +108,111 @@ def evaluate(ws: Workspace) -> Path:
         "decode": as_dict(ws.cfg.decode),
         "metrics": list(cfg.metrics),
         "java": find_java() is not None,  # once it is installed, what failed without it is scored again
+        "novel_against": corpus.fingerprint,
+        "self_cider_samples": cfg.self_cider_samples or None,
     }
     captions: dict[str, dict[Any, str]] = {}
+    samples: dict[str, dict[Any, list[str]]] = {}
     for name in ("cgtgan", *cfg.baselines):
         if _is_scored(folder / name, made_from):
             continue
+        if "clipscore" in cfg.metrics:
+            open_backbone(ws)  # weights that are missing are said before the captioning
         shutil.rmtree(folder / name, ignore_errors=True)
-        captions[name] = dict(zip(images.ids, makers[name](), strict=True))
+        if name in sentences:
+            texts = sentences[name]()
+        else:
+            bundle, vectors = generators[name]()
+            texts = _decoded(ws, name, bundle, vectors)
+            if cfg.self_cider_samples:
+                samples[name] = dict(zip(images.ids, _sampled(ws, name, bundle, vectors), strict=True))
+        captions[name] = dict(zip(images.ids, texts, strict=True))
     if captions:
-        _score(ws, folder, captions, {i: references[i] for i in images.ids}, made_from)
+        about = {"decoding": describe(ws.cfg.decode), "made_from": made_from}
+        _score(ws, ws.run, folder, captions, {i: references[i] for i in images.ids}, corpus, samples, about)
     return folder
 
 
+def score_file(ws: Workspace, file: Path) -> Path:
+    """Captions in COCO's results format -> their scores, in a folder of their own: `output`, or <file>_scores beside the file.
+
+    Needs no run, checkpoint, backbone or corpus, but for the metrics that are made of them.
+    """
+    captions = load_results(file)
+    if not captions:
+        raise InputError(f"captions={file}: the file is an empty list, so there is nothing to score")
+    references = _references(ws)
+    if ws.cfg.evaluate.references is not None and not captions.keys().isdisjoint(references):  # as COCO's own program takes its results
+        if silent := [i for i in references if i not in captions]:
+            ws.tracker.say(f"{id_list(silent)} no caption in {file}: left out")
+        references = {i: texts for i, texts in references.items() if i in captions}
+    beside = file.with_name(file.name.removesuffix(".gz").removesuffix(".json") + "_scores")
+    folder = (Path(ws.cfg.output).expanduser() if ws.cfg.output else beside).resolve()
+    made_from = {"captions": file_fingerprint(file), "references": fingerprint(list(references.items())), "split": ws.cfg.evaluate.split}
+    about = {"decoding": f"captions of {file.name}", "made_from": made_from}
+    with locked(folder / "captions.json", lambda: ws.tracker.say(f"waiting for another process that works in {folder}")):
+        _score(ws, folder, folder.parent, {folder.name: captions}, references, _corpus(ws), {}, about)
+    _show(ws, folder.parent, {folder.name: Method(file.name, "")})
+    return folder
+
+
+def _references(ws: Workspace) -> dict[Any, list[str]]:
+    """Of the split, or of `evaluate.references`, where an image without any has an empty list."""
+    split, given = ws.cfg.evaluate.split, ws.cfg.evaluate.references
+    if given is not None:
+        return dict(load_references(Path(given).expanduser()))
+    references = ws.split(split).references
+    if not references:
+        raise InputError(f"the {split} split has no references, so there is nothing to score against: set dataset.references")
+    return references
+
+
 def _score(
-    ws: Workspace, folder: Path, captions: dict[str, dict[Any, str]], references: dict[Any, list[str]], made_from: dict[str, Any]
+    ws: Workspace,
+    home: Path,
+    folder: Path,
+    captions: dict[str, dict[Any, str]],
+    references: dict[Any, list[str]],
+    corpus: Corpus,
+    samples: dict[str, dict[Any, list[str]]],
+    about: dict[str, Any],
 ) -> None:
-    """Score the methods together and write captions.json, per_image.json and, last, scores.json of each."""
-    for stale in ws.run.glob(".scores*"):  # of a killed run: this process holds the run folder
+    """Score the methods together, with temporary files in `home`; write captions.json, per_image.json and, last, scores.json of each."""
+    for stale in home.glob(".scores*"):  # of a killed run: this process holds the folder
         shutil.rmtree(stale, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".scores", dir=ws.run))
+    metrics = ws.cfg.evaluate.metrics
+    own: dict[str, Callable[[str, list[Any]], Columns]] = {}
+    if "clipscore" in metrics:
+        own["clipscore"] = _clip_scorer(ws, captions, references)
+    if "diversity" in metrics:
+        own["diversity"] = _diversity_scorer(captions, references, corpus, samples)
+    scratch = Path(tempfile.mkdtemp(prefix=".scores", dir=home))
     try:
-        metrics = ws.cfg.evaluate.metrics
         with ws.tracker.progress(f"scoring: {', '.join(metrics)}", len(captions) * len(metrics)) as bar:
-            scored = score_many(captions, references, metrics, scratch=scratch, scored=bar.advance)
+            scored = score_many(captions, references, metrics, scratch=scratch, own=own, scored=bar.advance)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     for name, scores in scored.items():
+        failed = scores.failed | ({"Novel": corpus.problem} if corpus.problem and "diversity" not in scores.failed else {})
         save_results(folder / name / "captions.json", captions[name])
+        if name in samples:
+            write_json(folder / name / "samples.json", [{"image_id": i, "captions": s} for i, s in samples[name].items()], indent=None)
         write_json(folder / name / "per_image.json", [{"image_id": i, **s} for i, s in scores.per_image.items()], indent=None)
-        summary = {"scores": scores.corpus, "failed": scores.failed, "excluded": list(scores.excluded), "tokenizer": scores.tokenizer}
-        summary |= {"images": len(scores.per_image), "decoding": describe(ws.cfg.decode), "made_from": made_from}
-        write_json(folder / name / "scores.json", summary)
-    for why in sorted({why for scores in scored.values() for why in scores.failed.values()}):
+        summary = {"scores": scores.corpus, "failed": failed, "excluded": list(scores.excluded), "tokenizer": scores.tokenizer}
+        write_json(folder / name / "scores.json", summary | {"images": len(scores.per_image)} | about)
+    if excluded := list(dict.fromkeys(i for scores in scored.values() for i in scores.excluded)):
+        ws.tracker.say(f"{id_list(excluded)} no reference: left out of the scores")
+    for why in sorted({why for scores in scored.values() for why in [*scores.failed.values(), *filter(None, [corpus.problem])]}):
         ws.tracker.say(why)
 
 
-def scores_table(folder: Path, order: list[str]) -> Table:
-    """What one run scored, x 100; the report sets several runs side by side."""
-    table = Table(title=f"{folder.name} scores x 100 (captions: {folder})")
-    rows = [(name, read_json(folder / name / "scores.json")["scores"]) for name in order if (folder / name / "scores.json").is_file()]
-    table.add_column("method")
-    for metric in (columns := list(dict.fromkeys(m for _, scores in rows for m in scores))):
-        table.add_column(metric, justify="right")
-    for name, scores in rows:
-        table.add_row(METHODS[name].title, *[f"{100 * scores[m]:.1f}" if m in scores else "-" for m in columns])
-    return table
+def _show(ws: Workspace, folder: Path, methods: Mapping[str, Method]) -> None:
+    """What one run, or one file, scored; the report sets several runs side by side."""
+    found = {name: path for name in methods if (path := folder / name / "scores.json").is_file()}
+    scores = {name: read_json(path)["scores"] for name, path in found.items()}
+    rows = [MethodRow(methods[name].title, "", {m: [v] for m, v in s.items()}, bound=methods[name].bound) for name, s in scores.items()]
+    ws.tracker.show(comparison_table(rows, list(dict.fromkeys(m for s in scores.values() for m in s))))
+    ws.tracker.say(f"captions and scores, of the whole and of each image: {folder if len(found) > 1 else folder / next(iter(found))}")
 
 
 def _is_scored(folder: Path, made_from: dict[str, Any]) -> bool:
@@ -158,6 +225,84 @@ def _is_scored(folder: Path, made_from: dict[str, Any]) -> bool:
     return isinstance(found, dict) and all(found.get(key) == value for key, value in made_from.items() if key not in ignored)
 
 
+# ------------------------------------------------------------------------------------- metrics that pycocoevalcap does not have
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What captions are new against: the sentences, or None and, where they were asked for, why they are not at hand."""
+
+    sentences: Sequence[str] | None = None
+    fingerprint: str | None = None
+    problem: str | None = None
+
+
+def _corpus(ws: Workspace) -> Corpus:
+    if "diversity" not in ws.cfg.evaluate.metrics:
+        return Corpus()
+    try:
+        sentences, _, producer = corpus_sentences(ws)
+    except UserError as error:  # captions made elsewhere, a transfer row: the other metrics come without it
+        return Corpus(problem=f"the share of novel captions needs the corpus: {error}")
+    return Corpus(sentences, fingerprint(producer))
+
+
+def _clip_scorer(
+    ws: Workspace, captions: dict[str, dict[Any, str]], references: dict[Any, list[str]]
+) -> Callable[[str, list[Any]], Columns]:
+    """CLIPScore and RefCLIPScore with the run's backbone; every text is embedded once, whoever says it."""
+    images = image_embeddings(ws, ws.cfg.evaluate.split)
+    rows = {image_id: row for row, image_id in enumerate(images.ids)}
+    every = [*(text for said in captions.values() for text in said.values()), *(text for texts in references.values() for text in texts)]
+    prompts = list(dict.fromkeys(map(prompt, every)))
+    backbone, parts, size = open_backbone(ws), [], ws.cfg.clip_backbone.text_shard
+    with ws.tracker.progress("embedding captions and references", len(prompts)) as bar:
+        for start in range(0, len(prompts), size):
+            part = prompts[start : start + size]
+            parts.append(backbone.encode_texts(part, ws.cfg.clip_backbone.text_batch_size).cpu())
+            bar.advance(len(part))
+    vectors, places = torch.cat(parts), {text: place for place, text in enumerate(prompts)}
+
+    def embedded(texts: Sequence[str]) -> Tensor:
+        return vectors[[places[prompt(text)] for text in texts]]
+
+    def score(method: str, ids: list[Any]) -> Columns:
+        if unseen := [i for i in ids if i not in rows]:
+            raise InputError(f"CLIPScore was not computed: {id_list(unseen)} no embedding in the {ws.cfg.evaluate.split} split")
+        said = embedded([captions[method][i] for i in ids])
+        scores = clip_scores(images.vectors[[rows[i] for i in ids]], said)
+        with_references = ref_clip_scores(scores, said, [embedded(references[i]) for i in ids])
+        each = {"CLIPScore": scores.tolist(), "RefCLIPScore": with_references.tolist()}
+        return {name: sum(column) / len(column) for name, column in each.items()}, each
+
+    return score
+
+
+def _diversity_scorer(
+    captions: dict[str, dict[Any, str]], references: dict[Any, list[str]], corpus: Corpus, samples: dict[str, dict[Any, list[str]]]
+) -> Callable[[str, list[Any]], Columns]:
+    every = (text for said in captions.values() for text in said.values())
+    known = None if corpus.sentences is None else known_sentences(every, corpus.sentences)
+
+    def score(method: str, ids: list[Any]) -> Columns:
+        whole, each = diversity([captions[method][i] for i in ids], known)
+        if method in samples:
+            each["Self-CIDEr"] = self_cider([samples[method][i] for i in ids], [references[i] for i in ids])
+            whole["Self-CIDEr"] = sum(each["Self-CIDEr"]) / len(ids)
+        return whole, each
+
+    return score
+
+
+def _sampled(ws: Workspace, name: str, bundle: GeneratorBundle, vectors: Tensor) -> list[list[str]]:
+    """`evaluate.self_cider_samples` captions a row, drawn at the decoding's temperature whatever the decoding is."""
+    count, decode, seed = ws.cfg.evaluate.self_cider_samples, replace(ws.cfg.decode, name="sample"), ws.cfg.seed
+    with ws.tracker.progress(f"sampling for self-CIDEr: {METHODS[name].title}", count * len(vectors)) as bar:
+        seeds = [stable_seed(seed, "self-CIDEr", k) for k in range(count)]
+        draws = [caption_embeddings(bundle, vectors, decode, ws.device, seed=s, captioned=bar.advance) for s in seeds]
+    return [list(row) for row in zip(*draws, strict=True)]
+
+
 # ------------------------------------------------------------------------------------------------------------ methods
 
 
@@ -168,7 +313,11 @@ def _decoded(ws: Workspace, name: str, bundle: GeneratorBundle, vectors: Tensor)
             f"{vectors.shape[1]}: use the backbone it was trained with"
         )
     with ws.tracker.progress(f"captioning: {METHODS[name].title}", len(vectors)) as bar:
-        return caption_embeddings(bundle, vectors, ws.cfg.decode, ws.device, seed=ws.cfg.seed, captioned=bar.advance)
+        backbone = open_backbone(ws) if ws.cfg.decode.name == "best_of_n" else None
+        images = image_embeddings(ws, ws.cfg.evaluate.split).vectors
+        return caption_embeddings(
+            bundle, vectors, ws.cfg.decode, ws.device, seed=ws.cfg.seed, backbone=backbone, images=images, captioned=bar.advance
+        )
 
 
 def mean_shifted(ws: Workspace, split: str) -> Tensor:

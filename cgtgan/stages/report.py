@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import glob
+import random
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
 from cgtgan import __version__
-from cgtgan.artifacts import read_json, write_text
+from cgtgan.artifacts import write_text
 from cgtgan.config import Config, as_dict
 from cgtgan.data.corpora import CleanedCorpus
 from cgtgan.errors import MissingFileError, UserError
-from cgtgan.evaluation.metrics import load_results
+from cgtgan.evaluation.pictures import thumbnails
+from cgtgan.evaluation.published import DECODING, published_scores
 from cgtgan.evaluation.report import (
-    Curve,
-    GalleryItem,
     MethodRow,
-    Plot,
     Report,
     comparison_table,
     markdown_table,
@@ -32,20 +28,23 @@ from cgtgan.evaluation.report import (
 from cgtgan.stages.evaluate import METHODS
 from cgtgan.stages.preprocess import corpus_sentences, demo_overlap
 from cgtgan.stages.released import released_images
+from cgtgan.stages.report_run import (
+    CURVES,
+    DISCRIMINATOR,
+    Run,
+    beside,
+    between_validations,
+    distributions,
+    health,
+    pictures,
+    plots,
+    since_initialisation,
+)
 from cgtgan.stages.workspace import Workspace
-from cgtgan.tracking import read_metrics
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
-REWARDS = {"clip_agg": "CLIP-agg", "clip_cos": "CLIP-cos", "mixed": "CLIP-agg and CLIP-cos", "naturalness_only": "no semantics"}
-PLOTS = (  # title, y label, factor, {label: key in metrics.jsonl}, note
-    ("Validation CIDEr", "CIDEr x 100", 100, {"": "eval/CIDEr"}, "greedy captions of the validation images"),
-    ("Semantic reward", "reward", 1,
-     {"cos(aggregated, caption)": "reward/cos", "1 - L1": "reward/l1", "cos(image, caption)": "reward/clip"},
-     "raw means over the sampled captions, each in units of the reward's scale"),
-    ("Naturalness", "logit", 1, {"samples": "reward/naturalness", "greedy": "reward/naturalness_greedy", "corpus": "reward/real_logit"},
-     "the discriminator's raw logit; above 0 it says human"),
-    ("Losses", "loss", 1, {"discriminator": "train/d_loss", "generator": "train/g_loss"}, ""),
-)  # fmt: skip
+LISTED = 10_000  # pictures that the page searches and sorts
+THUMBNAIL_BYTES = 15_000_000  # 5,000 photographs of COCO with a side of 88 pixels take 12 MB
 
 
 def run(cfg: Config) -> None:
@@ -56,59 +55,40 @@ def run(cfg: Config) -> None:
         report(ws)
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run folder as it lies on the disk."""
-
-    folder: Path
-    split: str
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        return read_json(self.folder / "settings.json")
-
-    @property
-    def scored(self) -> list[str]:
-        return [name for name in METHODS if (self.folder / "evaluation" / self.split / name / "scores.json").is_file()]
-
-    def scores(self, method: str) -> dict[str, Any]:
-        return read_json(self.folder / "evaluation" / self.split / method / "scores.json")
-
-    def captions(self, method: str) -> Mapping[Any, str]:
-        return load_results(self.folder / "evaluation" / self.split / method / "captions.json")
-
-    def cider(self, method: str) -> dict[Any, float]:
-        rows = read_json(self.folder / "evaluation" / self.split / method / "per_image.json")
-        return {row["image_id"]: row["CIDEr"] for row in rows if "CIDEr" in row}
-
-    def title(self, method: str) -> str:
-        if method != "cgtgan":
-            return METHODS[method].title
-        reward, weight = str(self.settings["reward_weights.name"]), self.settings["reward_weights.max_weight"]
-        how = "no semantics" if weight == 0 else REWARDS.get(reward, reward)
-        extra = ["no naturalness"] if weight == 1 else []
-        extra += [] if self.settings["train.use_initialization"] else ["no initialisation"]
-        return f"CgT-GAN ({', '.join([how, *extra])})"
-
-
 def report(ws: Workspace) -> None:
     cfg = ws.cfg
     runs = find_runs(ws)
     rows = method_rows(runs)
-    metrics = [m for m in METRICS if m != "SPICE" or any(m in row.scores for row in rows)]  # asked for by few: its jars are extra
+    measured = list(dict.fromkeys(m for row in rows if not row.published for m in row.scores))
+    metrics = [m for m in METRICS if m in measured]
+    more = [m for m in measured if m not in METRICS]
     own = next((r for r in runs if r.folder.resolve() == ws.run.resolve()), runs[0])
-    best, worst, random = _gallery(ws, own)
+    shown = pictures(ws, own)
+    best, worst, drawn = pick_gallery({i: item.cider for i, item in shown.items() if item.cider is not None}, cfg.report.gallery, cfg.seed)
+    listed = list(shown) if len(shown) <= LISTED else sorted(random.Random(cfg.seed).sample(list(shown), LISTED), key=list(shown).index)
+    files = {i: path for i in listed if (path := shown[i].image)}
+    with ws.tracker.progress("thumbnails", len(files)) as bar:
+        small = thumbnails(files, THUMBNAIL_BYTES, bar.advance)
     page = Report(
         title=f"cgtgan: {cfg.name}",
         subtitle="Unpaired image captioning: a captioner trained from images without captions and sentences without images.",
         warning=cfg.report.warning,
         facts=_facts(ws, runs, own),
         metrics=metrics,
+        more_metrics=more,
         rows=rows,
-        plots=_plots([r for r in runs if r.folder.parent == own.folder.parent]),
-        best=best,
-        worst=worst,
-        random=random,
+        plots=plots([r for r in runs if r.folder.parent == own.folder.parent], CURVES),
+        discriminator=plots([r for r in runs if r.folder.parent == own.folder.parent], DISCRIMINATOR),
+        health=health(own.history),
+        distributions=distributions(own),
+        changes=[*since_initialisation(own, shown, cfg.report.gallery), *between_validations(ws, own)],
+        best=[beside(shown[i]) for i in best],
+        worst=[beside(shown[i]) for i in worst],
+        random=[beside(shown[i]) for i in drawn],
+        method=own.title("cgtgan"),
+        pictures=[shown[i] for i in listed],
+        thumbnails=small,
+        left_out=_left_out(len(shown), len(listed), len(files), len(small)),
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(as_dict(cfg))),
         notes=_notes(runs, own),
     )
@@ -116,10 +96,12 @@ def report(ws: Workspace) -> None:
         Path(cfg.report.output).expanduser() if cfg.report.output else (ws.run if len(runs) == 1 else Path(cfg.runs_dir)) / "report.html"
     )
     write_text(output, render_report(page))
-    write_text(output.with_suffix(".md"), markdown_table(rows, metrics))
+    tables = [columns for columns in (metrics, more) if columns]
+    write_text(output.with_suffix(".md"), "\n".join(markdown_table(rows, columns) for columns in tables))
     if cfg.report.warning:
         ws.tracker.say(cfg.report.warning)
-    ws.tracker.show(comparison_table(rows, metrics))
+    for columns in tables:
+        ws.tracker.show(comparison_table(rows, columns))
     ws.tracker.say(f"report: {output}")
 
 
@@ -139,56 +121,45 @@ def find_runs(ws: Workspace) -> list[Run]:
 
 
 def method_rows(runs: Sequence[Run]) -> list[MethodRow]:
-    """A row a method; its values are the seeds'. A baseline that several variants of one experiment share counts once a seed."""
+    """A row a method and decoding, its values are the seeds'; then the paper's row of every setting that is the paper's.
+
+    A baseline that several variants of one experiment share counts once a seed.
+    """
     corpora = {r.settings["corpus.name"] for r in runs}
-    collected: dict[tuple[bool, str, str], dict[int, dict[str, float]]] = {}
-    order: dict[tuple[bool, str, str], tuple[int, str, str, bool]] = {}
+    collected: dict[tuple[bool, str, str, str], dict[int, dict[str, float]]] = {}
+    order: dict[tuple[bool, str, str, str], tuple[int, str, str, bool]] = {}
+    published: dict[str, MethodRow] = {}
     for r in runs:
         corpus = r.settings["corpus.name"]
+        suffix = f" · {corpus}" if len(corpora) > 1 else ""
         for method in r.scored:
             known = METHODS[method]
-            name = r.title(method) + (f" · {corpus}" if len(corpora) > 1 and method != "human" else "")
-            key = (known.bound, "" if method == "human" else corpus, name)
+            name = r.title(method) + (suffix if method != "human" else "")
+            key = (known.bound, "" if method == "human" else corpus, name, r.decoding(method))
             order.setdefault(key, (list(METHODS).index(method), corpus, known.note, method == "cgtgan" and "no " not in name))
             collected.setdefault(key, {}).setdefault(r.settings["seed"], r.scores(method)["scores"])
-    ranked = sorted(collected, key=lambda k: (k[0], order[k][1], order[k][0]))
+        if scores := published_scores(r.settings, r.split, trained_here=(r.folder / "metrics.jsonl").is_file()):
+            name = f"CgT-GAN as published{suffix}"
+            note = f"the paper's figures; {r.settings['dataset.name']} test images, {corpus} corpus, ViT-L/14"
+            published[f"{name}{note}"] = MethodRow(name, note, {m: [v] for m, v in scores.items()}, published=True, decoding=DECODING)
     rows = []
-    for key in ranked:
+    for key in sorted(collected, key=lambda k: (k[0], order[k][1], order[k][0])):
         seeds = [scores for _, scores in sorted(collected[key].items())]
-        metrics = {m: [s[m] for s in seeds if m in s] for m in METRICS}
-        rows.append(MethodRow(key[2], order[key][2], {m: v for m, v in metrics.items() if v}, ours=order[key][3], bound=key[0]))
-    return rows
+        metrics = {m: [s[m] for s in seeds if m in s] for m in dict.fromkeys(m for s in seeds for m in s)}
+        rows.append(MethodRow(key[2], order[key][2], metrics, ours=order[key][3], bound=key[0], decoding=key[3]))
+    return rows + list(published.values())
 
 
-def _plots(runs: Sequence[Run]) -> list[Plot]:
-    """Curves of one variant's runs, a line a seed (and a term)."""
-    histories = {r.settings["seed"]: read_metrics(r.folder / "metrics.jsonl") for r in runs}
-    plots = []
-    for title, label, factor, keys, note in PLOTS:
-        curves = []
-        for seed, history in histories.items():
-            for name, key in keys.items():
-                points = [(row["step"], factor * row[key]) for row in history if row.get(key) is not None]
-                name = " ".join(part for part in (name, f"seed {seed}" if len(histories) > 1 or not name else "") if part)
-                curves.append(Curve(name, [s for s, _ in points], [v for _, v in points]))
-        plots.append(Plot(title, label, curves, note))
-    return plots
-
-
-def _gallery(ws: Workspace, own: Run) -> tuple[list[GalleryItem], list[GalleryItem], list[GalleryItem]]:
-    if "cgtgan" not in own.scored:
-        return [], [], []
-    split = ws.split(own.split)
-    paths = {record.image_id: record.path for record in split.images}
-    captions, cider = own.captions("cgtgan"), own.cider("cgtgan")
-    others = {METHODS[m].title: own.captions(m) for m in own.scored if m in ("init", "projection", "supervised")}
-
-    def item(i: Any) -> GalleryItem:
-        said = {title: texts[i] for title, texts in others.items() if i in texts}
-        return GalleryItem(i, paths.get(i), captions[i], split.references.get(i, []), cider.get(i), said)
-
-    chosen = pick_gallery({i: c for i, c in cider.items() if i in paths or not paths}, ws.cfg.report.gallery, ws.cfg.seed)
-    return tuple([item(i) for i in ids] for ids in chosen)  # type: ignore[return-value]
+def _left_out(pictures: int, listed: int, files: int, small: int) -> str:
+    said = [f"{listed:,} of {pictures:,} pictures are listed, drawn at random."] if listed < pictures else []
+    if not files:
+        said.append("No pictures are shown: only their embeddings were given.")
+    elif small < listed:
+        megabytes = THUMBNAIL_BYTES // 1_000_000
+        said.append(
+            f"{small:,} of {listed:,} have a thumbnail; the others are text: beyond the {megabytes} MB that the page holds, or unreadable."
+        )
+    return " ".join(said)
 
 
 def _facts(ws: Workspace, runs: Sequence[Run], own: Run) -> dict[str, str]:
@@ -202,10 +173,10 @@ def _facts(ws: Workspace, runs: Sequence[Run], own: Run) -> dict[str, str]:
         "Corpus": corpus,
         "Backbone": ws.cfg.clip_backbone.name + (f" ({ws.cfg.clip_backbone.model})" if ws.cfg.clip_backbone.model else ""),
         "Aggregation temperature": f"{ws.cfg.aggregation_t.t:g}",
-        "Decoding": own.scores(own.scored[0])["decoding"],
+        "Decoding": ", ".join(sorted({r.decoding(m) for r in runs for m in r.scored} - {"none"})),
         "Checkpoint": f"{ws.cfg.evaluate.which} step; nothing is picked on the test images",
         "Seeds": ", ".join(str(s) for s in sorted({r.settings["seed"] for r in runs})),
-        "Runs": str(len(runs)),
+        "Runs": str(len(runs)) + (f"; pictures and discriminator: {own.folder.parent.name}, {own.folder.name}" if len(runs) > 1 else ""),
         "Code": _code_version(),
     }
     if ws.cfg.dataset.kind == "demo":

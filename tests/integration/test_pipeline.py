@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+
+from cgtgan import Captioner
+from cgtgan.data.corpora import embedded_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -171,6 +176,35 @@ def test_captions_of_ones_own_pictures(whole: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (one,) = json.loads((out / "captions.json").read_text())
     assert one["caption"] == next(c["caption"] for c in captions if c["image_id"].endswith("plain.jpg"))
+
+
+def test_best_of_n_says_what_clip_finds_nearer(whole: Path, tmp_path: Path) -> None:
+    """Than the greedy caption, for the picture's own embedding, also where the generator reads another (projection)."""
+    home = tmp_path / "home"
+    shutil.copytree(whole, home, symlinks=True)
+    methods = ("cgtgan", "projection")
+    before = {m: captions_of(home, m) for m in methods}
+    scored = ("decode.temperature=1", "evaluate.metrics=[cider]", "evaluate.baselines=[projection]")
+    run(home, "stage=evaluate", "decode=best_of_n", "decode.best_of=4", *scored)
+    captioner = Captioner.load(run_folder(home), device="cpu")
+    (folder,) = (home / "artifacts" / "demo_world").glob("*/images/test")
+    paths = {int(path.stem): path for path in folder.glob("*.png")}
+    for method in methods:
+        after = captions_of(home, method)
+        images = captioner.embed(paths[i] for i in after)
+        cosines = [
+            torch.cosine_similarity(images, captioner.backbone.encode_texts([embedded_text(found[i]) for i in after]))
+            for found in (before[method], after)
+        ]
+        assert bool((cosines[1] >= cosines[0] - 1e-3).all())
+        assert float((cosines[1] - cosines[0]).mean()) > 1e-3
+        scores = json.loads((run_folder(home) / "evaluation/test" / method / "scores.json").read_text())
+        assert scores["decoding"] == "greedy and 4 samples at temperature 1, the nearest by CLIP"
+
+
+def captions_of(home: Path, method: str) -> dict[int, str]:
+    rows = json.loads((run_folder(home) / "evaluation/test" / method / "captions.json").read_text())
+    return {row["image_id"]: row["caption"] for row in rows}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -93,6 +95,56 @@ def test_meteor_is_pycocoevalcaps_own() -> None:
         theirs.meteor_p.kill()
     assert (corpus, each) == expected
     assert len(set(each)) > 5
+
+
+def test_coco_eval_cap_gives_the_same_on_a_thousand_real_captions(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metric by metric and image by image, with 4 to 7 references an image."""
+    import pycocoevalcap.eval as theirs
+    from pycocoevalcap.meteor import meteor
+    from pycocoevalcap.tokenizer import ptbtokenizer
+    from pycocotools.coco import COCO
+
+    class NoSpice:  # the real one downloads 384 MB as it is built; the other scorers do not see it
+        def method(self) -> str:
+            return "SPICE"
+
+        def compute_score(self, gts: dict[int, list[str]], _res: object) -> tuple[float, list[float]]:
+            return 0.0, [0.0] * len(gts)
+
+    monkeypatch.setattr(theirs, "Spice", NoSpice)
+    shutil.copytree(jvm.package_folder("tokenizer"), tmp_path / "tokenizer")  # it writes beside its own file
+    monkeypatch.setattr(ptbtokenizer, "__file__", str(tmp_path / "tokenizer" / "ptbtokenizer.py"))
+    every = m.load_references(shared / "data" / "coco" / "captions_val2014_notest.json.gz")
+    many = sorted(every, key=lambda i: (-len(every[i]), str(i)))[:1000]
+    captions = {i: every[i][0] for i in many}
+    references = {i: every[i] if len(every[i]) == 7 else every[i][1:] for i in many}
+    assert {len(texts) for texts in references.values()} == {4, 5, 7}
+
+    coco: Any = COCO()  # its type stubs want every field of COCO's files
+    coco.dataset = {"info": {}, "images": [{"id": i} for i in many]}
+    rows = [(i, text) for i, texts in references.items() for text in texts]
+    coco.dataset["annotations"] = [{"id": n, "image_id": i, "caption": text} for n, (i, text) in enumerate(rows)]
+    coco.createIndex()
+    run = theirs.COCOEvalCap(coco, coco.loadRes([{"image_id": i, "caption": text} for i, text in captions.items()]))
+    made: list[meteor.Meteor] = []
+    monkeypatch.setattr(theirs, "Meteor", lambda: made.append(meteor.Meteor()) or made[-1])
+    watchdog = threading.Timer(120, lambda: [one.meteor_p.kill() for one in made])  # their wrapper waits for ever
+    watchdog.start()
+    try:
+        run.evaluate()
+    finally:
+        watchdog.cancel()
+        for one in made:
+            one.meteor_p.kill()
+    ours = m.score_captions(captions, references)
+    assert ours.failed == {}
+    key = {"Bleu_1": "BLEU-1", "Bleu_2": "BLEU-2", "Bleu_3": "BLEU-3", "Bleu_4": "BLEU-4", "ROUGE_L": "ROUGE-L"}
+    assert ours.corpus == pytest.approx({key.get(k, k): v for k, v in run.eval.items() if k != "SPICE"}, abs=1e-12)
+    assert len(ours.per_image) == len(run.imgToEval) == 1000
+    for i, scores in ours.per_image.items():
+        expected = {key.get(k, k): v for k, v in run.imgToEval[i].items() if k not in ("SPICE", "image_id")}
+        assert scores == pytest.approx(expected, abs=1e-12)
+    assert sum(row["CIDEr"] for row in ours.per_image.values()) / 1000 == pytest.approx(ours.corpus["CIDEr"], abs=1e-12)
 
 
 @settings(max_examples=12, deadline=None)
@@ -185,6 +237,50 @@ def test_java_home_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert jvm.find_java() == str(tmp_path / "bin" / "java")
 
 
+def test_the_locale_is_fixed(monkeypatch: pytest.MonkeyPatch, fake_java: Callable[[str], None]) -> None:
+    monkeypatch.setenv("LC_ALL", "tr_TR.UTF-8")
+    fake_java('[ "$LC_ALL" = C ] && exec "$REAL" "$@"; exit 9')
+    assert m.score_captions(CAPTIONS, REFERENCES, ("rouge_l",)).tokenizer == "ptb"
+
+
+def test_two_evaluations_at_once_share_a_folder_and_write_nothing_in_the_installation(tmp_path: Path) -> None:
+    def installed() -> dict[Path, int]:
+        return {p: p.stat().st_mtime_ns for name in ("tokenizer", "meteor", "spice") for p in jvm.package_folder(name).rglob("*")}
+
+    m.score_captions(CAPTIONS, REFERENCES, ("bleu", "rouge_l", "cider"))  # Python compiles what it imports for the first time
+    before = installed()
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: m.score_captions(CAPTIONS, REFERENCES, scratch=tmp_path), range(2)))
+    assert both[0] == both[1]
+    assert both[0].failed == {}
+    assert installed() == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_own_metrics_stand_beside_the_others_and_need_no_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    def length(method: str, ids: list[int]) -> m.Columns:
+        column = [float(len(CAPTIONS[i])) for i in ids]
+        return {"Length": sum(column), "Methods": float(method == "one")}, {"Length": column}
+
+    def broken(_method: str, _ids: list[int]) -> m.Columns:
+        raise InputError("this backbone reads no text")
+
+    own = {"length": length, "broken": broken}
+    references = {**REFERENCES, 4: []}
+    captions = {**CAPTIONS, 4: "a"}
+    scores = m.score_many({"one": captions}, references, ("length", "rouge_l", "broken"), own=own)["one"]
+    assert list(scores.corpus) == ["Length", "Methods", "ROUGE-L"]
+    assert scores.corpus["Length"] == sum(map(len, CAPTIONS.values()))
+    assert list(scores.per_image) == [1, 2, 3]
+    assert set(scores.per_image[1]) == {"Length", "ROUGE-L"}
+    assert scores.failed == {"broken": "this backbone reads no text"}
+    assert scores.excluded == (4,)
+    monkeypatch.setattr(jvm, "ptb_tokenize", pytest.fail)
+    assert m.score_many({"one": captions}, references, ("length",), own=own)["one"].corpus["Methods"] == 1
+    with pytest.raises(InputError, match="spice, length, broken"):
+        m.score_many({"one": captions}, references, ("lengths",), own=own)
+
+
 def test_one_failing_metric_does_not_lose_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     from pycocoevalcap.cider.cider import Cider
 
@@ -213,6 +309,27 @@ def test_spice_reads_what_its_program_writes(monkeypatch: pytest.MonkeyPatch, tm
     scores = m.score_captions(CAPTIONS, REFERENCES, ("spice",), scratch=tmp_path)
     assert scores.corpus["SPICE"] == pytest.approx(0.3)
     assert [row["SPICE"] for row in scores.per_image.values()] == [0.1, 0.5, 0.3]
+
+
+def test_spice_is_started_for_java_17_with_its_files_in_the_scratch_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_java: Callable[[str], None]
+) -> None:
+    fake_java(f'printf "%s\\n" "$LC_ALL" "$@" > {tmp_path}/started; sleep 600')
+    monkeypatch.setattr(jvm, "package_folder", _with_spice_in(tmp_path))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    java = jvm.find_java()
+    assert java is not None
+    with pytest.raises(jvm.JavaError, match=r"SPICE gave no result within 0\.5 s and was stopped"):
+        jvm.spice(java, ["a man"], [["a man"]], timeout_s=0.5, scratch=scratch)
+    started = (tmp_path / "started").read_text().splitlines()
+    assert started[0] == "C"
+    for package in ("lang", "math", "util", "util.concurrent", "net", "text"):
+        assert f"--add-opens=java.base/java.{package}=ALL-UNNAMED" in started
+    for place in (started[started.index("-cache") + 1], started[started.index("-out") + 1]):
+        assert Path(place).is_relative_to(scratch)
+    assert f"-Djava.io.tmpdir={started[started.index('-cache') + 1]}" in started
+    assert not list(scratch.iterdir())
 
 
 def _with_spice_in(folder: Path) -> Callable[[str], Path]:
@@ -294,6 +411,11 @@ def test_references_plain_and_gzip(tmp_path: Path) -> None:
     (tmp_path / "packed.json.gz").write_bytes(gzip.compress(content, mtime=0))
     expected = {8: [], **REFERENCES}
     assert m.load_references(tmp_path / "plain.json") == m.load_references(tmp_path / "packed.json.gz") == expected
+    (tmp_path / "annotations_alone.json").write_text(json.dumps({"annotations": rows}))
+    assert m.load_references(tmp_path / "annotations_alone.json") == REFERENCES
+    (tmp_path / "wrong.json").write_text('{"annotations": [], "images": {"id": 1}}')
+    with pytest.raises(InputError, match="'images' is not a list"):
+        m.load_references(tmp_path / "wrong.json")
     (tmp_path / "wrong.json").write_text("[]")
     with pytest.raises(InputError, match="annotations"):
         m.load_references(tmp_path / "wrong.json")

@@ -1,8 +1,10 @@
 """The report and gallery pages, the console table and the choice of gallery pictures."""
 
 import base64
+import hashlib
 import io
 import itertools
+import json
 import math
 import re
 import statistics
@@ -18,9 +20,14 @@ from rich.console import Console
 
 from cgtgan.errors import InputError
 from cgtgan.evaluation.curves import draw, smooth
+from cgtgan.evaluation.pictures import THUMBNAIL_PIXELS, thumbnails
+from cgtgan.evaluation.published import COLUMNS, FIGURES, published_scores
 from cgtgan.evaluation.report import (
+    Change,
+    Changes,
     Curve,
     GalleryItem,
+    Histogram,
     MethodRow,
     Plot,
     Report,
@@ -32,7 +39,7 @@ from cgtgan.evaluation.report import (
 )
 
 HOSTILE = '</p><script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)> {{ 7*7 }} & "quoted"'
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "input"}
 
 
 class Page(HTMLParser):
@@ -43,6 +50,7 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.stack: list[str] = []
         self.text = ""
+        self.scripts: list[str] = []
         self.rows: list[list[str]] = []
         self.feed(html)
         self.close()
@@ -64,6 +72,9 @@ class Page(HTMLParser):
         assert self.stack.pop() == tag
 
     def handle_data(self, data: str) -> None:
+        if self.stack and self.stack[-1] == "script":
+            self.scripts.append(data)
+            return
         self.text += data
         if {"td", "th"} & set(self.stack):
             self.rows[-1][-1] = (self.rows[-1][-1] + " " + data.strip()).strip()
@@ -114,6 +125,13 @@ def report(tmp_path: Path) -> Report:
         best=[item(picture, caption=HOSTILE, references=[HOSTILE, "a ball"], cider=2.39, extra={"Projection": HOSTILE})],
         worst=[item(tmp_path / "absent.png", image_id="no-such", cider=math.nan)],
         random=[item(picture, caption="")],
+        changes=[Changes("Before and after", HOSTILE, "init", HOSTILE, [Change(item(picture, caption=HOSTILE), "a ball", 0.5)])],
+        distributions=[Histogram("CIDEr of single images", "CIDEr", {HOSTILE: [0.1, 0.5, 0.6]})],
+        health={"Right on samples": HOSTILE},
+        method=HOSTILE,
+        pictures=[item(picture, caption=HOSTILE, references=[HOSTILE], extra={HOSTILE: HOSTILE}, scores={"CIDEr": 1.5})],
+        thumbnails={7: ("data:image/png;base64,AAAA", True)},
+        left_out=HOSTILE,
         config_yaml=f"seed: 0\nname: '{HOSTILE}'\n",
         notes=[HOSTILE],
     )
@@ -124,7 +142,7 @@ def test_the_page_loads_nothing_from_elsewhere(report: Report) -> None:
     page = Page(html)
     loading = {"src", "srcset", "data", "action", "formaction", "poster", "background", "ping", "xlink:href"}
     for tag, attributes in page.tags:
-        assert tag not in {"script", "iframe", "object", "embed", "base", "form", "audio", "video"}
+        assert tag not in {"iframe", "object", "embed", "base", "form", "audio", "video"}
         for name, value in attributes.items():
             assert not name.startswith("on")
             assert name not in loading or value.startswith("#" if name == "xlink:href" else "data:image/")
@@ -136,6 +154,14 @@ def test_the_page_loads_nothing_from_elsewhere(report: Report) -> None:
     assert not {"<?xml", "<!DOCTYPE svg", "<metadata"} & set(re.findall(r"<\?xml|<!DOCTYPE svg|<metadata", html))
     policy = next(attributes["content"] for attributes in page.all("meta") if attributes.get("http-equiv"))
     assert "default-src 'none'" in policy
+    data, script = page.scripts
+    assert [a.get("type") for a in page.all("script")] == ["application/json", None]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert re.findall("script-src ([^;]*)", policy) == [f"'sha256-{digest}'"]
+    assert json.loads(data)["pictures"][0][1] == [HOSTILE, HOSTILE]
+    gallery = Page(render_gallery("t", report.best))
+    assert gallery.all("script") == []
+    assert "script-src" not in next(attributes["content"] for attributes in gallery.all("meta") if attributes.get("http-equiv"))
     assert str(Path(report.best[0].image).parent) not in html  # no path of this machine
     assert all(attributes["href"][1:] in [a.get("id") for _, a in page.tags] for attributes in page.all("a"))
 
@@ -144,7 +170,7 @@ def test_hostile_text_is_shown_as_text(report: Report) -> None:
     for html in (render_report(report), render_gallery(HOSTILE, [*report.best, item(Path("<b>.png"))])):
         page = Page(html)
         assert HOSTILE in page.text
-        assert "<script" not in html
+        assert len(page.all("script")) == html.count("<script") == html.count("</script") == len(page.scripts)
         assert page.all("img")[0]["alt"] == f"Picture 7: {HOSTILE}"
         assert "<b>" not in html
     assert page.text.count("<b>.png") == 1
@@ -241,6 +267,101 @@ def test_summary_compares_with_the_best_other_and_the_bound(report: Report) -> N
     assert "reaches" not in Page(render_report(Report("t", metrics=["CIDEr"]))).text
 
 
+def test_a_published_row_stands_apart_and_every_row_names_its_decoding() -> None:
+    rows = [
+        MethodRow("Paper", "as printed", {"CIDEr": [1.081]}, published=True, decoding="greedy"),
+        MethodRow("Human", "", {"CIDEr": [1.2], "Vocabulary": [900]}, bound=True, decoding="none"),
+        MethodRow("ours", "", {"CIDEr": [0.9, 0.92], "Vocabulary": [812, 814]}, ours=True, decoding="beam 3"),
+    ]
+    html = render_report(Report("t", metrics=["CIDEr"], more_metrics=["Vocabulary"], rows=rows))
+    first, second = Page(html).rows[:6], Page(html).rows[6:]
+    assert first[0] == ["Method", "Decoding", "Seeds", "CIDEr ×100"]
+    assert [row[0].split()[0] for row in first[1:]] == ["ours", "For", "Human", "Published:", "Paper"]
+    assert [row[1:] for row in (first[1], first[3], first[5])] == [
+        ["beam 3", "2", "91.0 ± 1.4"],
+        ["none", "1", "120.0"],
+        ["greedy", "-", "108.1"],
+    ]
+    assert [row[0].split()[0] for row in second] == ["Method", "ours", "For", "Human"]  # the paper has none of these columns
+    assert second[1][-1] == "813 ± 1"
+    assert re.findall(r"<strong>(.*?)</strong>", html) == ["91.0"]
+    assert ": against 108.1 of Paper; 76% of Human (120.0)." in Page(html).text
+    console = Console(width=100, file=io.StringIO(), record=True)
+    console.print(comparison_table(rows, ["CIDEr"]))
+    assert "decoding: beam 3" in console.export_text()
+
+
+def test_the_published_figures_are_those_of_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs/reproduction.md").read_text(encoding="utf-8")
+    lines = [re.split(r" \| ", line.strip("| ")) for line in text.splitlines() if "`python run.py experiment=" in line and line[0] == "|"]
+    experiments = {line[1].strip("`").split("=")[1]: line[2:7] for line in lines}
+    names = {
+        ("coco", "coco"): "coco_coco",
+        ("flickr30k", "flickr30k"): "flickr30k_flickr30k",
+        ("flickr30k", "coco"): "coco_to_flickr30k",
+        ("coco", "flickr30k"): "flickr30k_to_coco",
+    }
+    assert {key: [str(figure) for figure in figures] for key, figures in FIGURES.items()} == {k: experiments[n] for k, n in names.items()}
+
+
+def test_a_published_row_is_only_for_the_papers_setting() -> None:
+    coco = {
+        "dataset.name": "coco",
+        "corpus.name": "coco",
+        "clip_backbone.kind": "openai",
+        "clip_backbone.model": "ViT-L/14",
+        "dataset.max_images": None,
+    }
+    scores = published_scores(coco, "test", trained_here=True)
+    assert scores is not None
+    assert [round(100 * scores[column], 6) for column in COLUMNS] == [30.3, 26.9, 54.5, 108.1, 20.5]
+    assert published_scores(coco, "test", trained_here=False) == scores  # the authors' checkpoint
+    assert published_scores(coco, "val", trained_here=True) is None
+    others = {"corpus.name": "gcc", "clip_backbone.model": "ViT-B/32", "clip_backbone.kind": "random", "dataset.max_images": 100}
+    for key, value in others.items():
+        assert published_scores(coco | {key: value}, "test", trained_here=True) is None, key
+    transfer = coco | {"dataset.name": "flickr30k"}
+    assert published_scores(transfer, "test", trained_here=True) is None
+    assert (published_scores(transfer, "test", trained_here=False) or {})["CIDEr"] == pytest.approx(0.475)
+
+
+def test_what_changed_is_marked_word_by_word(tmp_path: Path) -> None:
+    changes = [
+        Change(GalleryItem(1, None, "a large red ball"), "a red ball", -0.25),
+        Change(GalleryItem(2, None, ""), "a dog", math.nan),
+    ]
+    html = render_report(Report("t", changes=[Changes("one to two", "2 of 3 differ", "step 1", "step 2", changes)]))
+    assert re.findall("<ins>(.*?)</ins>", html) == ["large"]
+    assert re.findall("<del>(.*?)</del>", html) == ["a dog"]
+    assert "CIDEr −25.0" in html
+    assert html.count('class="badge"') == 1  # a gain that is not finite is not shown
+    assert "(empty caption)" in html
+
+
+def test_thumbnails_fit_the_budget_and_leave_out_what_cannot_be_read(tmp_path: Path) -> None:
+    images = {i: save(tmp_path / f"{i}.jpg", (400, 300)) for i in range(30)}
+    roomy = thumbnails(images, 10**9)
+    assert roomy.keys() == images.keys()
+    sides = {max(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size) for uri, _ in roomy.values()}
+    assert sides == {THUMBNAIL_PIXELS[0]}
+    assert not any(pixelated for _, pixelated in roomy.values())
+    whole = sum(len(uri) for uri, _ in roomy.values())
+    half = thumbnails(images, whole // 2)  # smaller, and all of them
+    assert half.keys() == images.keys()
+    assert sum(len(uri) for uri, _ in half.values()) <= whole // 2
+    few = thumbnails(images, whole // 40)
+    assert 0 < len(few) < 30
+    assert sum(len(uri) for uri, _ in few.values()) <= whole // 40
+    assert few == thumbnails(images, whole // 40)
+    (tmp_path / "3.jpg").write_bytes(b"no picture")
+    steps: list[int] = []
+    kept = thumbnails(images | {"gone": tmp_path / "gone.png"}, 10**9, lambda: steps.append(1))
+    assert kept.keys() == images.keys() - {3}
+    assert len(steps) == 31
+    assert thumbnails({"dot": save(tmp_path / "dot.png")}, 10**6)["dot"][1]
+    assert thumbnails({}, 10) == {}
+
+
 def test_scores_that_are_not_finite_are_counted_not_averaged() -> None:
     rows = [
         MethodRow("A", scores={"CIDEr": [1.0, math.nan, 2.0]}, ours=True),
@@ -296,6 +417,28 @@ def test_extreme_values_stay_in_the_picture(values: list[float]) -> None:
     assert all(0 <= x <= width and -2 <= y <= height for x, y in numbers)
     assert 3 <= svg.count("<text") <= 18
     assert "nan" not in svg.lower().replace("nance", "")
+
+
+def test_bands_levels_and_histograms() -> None:
+    steps, values = list(range(5)), [1.0, 2.0, 3.0, 4.0, 5.0]
+    plain, level, band = (
+        draw(Plot("t", "y", [Curve("a", steps, values, spread)], level=at)).svg
+        for spread, at in (([], None), ([], 2.5), ([0.5, 0.5, math.nan, 1.0, 1.0], None))
+    )
+    assert (plain.count("stroke-dasharray"), level.count("stroke-dasharray")) == (0, 1)
+    assert "fill-opacity" not in plain + level
+    assert band.count('style="fill: var(--c0, #1f5fa8); fill-opacity: 0.18"') == 2  # a gap where the spread is not known
+    with pytest.raises(InputError, match="2 steps and 2 values with 1 spreads"):
+        draw(Plot("t", "y", [Curve("a", [0, 1], [1.0, 2.0], [0.5])]))
+    drawing = draw(Histogram("t", "CIDEr x 100", {"ours": [1.0, 2.0, 3.0, math.nan], "init": [0.0], "none": []}, "note"))
+    assert 'aria-label="Histogram of CIDEr x 100 over 3 images. ours: median 2, half of them from 1.5 to 2.5; init: median 0' in drawing.svg
+    assert drawing.note == "note. 1 value is not finite and left out."
+    assert ">ours (median 2)</text>" in drawing.svg
+    assert draw(Histogram("t", "y", {"a": [math.nan]})).svg == ""
+    assert draw(Histogram("t", "y", {"a": [5.0, 5.0]})).svg
+    words = draw(Histogram("t", "words", {"a": [3, 3, 4, 9]})).svg
+    assert draw(Histogram("t", "words", {"a": [3, 3, 4, 9.5]})).svg != words
+    assert [text for text in re.findall(">([0-9.]+)</text>", words) if "." in text] == []  # no half images and no half words
 
 
 def test_plots_follow_the_page_and_share_no_id() -> None:
@@ -381,16 +524,18 @@ def test_console_table_fits_100_columns_with_every_column() -> None:
 
 def test_markdown_table() -> None:
     rows = [
+        MethodRow("Paper", "", {"CIDEr": [3.0]}, published=True, decoding="greedy"),
         MethodRow("Supervised", "on pairs", {"CIDEr": [2.6], "BLEU-4": [0.5]}, bound=True),
-        MethodRow("a|b <i>", "two\nlines", {"CIDEr": [2.0, 2.2, 2.1], "BLEU-4": [0.41], "mean length": [99.0]}),
+        MethodRow("a|b <i>", "two\nlines", {"CIDEr": [2.0, 2.2, 2.1], "BLEU-4": [0.41], "mean length": [99.0]}, decoding="beam 3"),
         MethodRow("ours", "", {"CIDEr": [2.3, 2.4, math.nan], "BLEU-4": [math.nan]}, ours=True),
     ]
     assert markdown_table(rows, ["BLEU-4", "CIDEr", "mean length"]).splitlines() == [
-        "| method | note | BLEU-4 | CIDEr | mean length |",
-        "| :-- | :-- | --: | --: | --: |",
-        r"| a\|b &lt;i> | two lines | **41.0** | 210.0 ± 10.0 | 99.00 |",
-        "| ours |  | NaN | **235.0** ± 7.1 (2/3 seeds finite) | - |",
-        "| Supervised | on pairs | 50.0 | 260.0 | - |",
+        "| method | note | decoding | BLEU-4 | CIDEr | mean length |",
+        "| :-- | :-- | :-- | --: | --: | --: |",
+        r"| a\|b &lt;i> | two lines | beam 3 | **41.0** | 210.0 ± 10.0 | 99.00 |",
+        "| ours |  |  | NaN | **235.0** ± 7.1 (2/3 seeds finite) | - |",
+        "| Supervised | on pairs |  | 50.0 | 260.0 | - |",
+        "| Paper |  | greedy | - | 300.0 | - |",
     ]
 
 

@@ -1,0 +1,127 @@
+"""Captions of one's own pictures, in three lines of Python:
+
+    from cgtgan import Captioner
+    captioner = Captioner.load("runs/demo/NAME/seed=0")
+    print(captioner.caption(["a.jpg", "b.png"]))
+
+On the floor of the stages: stage=caption and stage=serve stand on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cgtgan.artifacts import read_json
+from cgtgan.checks import validate
+from cgtgan.config import Config, DecodeConfig
+from cgtgan.data.loading import load_pixels
+from cgtgan.errors import InputError, MissingFileError
+from cgtgan.models.clip_backbone import ClipBackbone
+from cgtgan.models.generator_bundle import GeneratorBundle, load_generator
+from cgtgan.stages.backbone import reopen_backbone
+from cgtgan.stages.decoding import Scored, caption_embeddings, scored_captions
+from cgtgan.stages.workspace import Workspace
+
+__all__ = ["Captioner", "Picture", "Scored", "checkpoint_in"]
+
+# A file or a picture in memory; or (3, S, S) pixels that `backbone.pixels` has made.
+PictureFile = str | os.PathLike[str] | Image.Image
+Picture = PictureFile | Tensor
+
+
+@dataclass
+class Captioner:
+    """A trained generator, the CLIP it reads and how captions are drawn. An image gets the same captions in any batch, for one `seed`."""
+
+    bundle: GeneratorBundle
+    backbone: ClipBackbone
+    decode: DecodeConfig
+    seed: int = 0
+    batch_size: int = 64  # pictures that CLIP encodes at once
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, device: str = "auto", decode: DecodeConfig | None = None) -> Captioner:
+        """`path`: a checkpoint, a link to one, or a run folder, of which the best one is taken. decode: None for the checkpoint's own.
+
+        Raises `MissingFileError` or `InputError`, with what to do about it.
+        """
+        start = Path(path).expanduser()
+        if start.is_file():
+            raise InputError(
+                f"{start} is a file and a checkpoint is a folder; `run.py stage=caption checkpoint={start} images=A.jpg` makes one of the "
+                "authors' model.pt, with the tokenizer and the CLIP of its settings, below artifacts/released_generator"
+            )
+        folder = checkpoint_in(start)
+        if folder is None:
+            raise MissingFileError(f"{start}: no checkpoint is found there; name a run folder or a checkpoint")
+        told = read_json(folder / "checkpoint.json")
+        try:
+            decode = decode or DecodeConfig(**told["decode"])
+            clip = told["clip_backbone"]
+        except (KeyError, TypeError) as e:
+            raise InputError(f"{folder / 'checkpoint.json'} does not say its CLIP and decoding ({e}): another version wrote it") from None
+        cfg = Config(device=device, decode=decode)
+        validate(cfg)
+        bundle = load_generator(folder)
+        backbone = reopen_backbone(clip, folder / "clip", Workspace(cfg).device)
+        if backbone.dim != bundle.clip_dim:
+            raise InputError(f"{folder} reads embeddings of {bundle.clip_dim} numbers and its CLIP, {clip['name']}, gives {backbone.dim}")
+        bundle.model.to(backbone.device).eval()
+        return cls(bundle, backbone, decode)
+
+    def caption(self, images: Iterable[Picture] | PictureFile) -> list[str]:
+        """One caption a picture, by `decode`. Raises `MissingFileError` or `InputError` naming a file that cannot be read."""
+        captions: list[str] = []
+        for vectors, names in self._encoded(images):
+            captions += caption_embeddings(
+                self.bundle, vectors, self.decode, self.backbone.device, seed=self.seed, names=names, backbone=self.backbone
+            )
+        return captions
+
+    def captions(self, images: Iterable[Picture] | PictureFile, n: int = 5) -> list[list[Scored]]:
+        """Of each picture's greedy caption and n samples at `decode.temperature` those n that CLIP finds nearest, the nearest first.
+
+        Fewer than n where the generator says the same again. Where `decode` is best-of-n, as many are drawn as it says, at least n.
+        """
+        if n < 1:
+            raise InputError(f"n={n} is not accepted: it must be 1 or more")
+        draws = max(n, self.decode.best_of) if self.decode.name == "best_of_n" else n
+        found: list[list[Scored]] = []
+        for vectors, names in self._encoded(images):
+            found += scored_captions(
+                self.bundle, vectors, self.decode, self.backbone, draws, self.backbone.device, seed=self.seed, names=names
+            )
+        return [ranked[:n] for ranked in found]
+
+    def embed(self, images: Iterable[Picture] | PictureFile) -> Tensor:
+        """CLIP's raw embeddings (N, D) float32, on the CPU"""
+        return torch.cat([torch.empty(0, self.backbone.dim), *(vectors.cpu() for vectors, _ in self._encoded(images))])
+
+    def _encoded(self, images: Iterable[Picture] | PictureFile) -> Iterator[tuple[Tensor, list[str]]]:
+        """Embeddings of a batch, and what the draws of each picture hang on: its pixels, wherever it comes from and whatever is beside."""
+        each = iter([images] if isinstance(images, str | os.PathLike | Image.Image) else images)
+        while batch := [self._pixels(image) for image in islice(each, self.batch_size)]:
+            names = [hashlib.blake2b(pixels.contiguous().numpy().tobytes(), digest_size=16).hexdigest() for pixels in batch]
+            yield self.backbone.encode_images(torch.stack(batch)), names
+
+    def _pixels(self, image: Picture) -> Tensor:
+        if isinstance(image, Tensor):
+            return image
+        if isinstance(image, Image.Image):
+            return self.backbone.pixels(image)
+        return load_pixels(Path(image).expanduser(), self.backbone.pixels)
+
+
+def checkpoint_in(start: Path, which: str = "best") -> Path | None:
+    """The checkpoint folder that is `start`, or below it as a `checkpoints` or a run folder has it; links are followed."""
+    places = (start, start / which, start / "checkpoints" / which)
+    return next((place.resolve() for place in places if (place / "generator.json").is_file()), None)

@@ -1,0 +1,107 @@
+"""Pictures as data URIs, embedded whole or shrunk, thumbnails within a budget, and the choice of the ones to show large."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from cgtgan.errors import InputError
+
+Id = TypeVar("Id", int, str, int | str)
+
+EMBED_PIXELS = 320  # longest side of an embedded picture
+THUMBNAIL_PIXELS = (200, 144, 112, 88)  # longest side of a thumbnail: the first with which all of them fit the budget, else the last
+PIXEL_ART = 96  # up to here a picture is enlarged with hard pixels instead of a blur
+EMBED_AS_IS_BYTES = 200_000
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)  # what Pillow raises for broken files
+
+
+def pick_gallery(per_image_cider: Mapping[Id, float], n: int, seed: int) -> tuple[list[Id], list[Id], list[Id]]:
+    """`n` ids each: best first, worst first, and random ones drawn with `seed`; the same for any order of the mapping.
+
+    The three are disjoint when there are at least 3 n images with a finite score; with fewer they overlap rather than shrink below
+    what there is. An image whose score is not finite can only be among the random ones. Raises InputError when `n` is negative.
+    """
+    if n < 0:
+        raise InputError(f"the gallery's size n is {n}; it must be 0 or more")
+    everything = sorted(per_image_cider, key=lambda image_id: (str(image_id), isinstance(image_id, str)))
+    ranked = sorted((i for i in everything if math.isfinite(per_image_cider[i])), key=lambda i: -per_image_cider[i])
+    best, worst = ranked[:n], ranked[::-1][:n]
+    shown = {*best, *worst}
+    rest = [image_id for image_id in everything if image_id not in shown]
+    pool = rest if len(rest) >= n else everything
+    return best, worst, random.Random(seed).sample(pool, min(n, len(pool)))
+
+
+def thumbnails(images: Mapping[Any, Path], budget: int, advance: Callable[[], None] = lambda: None) -> dict[Any, tuple[str, bool]]:
+    """(data URI, whether it is pixel art) by id, of as many of `images` as fit `budget` bytes of text, picked by a fixed draw.
+
+    Pictures that cannot be read are left out. The side is the largest of THUMBNAIL_PIXELS with which all would fit, judged by 24.
+    """
+    order = list(images)
+    random.Random(0).shuffle(order)  # when not all fit, those without are no particular part of the split
+    side = THUMBNAIL_PIXELS[-1]
+    for side in THUMBNAIL_PIXELS:
+        sample = [len(found[0]) for i in order[:24] if (found := _thumbnail(images[i], side))]
+        if sum(sample) * len(order) <= budget * max(len(sample), 1):
+            break
+    made, spent = {}, 0
+    for image_id in order:
+        found = _thumbnail(images[image_id], side)
+        advance()
+        if found is None:
+            continue
+        spent += len(found[0])
+        if spent > budget:
+            break
+        made[image_id] = found
+    return made
+
+
+def _thumbnail(path: Path, side: int) -> tuple[str, bool] | None:
+    try:
+        return embed(path, side, quality=70)
+    except UNREADABLE:
+        return None
+
+
+def embed(path: Path, side: int = EMBED_PIXELS, quality: int = 85) -> tuple[str, bool]:
+    """The picture as (data URI, whether it is pixel art). Small plain files go in byte for byte, others upright, 8 bits, shrunk."""
+    raw = path.read_bytes()
+    with Image.open(io.BytesIO(raw)) as image:
+        longest = max(image.size)
+        small = longest <= side
+        plain = image.format in ("PNG", "JPEG") and image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") and not image.getexif()
+        if small and plain and len(raw) <= EMBED_AS_IS_BYTES and getattr(image, "n_frames", 1) == 1:
+            image.load()  # a truncated file shows here, not as a broken picture in the page
+            return _data_uri(image.format or "", raw), longest <= PIXEL_ART
+        image.draft("RGB", (2 * side, 2 * side))  # JPEG only: decodes a large one at a fraction of the cost
+        image.seek(0)
+        upright = _to_rgb(ImageOps.exif_transpose(image), image.format)
+    upright.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer, kind = io.BytesIO(), "PNG" if small else "JPEG"
+    upright.save(buffer, kind, quality=quality, optimize=True)
+    return _data_uri(kind, buffer.getvalue()), longest <= PIXEL_ART
+
+
+def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":  # Pillow's own conversion clips 16 bits at 255: a white picture
+        pixels = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        top = 65535.0 if image.mode.startswith("I;16") or file_format == "PNG" else max(float(pixels.max()), 1e-12)
+        return Image.fromarray(np.clip(pixels * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _data_uri(kind: str, raw: bytes) -> str:
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(raw).decode('ascii')}"

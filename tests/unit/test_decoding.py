@@ -1,0 +1,120 @@
+"""Embeddings -> captions: best-of-n against the same by hand, draws that do not hang on the batch, and what is told of a decoding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cgtgan.config import DecodeConfig
+from cgtgan.data.corpora import embedded_text
+from cgtgan.method.batches import sampling_seeds
+from cgtgan.stages.decoding import caption_embeddings, describe, scored_captions
+from tests.tiny_gan import players
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+BEST = DecodeConfig(name="best_of_n", best_of=5)
+
+
+@pytest.fixture(scope="module")
+def made():
+    return players()[1]
+
+
+@pytest.fixture(scope="module")
+def vectors(made):
+    return torch.randn(7, made.backbone.dim, generator=torch.Generator().manual_seed(3))
+
+
+def test_best_of_n_is_the_candidate_with_the_highest_cosine(made, vectors) -> None:
+    captions = caption_embeddings(made.bundle, vectors, BEST, CPU, seed=4, backbone=made.backbone)
+    ranked = scored_captions(made.bundle, vectors, BEST, made.backbone, 5, CPU, seed=4)
+    ranks_of_greedy = set()
+    for i, vector in enumerate(vectors):
+        seeds = sampling_seeds(4, 0, [i], 5)
+        drawn = [made.bundle.model.greedy(vector[None]), made.bundle.model.sample(vector[None], 5, seeds=seeds)]
+        texts = [text for d in drawn for text in made.bundle.texts(d.token_ids)]
+        log_probs = dict(zip(texts, [x for d in drawn for x in d.log_probs.flatten().tolist()], strict=True))
+        cosines = F.cosine_similarity(made.backbone.encode_texts([embedded_text(t) for t in texts]), vector[None])
+        by_hand = sorted(dict(zip(texts, cosines.tolist(), strict=True)).items(), key=lambda pair: -pair[1])
+        assert captions[i] == by_hand[0][0]
+        assert [one.caption for one in ranked[i]] == [text for text, _ in by_hand]
+        assert [one.clip_similarity for one in ranked[i]] == pytest.approx([cosine for _, cosine in by_hand], abs=1e-5)
+        assert [one.log_prob for one in ranked[i]] == pytest.approx([log_probs[text] for text, _ in by_hand], abs=1e-5)
+        ranks_of_greedy.add(captions[i] == texts[0])
+    assert False in ranks_of_greedy  # else nothing was chosen
+
+
+@pytest.mark.parametrize("name", ["sample", "best_of_n"])
+def test_draws_hang_on_seed_and_name_alone(made, vectors, name) -> None:
+    decode = replace(BEST, name=name)
+    names = [f"picture {i}" for i in range(len(vectors))]
+
+    def captions(order: list[int], seed: int = 0, batch_size: int = 256) -> list[str]:
+        few = replace(decode, batch_size=batch_size)
+        found = caption_embeddings(
+            made.bundle, vectors[order], few, CPU, seed=seed, names=[names[i] for i in order], backbone=made.backbone
+        )
+        return [found[order.index(i)] for i in range(len(order))]
+
+    whole = captions(list(range(7)))
+    assert captions([3, 1, 6, 0, 2, 5, 4], batch_size=4) == whole
+    assert captions(list(range(7)), batch_size=1) == whole
+    assert captions(list(range(7)), seed=1) != whole
+
+
+def test_best_of_n_ranks_by_the_pictures_own_embeddings(made, vectors) -> None:
+    """A baseline reads another vector than the picture's (DeCap's projection): each picture here is a candidate's text embedding."""
+    candidates = scored_captions(made.bundle, vectors, BEST, made.backbone, 5, CPU)
+    wanted = [ranked[-1].caption for ranked in candidates]
+    images = made.backbone.encode_texts([embedded_text(text) for text in wanted])
+    assert caption_embeddings(made.bundle, vectors, BEST, CPU, backbone=made.backbone, images=images) == wanted
+    assert caption_embeddings(made.bundle, vectors, BEST, CPU, backbone=made.backbone) != wanted
+
+
+def test_scores_at_another_temperature_are_the_models_own(made, vectors) -> None:
+    warm = replace(BEST, temperature=1.5)
+    ranked = scored_captions(made.bundle, vectors[:1], warm, made.backbone, 5, CPU)[0]
+    drawn = made.bundle.model.sample(vectors[:1], 5, seeds=sampling_seeds(0, 0, [0], 5), temperature=1.5)
+    own = made.bundle.model.log_probs(vectors[:1], drawn.drawn)[0].tolist()
+    by_text = dict(zip(made.bundle.texts(drawn.token_ids), own, strict=True))
+    assert len(by_text.keys() & {one.caption for one in ranked}) > 1
+    assert all(one.log_prob == pytest.approx(by_text[one.caption], abs=1e-5) for one in ranked if one.caption in by_text)
+
+
+@pytest.mark.parametrize("name", ["greedy", "beam", "sample", "best_of_n"])
+def test_precision_is_that_of_the_matrix_products(made, vectors, name) -> None:
+    """And validation's is its caller's: it is always greedy."""
+    seen = set()
+    hook = made.bundle.model.gpt.register_forward_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
+    decode = replace(BEST, name=name)
+    try:
+        for precision, greedy in (("auto", False), ("bf16", True), ("float32", False), ("bf16", False)):
+            seen.clear()
+            settings = replace(decode, precision=precision)
+            captions = caption_embeddings(made.bundle, vectors, settings, CPU, greedy=greedy, backbone=made.backbone)
+            assert len(captions) == 7
+            assert seen == {precision == "bf16" and not greedy}
+    finally:
+        hook.remove()
+
+
+def test_no_rows_and_a_count_of_the_done(made, vectors) -> None:
+    done: list[int] = []
+    few = replace(BEST, batch_size=12)
+    assert len(caption_embeddings(made.bundle, vectors, few, CPU, backbone=made.backbone, captioned=done.append)) == 7
+    assert done == [2, 2, 2, 1]  # 12 captions at once are 2 pictures' greedy one and 5 samples
+    assert caption_embeddings(made.bundle, vectors[:0], few, CPU, backbone=made.backbone) == []
+
+
+def test_a_decoding_in_words() -> None:
+    words = {name: describe(DecodeConfig(name=name)) for name in ("greedy", "beam", "sample", "best_of_n")}
+    assert words == {
+        "greedy": "greedy",
+        "beam": "beam 3 (length penalty 1)",
+        "sample": "one sample at temperature 1",
+        "best_of_n": "greedy and 8 samples at temperature 1, the nearest by CLIP",
+    }

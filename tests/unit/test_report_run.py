@@ -1,0 +1,145 @@
+"""Run folders as the report reads them: rows over seeds and decodings, curves, what changed, what was left out."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cgtgan.config import Config
+from cgtgan.evaluation.curves import Histogram, Plot
+from cgtgan.evaluation.report import GalleryItem
+from cgtgan.stages.report import _left_out, method_rows
+from cgtgan.stages.report_run import CURVES, DISCRIMINATOR, Run, between_validations, distributions, health, plots, since_initialisation
+from cgtgan.stages.workspace import Workspace
+
+SETTINGS = {
+    "seed": 0,
+    "dataset.name": "coco",
+    "dataset.max_images": None,
+    "corpus.name": "coco",
+    "clip_backbone.kind": "openai",
+    "clip_backbone.model": "ViT-L/14",
+    "reward_weights.name": "clip_agg",
+    "reward_weights.max_weight": 0.5,
+    "train.use_initialization": True,
+}
+CIDER = {"cgtgan": {1: 2.0, 2: 1.0, 3: 0.5}, "init": {1: 1.0, 2: 1.5, 3: 0.5}, "nearest": {1: 0.1, 2: 0.2, 3: 0.3}}
+
+
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def make_run(folder: Path, cider: float = 1.0, decoding: str = "greedy", **settings: Any) -> Run:
+    write(folder / "settings.json", SETTINGS | settings)
+    for method, images in CIDER.items():
+        home = folder / "evaluation" / "test" / method
+        scores = {"CIDEr": cider, "CLIPScore": 0.7} if method == "cgtgan" else {"CIDEr": cider / 2}
+        write(home / "scores.json", {"scores": scores, "failed": {}, "excluded": [], "decoding": decoding})
+        captions = {i: f"{method} {i}" if i != 3 else "the same" for i in images}
+        write(home / "captions.json", [{"image_id": i, "caption": text} for i, text in captions.items()])
+        rows = [{"image_id": i, "CIDEr": value, "BLEU-4": value / 9, "Novel": 1.0} for i, value in images.items()]
+        write(home / "per_image.json", [row | ({"CLIPScore": row["image_id"] / 4} if method == "cgtgan" else {}) for row in rows])
+    for step in (10, 20, 30):
+        write(folder / "validation" / f"step_{step:06d}.json", [{"image_id": i, "caption": f"{i} at {step if i else 0}"} for i in range(4)])
+    history = [
+        {"step": step, "reward/semantic": 5.0, "advantage/semantic": -1.0, "advantage/semantic_abs": 2.0, "train/d_accuracy": 0.5}
+        | {"train/d_accuracy_real": step / 40, "reward/naturalness": None, "eval/CIDEr": 1 / step}
+        for step in (10, 20, 30, 40)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+    return Run(folder, "test")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Run:
+    return make_run(tmp_path / "seed=0")
+
+
+def test_rows_gather_seeds_and_keep_decodings_apart(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "a", 1.0),
+        make_run(tmp_path / "b", 1.2, seed=1),
+        make_run(tmp_path / "c", 1.3, "beam 3 (length penalty 1)"),
+    ]
+    rows = method_rows(runs)
+    assert [(row.name, row.decoding, list(row.scores.get("CIDEr", ()))) for row in rows] == [
+        ("Initialisation only", "greedy", [0.5, 0.6]),
+        ("Initialisation only", "beam 3 (length penalty 1)", [0.65]),
+        ("Nearest sentence", "none", [0.5, 0.6]),
+        ("CgT-GAN (CLIP-agg)", "greedy", [1.0, 1.2]),
+        ("CgT-GAN (CLIP-agg)", "beam 3 (length penalty 1)", [1.3]),
+        ("CgT-GAN as published", "greedy", [pytest.approx(1.081)]),
+    ]
+    assert [row.published for row in rows] == [False] * 5 + [True]
+    assert rows[3].scores["CLIPScore"] == [0.7, 0.7]
+    assert not [row for row in method_rows([make_run(tmp_path / "d", **{"corpus.name": "gcc"})]) if row.published]
+
+
+def test_curves_have_a_line_a_seed_and_unlogged_plots_are_left_out(tmp_path: Path, own: Run) -> None:
+    (cider,) = plots([own], CURVES)
+    assert (cider.title, cider.curves[0].label, list(cider.curves[0].values)) == ("Validation CIDEr", "seed 0", [10.0, 5.0, 100 / 30, 2.5])
+    (accuracy,) = plots([own, make_run(tmp_path / "seed=1", seed=1)], DISCRIMINATOR)
+    assert [curve.label for curve in accuracy.curves] == ["corpus sentences seed 0", "corpus sentences seed 1"]
+    assert accuracy.level == 0.5
+
+
+def test_health_is_the_first_and_the_last_quarter(own: Run) -> None:
+    assert health(own.history) == {"Right on corpus sentences": "0.25 → 1.00"}
+    assert health([{"step": 1, "train/d_loss": 0.0}]) == {}  # trained without a discriminator
+
+
+def test_distributions_are_bands_about_the_baseline_and_histograms(own: Run) -> None:
+    band, *histograms = distributions(own)
+    assert isinstance(band, Plot)
+    assert (list(band.curves[0].values), list(band.curves[0].spread)) == ([6.0] * 4, [2.0] * 4)  # reward less advantage
+    shown = {h.title: h.values for h in histograms if isinstance(h, Histogram)}
+    assert shown["CIDEr of single images"] == {"CgT-GAN (CLIP-agg)": [200, 100, 50], "Initialisation only": [100, 150, 50]}
+    assert shown["CLIPScore of single images"] == {"CgT-GAN (CLIP-agg)": [25, 50, 75], "Initialisation only": []}
+    assert len(shown) == 2  # neither BLEU nor Novel, which is yes or no
+
+
+def test_what_changed_since_initialisation(own: Run) -> None:
+    captions, scores = {m: own.captions(m) for m in CIDER}, {m: own.per_image(m) for m in CIDER}
+    shown = {
+        i: GalleryItem(i, None, captions["cgtgan"][i], (), scores["cgtgan"][i]["CIDEr"], {"Initialisation only": captions["init"][i]},
+                       scores["cgtgan"][i], {"Initialisation only": scores["init"][i]})
+        for i in CIDER["cgtgan"]
+    }  # fmt: skip
+    (changes,) = since_initialisation(own, shown, 4)
+    assert [(c.item.image_id, c.before, c.gain) for c in changes.changes] == [(1, "init 1", 1.0), (2, "init 2", -0.5)]
+    assert "2 of 3 test captions differ; CIDEr rose for 1 of them and fell for 1" in changes.note
+    shown[1] = GalleryItem(1, None, "x", (), math.nan, {"Initialisation only": "y"}, {}, {"Initialisation only": {"CIDEr": 1.0}})
+    assert [c.item.image_id for c in since_initialisation(own, shown, 4)[0].changes] == [2]
+    assert since_initialisation(own, shown, 0) == []
+
+
+@pytest.mark.parametrize(("which", "last"), [("last", 30), ("best", 20)])
+def test_what_changed_between_validations(tmp_path: Path, own: Run, which: str, last: int) -> None:
+    cfg = Config()
+    cfg.evaluate.which, cfg.dataset.root = which, str(tmp_path / "nowhere")
+    history = [row | {"eval/CIDEr": {10: 0.2, 20: 0.9, 30: 0.4}.get(row["step"])} for row in own.history]
+    (own.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+    own = Run(own.folder, "test")
+    (changes,) = between_validations(Workspace(cfg), own)
+    assert (changes.before, changes.after) == ("Step 10 (CIDEr 20.0)", f"Step {last} (CIDEr {90 if last == 20 else 40}.0)")
+    assert sorted((c.item.image_id, c.before, c.item.caption) for c in changes.changes) == [
+        (i, f"{i} at 10", f"{i} at {last}") for i in (1, 2, 3)
+    ]
+    assert "3 of 4 validation captions differ" in changes.note
+    assert all(c.item.image is None for c in changes.changes)  # the pictures are not at hand
+    for step in (20, 30):
+        (own.folder / "validation" / f"step_{step:06d}.json").unlink()
+    assert between_validations(Workspace(cfg), own) == []
+
+
+def test_what_the_page_leaves_out_is_said() -> None:
+    assert _left_out(300, 300, 300, 300) == ""
+    assert _left_out(5000, 5000, 5000, 4000).startswith("4,000 of 5,000 have a thumbnail")
+    assert _left_out(4, 4, 0, 0) == "No pictures are shown: only their embeddings were given."
+    assert _left_out(40_000, 10_000, 10_000, 10_000) == "10,000 of 40,000 pictures are listed, drawn at random."
