@@ -43,7 +43,8 @@ def test_everything_trainable_moves_and_everything_frozen_stays(mapper: str) -> 
         parameters = dict(module.named_parameters())
         assert len(parameters) > 10
         still = [key for key, p in parameters.items() if torch.equal(p, before[name][key])]
-        assert still == [], name
+        assert still == [key for key, p in parameters.items() if not p.requires_grad], name
+        assert all(key.endswith("attention.self.key.bias") for key in still), name  # their gradient is nothing but rounding
     for name, module in frozen.items():
         assert not any(p.requires_grad or p.grad is not None for p in module.parameters())
         assert all(torch.equal(value, before[name][key]) for key, value in module.state_dict().items()), name
@@ -150,7 +151,7 @@ def test_no_pickle_is_written(tmp_path: Path) -> None:
     assert json.loads(header["__metadata__"]["meta"]) == {"step": 1}
     with safe_open(tmp_path / "training.safetensors", framework="pt") as f:
         moments = [key for key in f.keys() if key.endswith("/exp_avg_sq")]  # noqa: SIM118
-    assert len(moments) == sum(len(list(m.parameters())) for m in made.modules.values())
+    assert len(moments) == sum(p.requires_grad for m in made.modules.values() for p in m.parameters())
 
 
 def test_a_saved_generator_captions_the_same(tmp_path: Path) -> None:
