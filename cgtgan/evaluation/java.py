@@ -17,8 +17,6 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import IO, TypeAlias
 
@@ -28,7 +26,6 @@ HOW_TO_INSTALL = "install a Java runtime, for example `apt-get install default-j
 SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 # SPICE's serialiser reaches into these packages by reflection, which Java 16 and later forbid by default.
 _SPICE_OPENS = [f"--add-opens=java.base/java.{p}=ALL-UNNAMED" for p in ("lang", "math", "util", "util.concurrent", "net", "text")]
-_CAPTIONS_A_METEOR = 500  # below, a second process costs more in starting than it saves
 _LINE_BREAKING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 
@@ -129,58 +126,14 @@ def ptb_tokenize(java: str, captions: Sequence[str], *, timeout_s: float, scratc
     return [" ".join(token for token in line.rstrip().split(" ") if token not in PUNCTUATIONS) for line in tokens]
 
 
-class _Meteor:
-    """One METEOR process: a line asked, a line answered."""
-
-    def __init__(self, java: str, scratch: Path | None):
-        # one collector thread and a small heap: 0.6 GB resident instead of 1.2, and no slower (its tables take 0.5 GB)
-        command = [java, "-XX:+UseSerialGC", "-Xmx1G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
-        folder = package_folder("meteor")
-        self.stderr = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 (closed in `close`; a file cannot fill up and block as a pipe)
-        try:
-            self.process = _start(command, folder, self.stderr)
-        except OSError:
-            self.stderr.close()
-            raise
-
-    def ask(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line.encode(errors="replace") + b"\n")
-        self.process.stdin.flush()
-
-    def answer(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise EOFError
-        return line.decode().strip()
-
-    def statistics(self, requests: Sequence[str]) -> list[str]:
-        found = []
-        for request in requests:
-            self.ask(request)
-            found.append(self.answer())
-        return found
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-
-    def close(self) -> None:
-        _reap(self.process)
-        self.stderr.close()
-
-
 class MeteorRun:
-    """METEOR 1.5 (Denkowski and Lavie, 2014) over groups of tokenised captions, at work in its own processes from construction on.
+    """METEOR 1.5 (Denkowski and Lavie, 2014) over groups of tokenised captions, at work in its own process from construction on.
 
-    A caption's statistics hang on nothing else, so processes share the captions (one for each `_CAPTIONS_A_METEOR`, at most one a core and
-    four); one of them sums up. Use as a context manager: leaving it, by whatever way, ends and reaps them.
+    Use as a context manager: leaving it, by whatever way, ends and reaps the process.
 
     Args:
         groups: of (hypotheses, references): n tokenised captions, n lists of at least one tokenised reference each.
-        timeout_s: seconds for the whole run; then the processes are killed and `result` raises.
+        timeout_s: seconds for the whole run; then the process is killed and `result` raises.
     """
 
     def __init__(self, java: str, groups: Sequence[Group], *, timeout_s: float, scratch: Path | None = None):
@@ -188,13 +141,14 @@ class MeteorRun:
         self._timeout_s = timeout_s
         self._timed_out = False
         self._outcome: list[tuple[float, list[float]]] | JavaError = JavaError("METEOR was stopped before it was ready")
-        wanted = sum(map(len, self._requests)) // _CAPTIONS_A_METEOR
-        self._meteors: list[_Meteor] = []
+        # one collector thread and a small heap: 0.6 GB resident instead of 1.2, and no slower (its tables take 0.5 GB)
+        command = [java, "-XX:+UseSerialGC", "-Xmx1G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
+        folder = package_folder("meteor")
+        self._stderr = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 (closed in __exit__; a file cannot fill up and block as a pipe)
         try:
-            for _ in range(max(1, min(wanted, os.cpu_count() or 1, 4))):
-                self._meteors.append(_Meteor(java, scratch))
+            self._process = _start(command, folder, self._stderr)
         except OSError:
-            self._close()
+            self._stderr.close()
             raise
         self._talker = threading.Thread(target=self._talk, name="meteor", daemon=True)
         self._watchdog = threading.Timer(timeout_s, self._expire)
@@ -207,9 +161,10 @@ class MeteorRun:
 
     def __exit__(self, *_: object) -> None:
         self._watchdog.cancel()
-        self._kill()  # ends the talkers' blocking reads
+        self._kill()  # ends the talker's blocking read
         self._talker.join()
-        self._close()
+        _reap(self._process)
+        self._stderr.close()
 
     def result(self) -> list[tuple[float, list[float]]]:
         """A group's (corpus score, n scores), fractions. Raises JavaError when METEOR failed or took longer than its limit."""
@@ -223,35 +178,40 @@ class MeteorRun:
         self._kill()
 
     def _kill(self) -> None:
-        for meteor in self._meteors:
-            meteor.kill()
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _close(self) -> None:
-        for meteor in self._meteors:
-            meteor.close()
+    def _ask(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode(errors="replace") + b"\n")
+        self._process.stdin.flush()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise EOFError
+        return line.decode().strip()
 
     def _talk(self) -> None:
-        everything = [request for requests in self._requests for request in requests]
-        cuts = [len(everything) * i // len(self._meteors) for i in range(len(self._meteors) + 1)]
         try:
-            with ThreadPoolExecutor(len(self._meteors)) as pool:
-                shares = [everything[a:b] for a, b in pairwise(cuts)]
-                statistics = [line for found in pool.map(_Meteor.statistics, self._meteors, shares) for line in found]
-            rows = iter(statistics)
-            self._outcome = [self._evaluate([next(rows) for _ in requests]) for requests in self._requests]
+            self._outcome = [self._score(requests) for requests in self._requests]
         except (OSError, EOFError, ValueError):
             if self._timed_out:
                 why = f"METEOR gave no result within {self._timeout_s:g} s and was stopped: raise meteor_timeout_s"
             else:
-                dead = next((m for m in self._meteors if m.process.poll() is not None), self._meteors[0])
-                why = f"METEOR's Java program ended before it was ready: {_last_line(dead.stderr)}"
+                why = f"METEOR's Java program ended before it was ready: {_last_line(self._stderr)}"
             self._outcome = JavaError(why)
 
-    def _evaluate(self, statistics: list[str]) -> tuple[float, list[float]]:
-        meteor = self._meteors[0]
-        meteor.ask(" ||| ".join(["EVAL", *statistics]))
-        each = [float(meteor.answer()) for _ in statistics]
-        return float(meteor.answer()), each
+    def _score(self, requests: list[str]) -> tuple[float, list[float]]:
+        statistics: list[str] = []
+        for request in requests:
+            self._ask(request)
+            statistics.append(self._answer())
+        self._ask(" ||| ".join(["EVAL", *statistics]))
+        each = [float(self._answer()) for _ in statistics]
+        return float(self._answer()), each
 
 
 def _score_request(hypothesis: str, references: list[str]) -> str:
