@@ -177,11 +177,12 @@ class CaptionGenerator(nn.Module):
         *cached, last = read
         longest = int(mask.sum(-1).max())
         inside = mask[:, :longest]
-        states = last[owner]
+        # `index_select`, not `[owner]`: on several threads the gradient of the latter is summed in an order that changes from run to run
+        states = last.index_select(0, owner)
         if longest > 1:
             cache = DynamicCache(config=self.gpt.config)
             for layer, (keys, values) in enumerate(zip(cached[::2], cached[1::2], strict=True)):
-                cache.update(keys[owner], values[owner], layer)
+                cache.update(keys.index_select(0, owner), values.index_select(0, owner), layer)
             body: Any = self.gpt.base_model
             after = body(inputs_embeds=words[:, : longest - 1], past_key_values=cache, use_cache=True).last_hidden_state
             states = torch.cat([states, after], dim=1)
@@ -194,7 +195,7 @@ class CaptionGenerator(nn.Module):
         """The same by one pass over prefix and tokens together, for any language model that takes `inputs_embeds`."""
         longest = int(mask.sum(-1).max())
         images, place = owner.unique(return_inverse=True)
-        logits = self._logits(self.prefix(embedding[images])[place], words[:, :longest])
+        logits = self._logits(self.prefix(embedding[images]).index_select(0, place), words[:, :longest])
         return _scattered(logits[mask[:, :longest]], token_ids, mask, temperature)
 
     def reconstruction_loss(self, prefix_embedding: Tensor, token_ids: Tensor, mask: Tensor) -> Tensor:

@@ -428,3 +428,24 @@ def test_normalize_prefix_makes_length_irrelevant() -> None:
 def test_float16_embeddings_are_read() -> None:
     model, x = make(0), inputs(3)
     close(model.prefix(x.half()), model.prefix(x.half().float()))
+
+
+def test_on_several_threads_the_gradient_is_the_same_again() -> None:
+    """Bit for bit, or a resumed run would not end where an undisturbed one does: the prefix is shared by all samples of an image."""
+    config = GPT2Config(vocab_size=VOCAB, n_embd=128, n_layer=2, n_head=4, n_positions=48)
+    torch.manual_seed(0)
+    model = CaptionGenerator(
+        GPT2LMHeadModel(config), MLPMapper(DIM, 128, 10), stop_token_id=STOP, end_token_id=END, max_length=LENGTH
+    ).eval()
+    x, ids = inputs(24), torch.randint(14, VOCAB, (24 * 8, LENGTH))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        found = set()
+        for _ in range(12):
+            model.zero_grad()
+            model.accumulate_gradient(x, ids, lambda log_probs, mask, rows: (log_probs.sum(-1) * rows.cos()).sum(), 600)
+            found.add(hash(b"".join(gradient.numpy().tobytes() for gradient in gradients(model).values())))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
