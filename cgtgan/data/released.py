@@ -221,9 +221,9 @@ def read_model(path: Path, field: str) -> dict[str, Tensor]:
 
 
 def _asked(error: Exception) -> str:
-    """The name in torch's refusal of anything but weights."""
+    """The name in torch's refusal of anything but weights; the rest of its message is about its own settings."""
     found = re.search(r"GLOBAL (\S+)", str(error))
-    return found[1] if found else f"more than weights ({_first_line(error)})"
+    return found[1] if found else "something that is no weights"
 
 
 def _first_line(error: Exception) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,6 @@ from cgtgan.evaluation.report import (
     render_report,
 )
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = '</script><script>window.hit = 1</script><img src="https://evil.example/a.png" onerror="window.hit = 1">'
 METRICS = ["BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
 MORE = ["CLIPScore", "RefCLIPScore", "Distinct-1", "Distinct-2", "Vocabulary", "Novel", "Mean length", "Self-CIDEr"]
@@ -60,24 +57,6 @@ CONTRAST = """() => {
   }
   return { seen, faint };
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium through playwright. Absent: skip, or fail where CI=true."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None
-    if CHROMIUM is None or sync_playwright is None:
-        reason = f"left out: {'no Chromium on the PATH' if CHROMIUM is None else 'no playwright (pip install -e .[dev])'}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def picture(folder: Path, i: int) -> Path:

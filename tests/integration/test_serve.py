@@ -7,7 +7,6 @@ import contextlib
 import io
 import os
 import re
-import shutil
 import signal
 import socket
 import struct
@@ -33,7 +32,6 @@ from cgtgan.stages.serve import Page, listening
 from cgtgan.stages.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def command(home: Path, *overrides: str) -> list[str]:
@@ -336,24 +334,6 @@ def test_without_the_extra_one_sentence_names_it(tmp_path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------- a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium. Absent: skip, or fail where CI=true."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None
-    if sync_playwright is None or CHROMIUM is None:
-        reason = "left out: no playwright or no Chromium (pip install playwright; apt-get install chromium)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
