@@ -28,6 +28,8 @@ HOW_TO_INSTALL = "install a Java runtime, for example `apt-get install default-j
 SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 # SPICE's serialiser reaches into these packages by reflection, which Java 16 and later forbid by default.
 _SPICE_OPENS = [f"--add-opens=java.base/java.{p}=ALL-UNNAMED" for p in ("lang", "math", "util", "util.concurrent", "net", "text")]
+_SERIAL = "-XX:+UseSerialGC"  # one collector thread: the other cores have work of their own
+_QUICK = "-XX:TieredStopAtLevel=1"  # the first compiler alone
 # METEOR's captions up to which Java's second compiler costs more than it saves (5,000: 3.8 against 6.4 s of CPU; 20,000: the same)
 _SHORT_RUN = 10_000
 _LINE_BREAKING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
@@ -60,10 +62,10 @@ def clean_line(caption: str) -> str:
     return _LINE_BREAKING.sub(" ", caption)
 
 
-def _start(command: list[str], folder: Path, stderr: IO[bytes], files: Sequence[IO[bytes]] = ()) -> subprocess.Popen[bytes]:
+def _start(command: list[str], folder: Path, stderr: IO[bytes], files: Sequence[int] = ()) -> subprocess.Popen[bytes]:
     """Start in a session of its own, so that the whole family can be killed and Ctrl-C reaches it through us alone.
 
-    It finds the open `files` as /dev/fd/<number>.
+    It finds the open `files` as /dev/fd/<number>: in Java's C locale a path has ASCII letters only.
     """
     # LC_ALL=C: METEOR prints and lower-cases by the locale ("0,195" in German, a dotless i in Turkish).
     environment = {**os.environ, "LC_ALL": "C"}
@@ -71,7 +73,7 @@ def _start(command: list[str], folder: Path, stderr: IO[bytes], files: Sequence[
     command = [command[0], "-XX:-UsePerfData", *command[1:]]  # no file in the system's temporary folder either
     return subprocess.Popen(
         command, cwd=folder, stdin=pipe, stdout=pipe, stderr=stderr, env=environment, start_new_session=True,
-        pass_fds=[file.fileno() for file in files],
+        pass_fds=files,
     )  # fmt: skip
 
 
@@ -118,7 +120,7 @@ def ptb_tokenize(java: str, captions: Sequence[str], *, timeout_s: float, scratc
     from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS, STANFORD_CORENLP_3_4_1_JAR
 
     folder = package_folder("tokenizer")
-    command = [java, "-cp", STANFORD_CORENLP_3_4_1_JAR, "edu.stanford.nlp.process.PTBTokenizer"]
+    command = [java, _SERIAL, _QUICK, "-cp", STANFORD_CORENLP_3_4_1_JAR, "edu.stanford.nlp.process.PTBTokenizer"]
     command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
 
     def split(lines: list[str]) -> list[str]:
@@ -137,41 +139,51 @@ def ptb_tokenize(java: str, captions: Sequence[str], *, timeout_s: float, scratc
 
 
 class MeteorRun:
-    """METEOR 1.5 (Denkowski and Lavie, 2014) over groups of tokenised captions, at work in its own process from construction on.
+    """METEOR 1.5 (Denkowski and Lavie, 2014) over groups of tokenised captions, in its own process from construction on.
 
-    Use as a context manager: leaving it, by whatever way, ends and reaps the process.
+    Use as a context manager: leaving it, by whatever way, ends and reaps the process. `score` gives it the captions; until then it loads
+    what hangs on none of them and waits for its paraphrases.
 
     Args:
-        groups: of (hypotheses, references): n tokenised captions, n lists of at least one tokenised reference each.
-        timeout_s: seconds for the whole run; then the process is killed and `result` raises.
+        captions: how many there will be, about.
+    Raises: JavaError, OSError when it cannot be started.
     """
 
-    def __init__(self, java: str, groups: Sequence[Group], *, timeout_s: float, scratch: Path | None = None):
-        self._requests = [[_score_request(h, r) for h, r in zip(*group, strict=True)] for group in groups]
-        self._timeout_s = timeout_s
+    def __init__(self, java: str, captions: int, *, scratch: Path | None = None):
         self._timed_out = False
         self._outcome: list[tuple[float, list[float]]] | JavaError = JavaError("METEOR was stopped before it was ready")
-        folder = package_folder("meteor")
-        # one collector thread and a small heap: 0.6 GB resident instead of 1.2, and no slower (its tables take 0.5 GB)
-        command = [java, "-XX:+UseSerialGC", "-Xmx1G"]
-        if sum(map(len, self._requests)) <= _SHORT_RUN:
-            command += ["-XX:TieredStopAtLevel=1"]
-        command += ["-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
-        texts = [h for hypotheses, _ in groups for h in hypotheses], [r for _, each in groups for references in each for r in references]
         self._preparing: subprocess.Popen[bytes] | None = None
+        self._talker: threading.Thread | None = None
+        self._watchdog: threading.Timer | None = None
+        folder = package_folder("meteor")
+        self._table = folder / "data" / "paraphrase-en.gz"
+        # a small heap: 0.6 GB resident instead of 1.2 with all its tables, and no slower
+        command = [java, _SERIAL, "-Xmx1G", *([_QUICK] if captions <= _SHORT_RUN else [])]
+        command += ["-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
         self._stderr = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 (closed in __exit__; a file cannot fill up and block as a pipe)
-        self._cut = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115
+        inlet, outlet = os.pipe()
+        self._paraphrases = os.fdopen(outlet, "wb")
         try:
-            table = folder / "data" / "paraphrase-en.gz"
-            if cut_table(table, *texts, self._cut):
-                command += ["-a", f"/dev/fd/{self._cut.fileno()}"]  # by number: in Java's C locale a path has ASCII letters only
-            else:
-                self._preparing = start_preparing(table)
-            self._process = _start(command, folder, self._stderr, [self._cut])
+            self._process = _start([*command, "-a", f"/dev/fd/{inlet}"], folder, self._stderr, [inlet])
         except OSError:
             self._close()
             raise
-        self._talker = threading.Thread(target=self._talk, name="meteor", daemon=True)
+        finally:
+            os.close(inlet)
+
+    def score(self, groups: Sequence[Group], *, timeout_s: float) -> None:
+        """Start scoring; `result` has the outcome.
+
+        Args:
+            groups: of (hypotheses, references): n tokenised captions, n lists of at least one tokenised reference each.
+            timeout_s: seconds for the whole run; then the process is killed and `result` raises.
+        """
+        requests = [[_score_request(h, r) for h, r in zip(*group, strict=True)] for group in groups]
+        texts = [h for hypotheses, _ in groups for h in hypotheses], [r for _, each in groups for references in each for r in references]
+        table = cut_table(self._table, *texts)
+        if table is None:
+            self._preparing = start_preparing(self._table)
+        self._talker = threading.Thread(target=self._talk, args=(table, requests, timeout_s), name="meteor", daemon=True)
         self._watchdog = threading.Timer(timeout_s, self._expire)
         self._watchdog.daemon = True
         self._watchdog.start()
@@ -181,9 +193,11 @@ class MeteorRun:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._watchdog.cancel()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
         self._kill()  # ends the talker's blocking read
-        self._talker.join()
+        if self._talker is not None:
+            self._talker.join()
         _reap(self._process)
         self._close()
 
@@ -192,11 +206,13 @@ class MeteorRun:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._preparing.wait(120)
         self._stderr.close()
-        self._cut.close()
+        with contextlib.suppress(OSError):  # unsent paraphrases for a process that has died
+            self._paraphrases.close()
 
     def result(self) -> list[tuple[float, list[float]]]:
         """A group's (corpus score, n scores), fractions. Raises JavaError when METEOR failed or took longer than its limit."""
-        self._talker.join()
+        if self._talker is not None:
+            self._talker.join()
         if isinstance(self._outcome, JavaError):
             raise self._outcome
         return self._outcome
@@ -222,12 +238,18 @@ class MeteorRun:
             raise EOFError
         return line.decode().strip()
 
-    def _talk(self) -> None:
+    def _talk(self, table: bytes | None, requests: list[list[str]], timeout_s: float) -> None:
         try:
-            self._outcome = [self._score(requests) for requests in self._requests]
+            with self._paraphrases:
+                if table is not None:
+                    self._paraphrases.write(table)
+                else:
+                    with self._table.open("rb") as whole:
+                        shutil.copyfileobj(whole, self._paraphrases, 1 << 20)
+            self._outcome = [self._score(group) for group in requests]
         except (OSError, EOFError, ValueError):
             if self._timed_out:
-                why = f"METEOR gave no result within {self._timeout_s:g} s and was stopped: raise meteor_timeout_s"
+                why = f"METEOR gave no result within {timeout_s:g} s and was stopped: raise meteor_timeout_s"
             else:
                 why = f"METEOR's Java program ended before it was ready: {_last_line(self._stderr)}"
             self._outcome = JavaError(why)

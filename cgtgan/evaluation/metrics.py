@@ -29,6 +29,7 @@ _NAMES = {
     "cider": ("CIDEr",),
     "spice": ("SPICE",),
 }
+_NO_JAVA = f"no `java` program was found on PATH or under JAVA_HOME; {jvm.HOW_TO_INSTALL}"
 Columns = tuple[dict[str, float], dict[str, list[float]]]  # name -> corpus score, and name -> n scores, of those that have them
 
 
@@ -95,16 +96,17 @@ def score_many(
     families = _check_metrics(metrics, own)
     results = {name: _Result.of(captions, references) for name, captions in methods.items()}
     java = jvm.find_java()
-    if not own.keys() >= set(families):
-        for result in results.values():
-            result.tokenize(java, ptb_timeout_s, scratch)
-
     with contextlib.ExitStack() as processes:
         meteor: jvm.MeteorRun | jvm.JavaError | None = None
-        if "meteor" in families and results:  # started first: it works while Python counts n-grams
-            meteor = _start_meteor(java, list(results.values()), meteor_timeout_s, scratch)
+        if "meteor" in families and results:  # started first: it loads while texts are split, and works while Python counts n-grams
+            meteor = _start_meteor(java, sum(len(result.ids) for result in results.values()), scratch)
             if isinstance(meteor, jvm.MeteorRun):
                 processes.enter_context(meteor)
+        if not own.keys() >= set(families):
+            for result in results.values():
+                result.tokenize(java, ptb_timeout_s, scratch)
+        if meteor is not None:
+            meteor = _feed_meteor(meteor, list(results.values()), meteor_timeout_s)
         for name, result in results.items():
             for family in families:
                 if family in own:
@@ -171,19 +173,27 @@ class _Result:
         )
 
 
-def _start_meteor(
-    java: str | None, results: Sequence[_Result], timeout_s: float | None, scratch: Path | None
-) -> jvm.MeteorRun | jvm.JavaError:
-    problem = next((r.problem for r in results if r.problem is not None), None)
-    if java is None or problem is not None:
-        return jvm.JavaError(f"METEOR was not computed: {problem}")
-    limit = 60 + 0.1 * sum(len(r.ids) for r in results) if timeout_s is None else timeout_s
+def _start_meteor(java: str | None, captions: int, scratch: Path | None) -> jvm.MeteorRun | jvm.JavaError:
+    if java is None:
+        return jvm.JavaError(_NO_JAVA)
     try:
-        return jvm.MeteorRun(java, [(r.hypotheses, r.references) for r in results], timeout_s=limit, scratch=scratch)
+        return jvm.MeteorRun(java, captions, scratch=scratch)
     except jvm.JavaError as error:
         return error
     except OSError as error:
         return jvm.JavaError(f"METEOR's Java program could not be started: {error}")
+
+
+def _feed_meteor(
+    meteor: jvm.MeteorRun | jvm.JavaError, results: Sequence[_Result], timeout_s: float | None
+) -> jvm.MeteorRun | jvm.JavaError:
+    if problem := next((r.problem for r in results if r.problem is not None), None):
+        return jvm.JavaError(f"METEOR was not computed: {problem}")
+    if isinstance(meteor, jvm.JavaError):
+        return meteor
+    limit = 60 + 0.1 * sum(len(r.ids) for r in results) if timeout_s is None else timeout_s
+    meteor.score([(r.hypotheses, r.references) for r in results], timeout_s=limit)
+    return meteor
 
 
 def _check_metrics(metrics: Sequence[str], own: Collection[str]) -> list[str]:
@@ -229,7 +239,7 @@ def _tokenize(
     problem = None
     try:
         if java is None:
-            raise jvm.JavaError(f"no `java` program was found on PATH or under JAVA_HOME; {jvm.HOW_TO_INSTALL}")
+            raise jvm.JavaError(_NO_JAVA)
         # Two runs, as pycocoevalcap makes: the tokeniser looks ahead over line ends, so joining them could change a token.
         with ThreadPoolExecutor(2) as pool:
             hypotheses, flat = pool.map(lambda texts: jvm.ptb_tokenize(java, texts, timeout_s=limit, scratch=scratch), (captions, flat))

@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -174,26 +173,19 @@ class ParaphraseTable:
         return within
 
 
-def cut_table(table: Path, captions: Sequence[str], references: Sequence[str], target: IO[bytes]) -> bool:
-    """Write `table` cut to the texts into the open `target`, gzipped; False where METEOR has to read all of it.
+def cut_table(table: Path, captions: Sequence[str], references: Sequence[str]) -> bytes | None:
+    """`table` cut to the texts, gzipped; None where METEOR has to read all of it.
 
     Args:
         captions, references: tokenised texts, lower-case.
-    Raises: OSError when `target` cannot be written.
     """
     if any(_MARKER in text or _DOTS.search(text) for texts in (captions, references) for text in texts):
-        return False
+        return None
     try:
         found = ParaphraseTable.read(cache_file(table))
     except (OSError, RuntimeError):  # no table, no home
-        return False
-    if found is None:
-        return False
-    with gzip.GzipFile(fileobj=target, mode="wb", compresslevel=1) as file:
-        file.write(found.cut(captions, references))
-    target.flush()
-    target.seek(0)
-    return True
+        return None
+    return None if found is None else gzip.compress(found.cut(captions, references), compresslevel=1, mtime=0)
 
 
 def start_preparing(table: Path) -> subprocess.Popen[bytes] | None:

@@ -87,7 +87,8 @@ def test_meteor_is_pycocoevalcaps_own() -> None:
     watchdog = threading.Timer(120, theirs.meteor_p.kill)  # their wrapper waits for ever; of a killed program it raises
     watchdog.start()
     try:
-        with jvm.MeteorRun(java, [(hypotheses, references)], timeout_s=120) as run:
+        with jvm.MeteorRun(java, len(hypotheses)) as run:
+            run.score([(hypotheses, references)], timeout_s=120)
             expected = theirs.compute_score(dict(enumerate(references)), {i: [text] for i, text in enumerate(hypotheses)})
             ((corpus, each),) = run.result()
     finally:
@@ -197,8 +198,10 @@ def test_a_java_that_always_hangs_or_dies_still_gives_scores(fake_java: Callable
     scores = m.score_captions(CAPTIONS, REFERENCES, ptb_timeout_s=0.3)
     assert set(scores.corpus) == NAMES - {"METEOR"}
     assert scores.tokenizer == "approximate"
-    with pytest.raises(jvm.JavaError, match="no memory"), jvm.MeteorRun("java", [(["a"], [["a"]])], timeout_s=30) as run:
-        run.result()
+    with jvm.MeteorRun("java", 1) as run:
+        run.score([(["a"], [["a"]])], timeout_s=30)
+        with pytest.raises(jvm.JavaError, match="no memory"):
+            run.result()
 
 
 def test_the_process_is_reaped_on_ctrl_c(fake_java: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
