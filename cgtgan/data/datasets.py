@@ -43,11 +43,15 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Split:
-    """`images` sorted by id, integers first. `references` id -> captions: of all images, or {} (train, folders without any)."""
+    """`images` sorted by id, integers first. `references` id -> captions: of all images, or {} (train, folders without any).
+
+    `bare`: images of the split that are left out because they have no caption.
+    """
 
     name: str
     images: list[ImageRecord]
     references: Captions
+    bare: tuple[ImageId, ...] = ()
 
 
 def load_split(config: DatasetConfig, name: str, root: Path) -> Split:
@@ -74,16 +78,17 @@ def load_split(config: DatasetConfig, name: str, root: Path) -> Split:
         if absent:
             log.warning("%s: %d of %d images are not on disk and left out (dataset.max_bad_images)", name, len(absent), len(ids))
     captions = {} if name == "train" else captions
+    bare: tuple[ImageId, ...] = ()
     ids = sorted(paths, key=id_order)
     if captions:
-        bare = [i for i in ids if not captions.get(i)]
+        bare = tuple(i for i in ids if not captions.get(i))
         if bare:
             log.warning("%s: %d of %d images have no caption and are left out, %s first", name, len(bare), len(ids), bare[0])
         ids = [i for i in ids if captions.get(i)]
     ids = ids[: config.max_images]
     if not ids:
         raise InputError(f"the {name} split of dataset.kind={config.kind} under {root} has no image")
-    return Split(name, [ImageRecord(i, paths[i]) for i in ids], {i: captions[i] for i in ids} if captions else {})
+    return Split(name, [ImageRecord(i, paths[i]) for i in ids], {i: captions[i] for i in ids} if captions else {}, bare)
 
 
 def load_pairs(config: DatasetConfig, root: Path) -> Captions:

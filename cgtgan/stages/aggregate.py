@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,18 @@ def aggregate(ws: Workspace) -> None:
         aggregated_at_temperatures(ws, name)
 
 
-def aggregated_embeddings(ws: Workspace, name: str) -> Embeddings:
-    """(N, D) of a split: the corpus as its images see it (METHOD: Aggregation)"""
+def aggregated_embeddings(ws: Workspace, name: str, t: float | None = None) -> Embeddings:
+    """(N, D) of a split: the corpus as its images see it (METHOD: Aggregation); `t` in the place of the run's own temperature."""
+    if t is not None and t != ws.cfg.aggregation_t.temperatures[0]:
+        return aggregated_at_temperatures(ws, name, replace(ws.cfg.aggregation_t, t=t))[0]
     if (given := released_aggregated(ws, name)) is not None:
         return given
     return aggregated_at_temperatures(ws, name)[0]
 
 
-def aggregated_at_temperatures(ws: Workspace, name: str) -> list[Embeddings]:
+def aggregated_at_temperatures(ws: Workspace, name: str, config: AggregationConfig | None = None) -> list[Embeddings]:
     """`aggregated_embeddings` at each of `aggregation_t.t`; those that are not made yet are made in one pass over the corpus."""
-    config = ws.cfg.aggregation_t
+    config = config or ws.cfg.aggregation_t
     images, texts = image_embeddings(ws, name), sentence_embeddings(ws)
     producers = {t: _producer(images, texts, config, t) for t in config.temperatures}
     paths = {t: ws.store.path("aggregated_embeddings", producer, ".safetensors") for t, producer in producers.items()}

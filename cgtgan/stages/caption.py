@@ -119,7 +119,7 @@ def _write(ws: Workspace, output: Path, images: list[Path], rows: list[dict[str,
         GalleryItem(path.name, path, best["caption"], extra={f"{i}.": one["caption"] for i, one in enumerate(others, 2)})
         for path, (best, *others) in told[:GALLERY_LIMIT]
     ]
-    write_text(output / "gallery.html", render_gallery(f"Captions of {len(told):,} pictures", items))
+    write_text(output / "gallery.html", render_gallery("Captions", items, len(told)))
     for path, captions in told[:SAID]:
         ws.tracker.say(f"{printable(path)}: {captions[0]['caption']}")
     for one in broken[:SAID]:

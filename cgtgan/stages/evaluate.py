@@ -15,6 +15,7 @@ from torch import Tensor
 from cgtgan.artifacts import file_fingerprint, fingerprint, locked, read_json, write_json
 from cgtgan.captioner import checkpoint_in
 from cgtgan.config import Config, as_dict, scientific_settings
+from cgtgan.data.annotations import as_number
 from cgtgan.errors import InputError, MissingFileError, UserError
 from cgtgan.evaluation.clip_score import clip_scores, prompt, ref_clip_scores
 from cgtgan.evaluation.coco_files import id_list
@@ -31,7 +32,9 @@ from cgtgan.stages.decoding import caption_embeddings, describe
 from cgtgan.stages.initialize import initial_generator, supervised_generator
 from cgtgan.stages.preprocess import corpus_sentences, image_embeddings, sentence_embeddings
 from cgtgan.stages.released import imported_checkpoint
+from cgtgan.stages.wandb_tables import send_scores
 from cgtgan.stages.workspace import Workspace
+from cgtgan.wandb_run import under_agent
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def evaluate(ws: Workspace) -> Path:
         "cgtgan": lambda: (load_generator(checkpoint), images.vectors),
         "init": lambda: (initial_generator(ws), images.vectors),
         "mean_shift": lambda: (initial_generator(ws), mean_shifted(ws, cfg.split)),
-        "projection": lambda: (initial_generator(ws), aggregated_embeddings(ws, cfg.split).vectors),
+        "projection": lambda: (initial_generator(ws), aggregated_embeddings(ws, cfg.split, cfg.projection_t).vectors),
         "supervised": lambda: (supervised_generator(ws), images.vectors),
     }
     sentences = {"nearest": lambda: _nearest(ws), "human": lambda: _human(ws)}
@@ -110,6 +113,7 @@ def evaluate(ws: Workspace) -> Path:
         "java": find_java() is not None,  # once it is installed, what failed without it is scored again
         "novel_against": corpus.fingerprint,
         "self_cider_samples": cfg.self_cider_samples or None,
+        "projection_t": cfg.projection_t,
     }
     captions: dict[str, dict[Any, str]] = {}
     samples: dict[str, dict[Any, list[str]]] = {}
@@ -130,6 +134,8 @@ def evaluate(ws: Workspace) -> Path:
     if captions:
         about = {"decoding": describe(ws.cfg.decode), "made_from": made_from}
         _score(ws, ws.run, folder, captions, {i: references[i] for i in images.ids}, corpus, samples, about)
+    if "cgtgan" in captions or under_agent():
+        send_scores(ws, folder / "cgtgan", made_from)
     return folder
 
 
@@ -157,14 +163,15 @@ def score_file(ws: Workspace, file: Path) -> Path:
 
 
 def _references(ws: Workspace) -> dict[Any, list[str]]:
-    """Of the split, or of `evaluate.references`, where an image without any has an empty list."""
+    """Of the split, or of `evaluate.references`; an image without any has an empty list."""
     split, given = ws.cfg.evaluate.split, ws.cfg.evaluate.references
     if given is not None:
         return dict(load_references(Path(given).expanduser()))
-    references = ws.split(split).references
-    if not references:
+    found = ws.split(split)
+    if not found.references:
         raise InputError(f"the {split} split has no references, so there is nothing to score against: set dataset.references")
-    return references
+    numbered = all(isinstance(i, int) for i in found.references)  # a folder's pictures that its file does not know have names
+    return found.references | {as_number(i) if numbered else i: [] for i in found.bare}
 
 
 def _score(
@@ -221,6 +228,7 @@ def _is_scored(folder: Path, made_from: dict[str, Any]) -> bool:
     if not path.is_file():
         return False
     ignored = {"checkpoint"} if folder.name != "cgtgan" else {"sentences"}
+    ignored |= {"projection_t"} if folder.name != "projection" else set()
     found = read_json(path).get("made_from")
     return isinstance(found, dict) and all(found.get(key) == value for key, value in made_from.items() if key not in ignored)
 

@@ -15,10 +15,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
+from PIL import Image
 
 from cgtgan.artifacts import load_embeddings
 from cgtgan.checks import validate
-from cgtgan.config import Config, EvaluateConfig, scientific_settings
+from cgtgan.config import Config, DatasetConfig, EvaluateConfig, scientific_settings
 from cgtgan.errors import InputError, UserError
 from cgtgan.evaluation.diversity import self_cider, words
 from cgtgan.evaluation.metrics import score_captions
@@ -154,6 +155,36 @@ def test_an_image_without_an_embedding_costs_clip_score_alone(home: Path, tmp_pa
     assert found["failed"] == {"clipscore": "CLIPScore was not computed: 1 image (999999) has no embedding in the test split"}
     assert set(found["scores"]) == {"ROUGE-L"}
     assert found["images"] == len(per_image) + 1
+
+
+def test_the_projection_has_a_temperature_of_its_own(home: Path, tmp_path: Path) -> None:
+    same = ("stage=evaluate", METRICS, "evaluate.self_cider_samples=3", "evaluate.baselines=[nearest,projection]")
+    run(home, *same)
+    kept = (home / next(home.glob("runs/demo_tiny/*/seed=0/evaluation/test"))).glob("[cn]*/scores.json")
+    before = {p: p.stat().st_mtime_ns for p in kept}
+    own = scored(home, "projection")[2]
+    run(home, *same, "evaluate.projection_t=3")
+    flat = scored(home, "projection")[2]
+    assert {p: p.stat().st_mtime_ns for p in before} == before  # the others hang on no temperature here
+    headers = [load_embeddings(path).header for path in home.glob("artifacts/aggregated_embeddings/*.safetensors")]
+    assert sorted(header.producer["t"] for header in headers if header.rows == 12) == [3, 150]
+    # so near to the mean of the corpus, most images read the same embedding
+    assert len(set(flat.values())) < len(set(own.values()))
+    run(home, *same, "evaluate.projection_t=150")
+    assert scored(home, "projection")[2] == own
+    assert "evaluate.projection_t=0" in run(home, *same, "evaluate.projection_t=0", code=2)
+
+
+def test_an_image_of_the_split_without_references_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = config(tmp_path, results(i1="a man", i2="two dogs", i3="a bus", i4="nobody knows", i5="a cat"), ("rouge_l",))
+    for i in REFERENCES:
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{i}.png")
+    cfg.evaluate.references = None
+    cfg.dataset = DatasetConfig(kind="folder", root=str(tmp_path), references="references.json", val_fraction=0, test_fraction=1)
+    evaluate.run(cfg)
+    found = json.loads((tmp_path / "theirs_scores" / "scores.json").read_text())
+    assert (found["images"], found["excluded"]) == (4, [4])
+    assert "1 image (4) has no reference: left out of the scores" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_image_of_the_split_that_lacks_a_caption_is_an_error(home: Path, tmp_path: Path, one_thread: None) -> None:

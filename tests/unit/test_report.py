@@ -137,6 +137,12 @@ def report(tmp_path: Path) -> Report:
     )
 
 
+def test_a_gallery_of_the_first_pictures_says_how_many_there_are(tmp_path: Path) -> None:
+    items = [item(tmp_path / "a.png"), item(tmp_path / "b.png")]
+    assert "2 pictures" in Page(render_gallery("Captions", items, 2)).text
+    assert "the first 2 of 1,200 pictures" in Page(render_gallery("Captions", items, 1200)).text
+
+
 def test_the_page_loads_nothing_from_elsewhere(report: Report) -> None:
     html = render_report(report)
     page = Page(html)
