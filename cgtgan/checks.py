@@ -127,13 +127,16 @@ _CHECKS: dict[str, Check] = {
     "evaluate.which": _one_of("best", "last"),
     "evaluate.split": _one_of("val", "test"),
     "evaluate.self_cider_samples": ("0 (none) or 2 or more", lambda v: v == 0 or v >= 2),
+    "evaluate.projection_t": _POSITIVE,
     "report.gallery": _NOT_NEGATIVE,
+    "report.resamples": ("100 or more", lambda v: v >= 100),
     "serve.host": ("an address or a name of this machine", lambda v: bool(v.strip())),
     "serve.port": ("0 (any free one) to 65535", lambda v: 0 <= v <= 65535),
     "serve.max_megabytes": _POSITIVE,
     "serve.captions": _AT_LEAST_1,
     "serve.nearest": _AT_LEAST_1,
     "wandb.mode": _one_of("offline", "online", "disabled"),
+    "wandb.finish_seconds": _POSITIVE,
 }
 
 
@@ -157,12 +160,31 @@ def validate(cfg: Config) -> None:
         raise InputError(contradiction)
 
 
+def _comparison(cfg: Config) -> Iterator[str]:
+    runs = cfg.runs
+    several = [runs] if isinstance(runs, str) else runs
+    if runs is not None and not (isinstance(several, list) and several and all(isinstance(r, str) and r for r in several)):
+        yield f"runs={runs!r} is not accepted: it must be a folder or a pattern such as runs/demo/*/seed=*, or a list of them"
+    elif runs is not None and cfg.report.runs:
+        yield f"runs={runs} and report.runs={cfg.report.runs} contradict each other: they are one setting, leave one of them out"
+    elif cfg.run_patterns and cfg.stage != "report":
+        yield f"runs={','.join(cfg.run_patterns)} and stage={cfg.stage} contradict each other: runs are compared with stage=report"
+    elif cfg.report.baseline is not None and not cfg.run_patterns:
+        yield f"report.baseline={cfg.report.baseline} needs runs=PATTERN: which runs to compare with it"
+    elif cfg.run_patterns and cfg.output is not None and cfg.report.output is not None:
+        yield (
+            f"output={cfg.output} and report.output={cfg.report.output} contradict each other: output is the folder of all files, "
+            "report.output the page's file, beside which the others lie"
+        )
+
+
 def _contradictions(cfg: Config) -> Iterator[str]:
     g, d, t, r = cfg.generator, cfg.discriminator, cfg.train, cfg.reward_weights
     if not (
         cfg.images is None or isinstance(cfg.images, str) or (isinstance(cfg.images, list) and all(isinstance(i, str) for i in cfg.images))
     ):
         yield f"images={cfg.images!r} is not accepted: it must be a file or folder, or a list of them"
+    yield from _comparison(cfg)
     if cfg.stage == "caption" and not cfg.image_paths:
         yield "stage=caption needs images=FOLDER (or images=[a.jpg,b.png]): which pictures to caption"
     if isinstance(cfg.aggregation_t.t, list) and cfg.stage != "aggregate":

@@ -237,6 +237,7 @@ class EvaluateConfig:
     self_cider_samples: int = 0  # diversity: so many captions an image are drawn for self-CIDEr; 0: none
     references: str | None = None  # with captions=FILE: a file in COCO's format in the place of the split's references
     baselines: list[str] = field(default_factory=list)
+    projection_t: float | None = None  # DeCap's temperature of the projection; null: aggregation_t.t
 
 
 @dataclass
@@ -249,12 +250,14 @@ class CaptionConfig:
 
 @dataclass
 class ReportConfig:
-    """`runs`: folders or glob patterns; empty means this run alone. `warning` is shown as a banner on the page."""
+    """`warning` is shown as a banner on the page. `runs` is another name of the setting `runs`."""
 
     runs: list[str] = field(default_factory=list)
-    output: str | None = None
+    output: str | None = None  # the page's file
     gallery: int = 12
     warning: str | None = None
+    baseline: str | None = None  # several runs: what they are tested against; an experiment, a variant, or a method such as init
+    resamples: int = 10_000  # several runs: test sets that the bootstrap draws
 
 
 @dataclass
@@ -270,11 +273,15 @@ class ServeConfig:
 
 @dataclass
 class WandbConfig:
+    """One run in W&B for every run folder (docs/dashboard.md)."""
+
     mode: str = "offline"  # offline | online | disabled
     project: str = "cgtgan"
     entity: str | None = None
-    group: str | None = None
-    tags: list[str] = field(default_factory=list)
+    group: str | None = None  # null: the name of the sweep that started it (cli.sweep_name)
+    tags: list[str] = field(default_factory=list)  # beside experiment, corpus, backbone and reward, which every run has
+    artifacts: bool = False  # the best checkpoint, and captions and scores, as artifacts
+    finish_seconds: float = 10.0  # how long the end of a run waits for W&B to take the rest; with artifacts it may need more
 
 
 @dataclass
@@ -292,6 +299,7 @@ class Config:
     captions: str | None = None  # evaluate: captions made elsewhere, in COCO's results format, scored in the place of a checkpoint
     images: Any = None  # caption, and the examples of serve: a file or folder, or a list of them; -: standard input, a path a line
     output: str | None = None  # folder of stage=caption (null: captions/ in the run folder), of captions=FILE (null: FILE_scores beside it)
+    runs: Any = None  # report: folders or glob patterns of the runs to compare, one or a list; null: this run alone
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     clip_backbone: ClipBackboneConfig = field(default_factory=ClipBackboneConfig)
@@ -313,12 +321,17 @@ class Config:
         """`images` as a list."""
         return [self.images] if isinstance(self.images, str) else list(self.images or [])
 
+    @property
+    def run_patterns(self) -> list[str]:
+        """`runs`, or `report.runs`, as a list."""
+        return [self.runs] if isinstance(self.runs, str) else list(self.runs or self.report.runs)
+
 
 # ----------------------------------------------------------------------------------------------------------- run identity
 
 # What may change between two starts of one run without changing its numbers.
 _NOT_SCIENTIFIC = (
-    *("stage", "device", "threads", "workers", "runs_dir", "artifacts_dir", "checkpoint", "captions", "images", "output"),
+    *("stage", "device", "threads", "workers", "runs_dir", "artifacts_dir", "checkpoint", "captions", "images", "output", "runs"),
     *("report", "serve", "wandb", "evaluate", "decode", "caption"),
 )
 _NOT_SCIENTIFIC_FIELDS = (
@@ -374,6 +387,12 @@ REWARD_PRESETS = {
 }
 
 
+def _number(value: float) -> str:
+    """As short as it can be without becoming another number: two settings never share a run folder."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
 def variant_name(cfg: Config) -> str:
     """The folder of a run below its experiment: the settings that people sweep, in full, whatever started the run."""
     if cfg.variant is not None:
@@ -381,16 +400,16 @@ def variant_name(cfg: Config) -> str:
     r, t = cfg.reward_weights, cfg.train
     parts = list(dict.fromkeys((cfg.corpus.name, cfg.clip_backbone.name)))
     a = cfg.aggregation_t
-    parts += ["t" + "-".join(f"{t:g}" for t in a.temperatures), *([f"top{a.top_k}"] if a.top_k else []), r.name]
+    parts += ["t" + "-".join(map(_number, a.temperatures)), *([f"top{a.top_k}"] if a.top_k else []), r.name]
     weights = (r.cos_weight, r.clip_weight, r.max_weight)
     if weights != REWARD_PRESETS.get(r.name):
-        parts.append("cos{:g}-clip{:g}-max{:g}".format(*weights))
+        parts.append("cos{}-clip{}-max{}".format(*map(_number, weights)))
     parts.append(f"k{t.num_samples}")
     parts += [] if t.use_initialization else ["noinit"]
     parts += [] if t.use_discriminator else ["nodisc"]
     parts += [] if cfg.generator.mapper == "mlp" else [cfg.generator.mapper]
-    parts += [f"noise{cfg.initialize.noise_std:g}"] if cfg.initialize.noise_std else []
-    parts += [f"kl{t.kl_weight:g}"] if t.kl_weight else []
+    parts += [f"noise{_number(cfg.initialize.noise_std)}"] if cfg.initialize.noise_std else []
+    parts += [f"kl{_number(t.kl_weight)}"] if t.kl_weight else []
     parts += [] if t.baseline == "greedy" else [t.baseline]
     return "_".join(p.replace("/", "-") for p in parts)
 

@@ -19,7 +19,7 @@ LARGEST = 1e300  # beyond it a difference of two values may be infinite; treated
 INK = "#010203"  # stands for the page's text colour until the SVG is written
 COLOURS = ("#1f5fa8", "#b4470f", "#1a7344", "#8a3fa0", "#a8324a", "#5c6414", "#0c6f7a", "#6b5646")  # --c0 to --c7 of the page
 BINS = 24
-DASHES = ("-", "--", ":", "-.")
+DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (7, 1.5, 1, 1.5, 1, 1.5)), (0, (1, 2.5)))
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": ["DejaVu Sans"],  # comes with matplotlib, so the layout is the same everywhere; the page shows its own font
@@ -35,24 +35,30 @@ STYLE: dict[Any, Any] = {
 class Curve:
     """One line of a plot. `steps` and `values` have the same length, `spread` too or none; a value that is not finite leaves a gap.
 
-    With a `spread` the band from value - spread to value + spread is drawn behind the line.
+    With a `spread` the band from value - spread to value + spread is drawn behind the line. `style` is the number of its colour and
+    dashes, so that a curve looks the same in every plot; by default its place.
     """
 
     label: str
     steps: Sequence[int]
     values: Sequence[float]
     spread: Sequence[float] = ()
+    style: int | None = None
 
 
 @dataclass(frozen=True)
 class Plot:
-    """Curves over the training step, in the unit that `y_label` names; a `note` is printed under the plot, `level` is a dotted line."""
+    """Curves over the training step, in the unit that `y_label` names; a `note` is printed under the plot, `level` is a dotted line.
+
+    `context` are curves that are drawn thin and grey behind, without a name: what else there is.
+    """
 
     title: str
     y_label: str
     curves: Sequence[Curve]
     note: str = ""
     level: float | None = None
+    context: Sequence[Curve] = ()
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ def draw(plot: Plot | Histogram) -> Drawing:
 
 
 def _lines(plot: Plot) -> Drawing:
-    for curve in plot.curves:
+    for curve in (*plot.curves, *plot.context):
         if len(curve.steps) != len(curve.values) or (curve.spread and len(curve.spread) != len(curve.values)):
             sizes = f"{len(curve.steps)} steps and {len(curve.values)} values"
             sizes += f" with {len(curve.spread)} spreads" if curve.spread else ""
@@ -110,7 +116,10 @@ def _lines(plot: Plot) -> Drawing:
 
     def fill(axes: Any) -> list[Any]:
         lines = []
-        for i, curve in enumerate(plot.curves):
+        for curve in plot.context:
+            axes.plot(curve.steps, smooth(curve.values, 1), color=INK, lw=0.8, alpha=0.25)
+        for place, curve in enumerate(plot.curves):
+            i = place if curve.style is None else curve.style
             steps, values, colour = np.asarray(curve.steps), smooth(curve.values, 1), COLOURS[i % 8]
             spread = smooth(curve.spread, 1)
             if len(values) >= SMOOTH_FROM:
@@ -118,7 +127,7 @@ def _lines(plot: Plot) -> Drawing:
                 values, spread = (smooth(x, len(values) // 20 | 1) for x in (values, spread))
             if len(spread):
                 axes.fill_between(steps, values - spread, values + spread, color=colour, alpha=0.18, lw=0)
-            lines += axes.plot(steps, values, color=colour, ls=DASHES[(i + i // 8) % 4], lw=1.6, clip_on=False)
+            lines += axes.plot(steps, values, color=colour, ls=DASHES[(i + i // 8) % len(DASHES)], lw=1.6, clip_on=False)
             gaps = np.pad(np.isnan(values), 1, constant_values=True)
             alone = ~gaps[1:-1] & gaps[:-2] & gaps[2:]  # a line of one point would not be seen
             if alone.any():

@@ -133,7 +133,7 @@ def render_report(report: Report) -> str:
         ("random", "Random captions", "Drawn at random: what to expect.", report.random),
     ]
     script = (TEMPLATES / "report_pictures.js").read_text(encoding="utf-8") if report.pictures else ""
-    return _render(
+    return render_template(
         "report.html.j2",
         report=report,
         summary=_summary(report.rows, report.metrics),
@@ -150,19 +150,25 @@ def render_report(report: Report) -> str:
             if plots
         ],
         changes=[(changes, [_changed(change) for change in changes.changes]) for changes in report.changes],
-        sections=[(key, heading, note, [_card(item) for item in items]) for key, heading, note, items in sections if items],
+        sections=[(key, heading, note, [picture_card(item) for item in items]) for key, heading, note, items in sections if items],
         data=_as_data(report),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
-def render_gallery(title: str, items: Sequence[GalleryItem]) -> str:
-    """Pictures with their captions as one HTML document; references and scores appear only where an item has them."""
-    return _render("gallery.html.j2", title=title, cards=[_card(item) for item in items])
+def render_gallery(title: str, items: Sequence[GalleryItem], total: int | None = None) -> str:
+    """Pictures with their captions as one HTML document; references and scores appear only where an item has them.
+
+    `total`: how many there are where `items` are only the first of them.
+    """
+    count = f"{len(items):,} {'picture' if len(items) == 1 else 'pictures'}"
+    if total is not None and total > len(items):
+        count = f"the first {len(items):,} of {total:,} pictures; the file of captions has all"
+    return render_template("gallery.html.j2", title=title, subtitle=count, cards=[picture_card(item) for item in items])
 
 
-def _render(template: str, **values: object) -> str:
+def render_template(template: str, **values: object) -> str:
     # autoescape must be True and not select_autoescape(), which does not know the ending .j2
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -179,7 +185,7 @@ def _render(template: str, **values: object) -> str:
 
 
 @dataclass(frozen=True)
-class _Cell:
+class Cell:
     mean: str
     spread: str = ""  # '± 1.2'
     note: str = ""  # '2/3 seeds finite'
@@ -190,7 +196,7 @@ def is_times_100(metric: str) -> bool:
     return metric.lower().startswith(TIMES_100)
 
 
-def _show(metric: str, value: float, beside: float | None = None) -> str:
+def shown_score(metric: str, value: float, beside: float | None = None) -> str:
     """`value` times 100 with one decimal; for other columns the decimals that suit `beside` (a spread is printed like its mean)."""
     if is_times_100(metric):
         return f"{value * 100:.1f}"
@@ -207,27 +213,32 @@ def _seeds(rows: Sequence[MethodRow]) -> int:
     return max((len(values) for row in rows for values in row.scores.values()), default=0)
 
 
-def _cell(row: MethodRow, metric: str, best: str | None) -> _Cell:
+def _cell(row: MethodRow, metric: str, best: str | None) -> Cell:
     values = row.scores.get(metric, ())
     mean = _finite_mean(row, metric)
     if mean is None:
-        return _Cell("NaN" if values else "-")
+        return Cell("NaN" if values else "-")
     finite = [value for value in values if math.isfinite(value)]
-    spread = f"± {_show(metric, statistics.stdev(finite), mean)}" if len(finite) > 1 else ""
+    spread = f"± {shown_score(metric, statistics.stdev(finite), mean)}" if len(finite) > 1 else ""
     note = "" if len(finite) == len(values) else f"{len(finite)}/{len(values)} seeds finite"
-    return _Cell(_show(metric, mean), spread, note, best=not row.apart and _show(metric, mean) == best)
+    return Cell(shown_score(metric, mean), spread, note, best=not row.apart and shown_score(metric, mean) == best)
 
 
-def _cells(rows: Sequence[MethodRow], metrics: Sequence[str]) -> list[tuple[MethodRow, int, list[_Cell]]]:
-    """(row, seeds, cells) for every row, bounds and then published rows last. What looks equal in a column is bold together."""
+def table_cells(rows: Sequence[MethodRow], metrics: Sequence[str]) -> list[list[Cell]]:
+    """The cells of every row, in the order of `rows`. What looks equal in a column is bold together."""
     best: dict[str, str | None] = dict.fromkeys(metrics)
     for metric in metrics:
         if not is_times_100(metric):
             continue  # more is not better for a length or a count
         means = [mean for row in rows if not row.apart and (mean := _finite_mean(row, metric)) is not None]
-        best[metric] = _show(metric, max(means)) if means else None
+        best[metric] = shown_score(metric, max(means)) if means else None
+    return [[_cell(row, metric, best[metric]) for metric in metrics] for row in rows]
+
+
+def _cells(rows: Sequence[MethodRow], metrics: Sequence[str]) -> list[tuple[MethodRow, int, list[Cell]]]:
+    """(row, seeds, cells) for every row, bounds and then published rows last."""
     ordered = sorted(rows, key=lambda row: (row.published, row.bound))
-    return [(row, _seeds([row]), [_cell(row, metric, best[metric]) for metric in metrics]) for row in ordered]
+    return [(row, _seeds([row]), cells) for row, cells in zip(ordered, table_cells(ordered, metrics), strict=True)]
 
 
 def _table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> tuple[list[tuple[str, bool]], list[tuple[str, list[Any]]]]:
@@ -256,13 +267,13 @@ def _summary(rows: Sequence[MethodRow], metrics: Sequence[str]) -> str:
     scored = [(value, row) for row in rows if not row.ours and (value := _finite_mean(row, metric)) is not None]
     value, other = max(((value, row) for value, row in scored if not row.apart), key=lambda pair: pair[0], default=(0.0, None))
     if other:
-        gap = f"{_show(metric, abs(mean - value), mean)} {'above' if mean >= value else 'below'}"
-        parts.append(f"{gap} {other.name} ({_show(metric, value)}), the best other unpaired method")
+        gap = f"{shown_score(metric, abs(mean - value), mean)} {'above' if mean >= value else 'below'}"
+        parts.append(f"{gap} {other.name} ({shown_score(metric, value)}), the best other unpaired method")
     for value, row in scored:
         if row.bound and value > 0:
-            parts.append(f"{100 * mean / value:.0f}% of {row.name} ({_show(metric, value)})")
+            parts.append(f"{100 * mean / value:.0f}% of {row.name} ({shown_score(metric, value)})")
         if row.published:
-            parts.append(f"against {_show(metric, value)} of {row.name}")
+            parts.append(f"against {shown_score(metric, value)} of {row.name}")
     return text + (": " + "; ".join(parts) if parts else "") + "."
 
 
@@ -315,7 +326,7 @@ def markdown_table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class _Card:
+class PictureCard:
     item: GalleryItem
     uri: str  # empty when the picture cannot be shown; then `problem` says why
     pixelated: bool
@@ -323,22 +334,22 @@ class _Card:
     cider: str
 
 
-def _card(item: GalleryItem) -> _Card:
-    cider = "" if item.cider is None else _show("CIDEr", item.cider) if math.isfinite(item.cider) else "NaN"
+def picture_card(item: GalleryItem) -> PictureCard:
+    cider = "" if item.cider is None else shown_score("CIDEr", item.cider) if math.isfinite(item.cider) else "NaN"
     if item.image is None:
-        return _Card(item, "", False, "No picture: only its embedding was given.", cider)
+        return PictureCard(item, "", False, "No picture: only its embedding was given.", cider)
     try:
         uri, pixelated = embed(Path(item.image))
     except FileNotFoundError:
-        return _Card(item, "", False, f"The picture {Path(item.image).name} was not found.", cider)
+        return PictureCard(item, "", False, f"The picture {Path(item.image).name} was not found.", cider)
     except UNREADABLE:
-        return _Card(item, "", False, f"The picture {Path(item.image).name} could not be read.", cider)
-    return _Card(item, uri, pixelated, "", cider)
+        return PictureCard(item, "", False, f"The picture {Path(item.image).name} could not be read.", cider)
+    return PictureCard(item, uri, pixelated, "", cider)
 
 
 @dataclass(frozen=True)
 class _Changed:
-    card: _Card
+    card: PictureCard
     before: list[tuple[str, bool]]  # stretches of words, and whether the other caption lacks them
     after: list[tuple[str, bool]]
     gain: str
@@ -351,7 +362,7 @@ def _changed(change: Change) -> _Changed:
         before.append((" ".join(a[i:j]), tag != "equal"))
         after.append((" ".join(b[k:n]), tag != "equal"))
     gain = "" if change.gain is None or not math.isfinite(change.gain) else f"{change.gain * 100:+.1f}".replace("-", "−")
-    return _Changed(_card(change.item), [x for x in before if x[0]], [x for x in after if x[0]], gain)
+    return _Changed(picture_card(change.item), [x for x in before if x[0]], [x for x in after if x[0]], gain)
 
 
 def _as_data(report: Report) -> str:

@@ -1,22 +1,18 @@
-"""report: run folders -> one self-contained HTML page, the same table as Markdown beside it, and on the console."""
+"""report: a run folder -> one self-contained HTML page, the same table as Markdown beside it, and on the console; or many runs."""
 
 from __future__ import annotations
 
-import glob
 import random
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from cgtgan import __version__
 from cgtgan.artifacts import write_text
 from cgtgan.config import Config, as_dict
 from cgtgan.data.corpora import CleanedCorpus
 from cgtgan.errors import MissingFileError, UserError
 from cgtgan.evaluation.pictures import thumbnails
-from cgtgan.evaluation.published import DECODING, published_scores
 from cgtgan.evaluation.report import (
     MethodRow,
     Report,
@@ -25,6 +21,7 @@ from cgtgan.evaluation.report import (
     pick_gallery,
     render_report,
 )
+from cgtgan.shards import Rank
 from cgtgan.stages.evaluate import METHODS
 from cgtgan.stages.preprocess import corpus_sentences, demo_overlap
 from cgtgan.stages.released import released_images
@@ -38,9 +35,11 @@ from cgtgan.stages.report_run import (
     health,
     pictures,
     plots,
+    published,
     since_initialisation,
 )
 from cgtgan.stages.workspace import Workspace
+from cgtgan.versions import code_version
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
 LISTED = 10_000  # pictures that the page searches and sorts
@@ -48,6 +47,12 @@ THUMBNAIL_BYTES = 15_000_000  # 5,000 photographs of COCO with a side of 88 pixe
 
 
 def run(cfg: Config) -> None:
+    if cfg.run_patterns:
+        from cgtgan.stages.report_many import compare
+
+        if not Rank.here().number:
+            compare(cfg)
+        return
     ws = Workspace(cfg)
     if ws.rank.number:  # the page is the first process's
         return
@@ -57,12 +62,13 @@ def run(cfg: Config) -> None:
 
 def report(ws: Workspace) -> None:
     cfg = ws.cfg
-    runs = find_runs(ws)
-    rows = method_rows(runs)
+    own = Run(ws.run, cfg.evaluate.split)
+    if not own.scored:
+        raise MissingFileError(f"{ws.run} holds no scores: run stage=evaluate there first")
+    rows = method_rows([own])
     measured = list(dict.fromkeys(m for row in rows if not row.published for m in row.scores))
     metrics = [m for m in METRICS if m in measured]
     more = [m for m in measured if m not in METRICS]
-    own = next((r for r in runs if r.folder.resolve() == ws.run.resolve()), runs[0])
     shown = pictures(ws, own)
     best, worst, drawn = pick_gallery({i: item.cider for i, item in shown.items() if item.cider is not None}, cfg.report.gallery, cfg.seed)
     listed = list(shown) if len(shown) <= LISTED else sorted(random.Random(cfg.seed).sample(list(shown), LISTED), key=list(shown).index)
@@ -73,12 +79,12 @@ def report(ws: Workspace) -> None:
         title=f"cgtgan: {cfg.name}",
         subtitle="Unpaired image captioning: a captioner trained from images without captions and sentences without images.",
         warning=cfg.report.warning,
-        facts=_facts(ws, runs, own),
+        facts=_facts(ws, own),
         metrics=metrics,
         more_metrics=more,
         rows=rows,
-        plots=plots([r for r in runs if r.folder.parent == own.folder.parent], CURVES),
-        discriminator=plots([r for r in runs if r.folder.parent == own.folder.parent], DISCRIMINATOR),
+        plots=plots([own], CURVES),
+        discriminator=plots([own], DISCRIMINATOR),
         health=health(own.history),
         distributions=distributions(own),
         changes=[*since_initialisation(own, shown, cfg.report.gallery), *between_validations(ws, own)],
@@ -90,11 +96,9 @@ def report(ws: Workspace) -> None:
         thumbnails=small,
         left_out=_left_out(len(shown), len(listed), len(files), len(small)),
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(as_dict(cfg))),
-        notes=_notes(runs, own),
+        notes=_notes(own),
     )
-    output = (
-        Path(cfg.report.output).expanduser() if cfg.report.output else (ws.run if len(runs) == 1 else Path(cfg.runs_dir)) / "report.html"
-    )
+    output = Path(cfg.report.output).expanduser() if cfg.report.output else ws.run / "report.html"
     write_text(output, render_report(page))
     tables = [columns for columns in (metrics, more) if columns]
     write_text(output.with_suffix(".md"), "\n".join(markdown_table(rows, columns) for columns in tables))
@@ -105,21 +109,6 @@ def report(ws: Workspace) -> None:
     ws.tracker.say(f"report: {output}")
 
 
-def find_runs(ws: Workspace) -> list[Run]:
-    """Scored runs that `report.runs` names, as folders or glob patterns, in name order; by default this run."""
-    split, patterns = ws.cfg.evaluate.split, ws.cfg.report.runs
-    found: dict[Path, Run] = {}
-    for pattern in patterns or [glob.escape(str(ws.run))]:
-        before = len(found)
-        for match in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True)):  # noqa: PTH207 (absolute patterns too)
-            folders = [Path(match), *sorted(p.parent for p in Path(match).rglob("settings.json"))] if Path(match).is_dir() else []
-            found |= {f: r for f in folders if (f / "settings.json").is_file() and (r := Run(f, split)).scored}
-        if len(found) == before:
-            where = f"report.runs has {pattern}, where no scored run is found" if patterns else f"{ws.run} holds no scores"
-            raise MissingFileError(f"{where}: run stage=evaluate there first")
-    return list(found.values())
-
-
 def method_rows(runs: Sequence[Run]) -> list[MethodRow]:
     """A row a method and decoding, its values are the seeds'; then the paper's row of every setting that is the paper's.
 
@@ -128,7 +117,7 @@ def method_rows(runs: Sequence[Run]) -> list[MethodRow]:
     corpora = {r.settings["corpus.name"] for r in runs}
     collected: dict[tuple[bool, str, str, str], dict[int, dict[str, float]]] = {}
     order: dict[tuple[bool, str, str, str], tuple[int, str, str, bool]] = {}
-    published: dict[str, MethodRow] = {}
+    paper: dict[str, MethodRow] = {}
     for r in runs:
         corpus = r.settings["corpus.name"]
         suffix = f" · {corpus}" if len(corpora) > 1 else ""
@@ -138,16 +127,14 @@ def method_rows(runs: Sequence[Run]) -> list[MethodRow]:
             key = (known.bound, "" if method == "human" else corpus, name, r.decoding(method))
             order.setdefault(key, (list(METHODS).index(method), corpus, known.note, method == "cgtgan" and "no " not in name))
             collected.setdefault(key, {}).setdefault(r.settings["seed"], r.scores(method)["scores"])
-        if scores := published_scores(r.settings, r.split, trained_here=(r.folder / "metrics.jsonl").is_file()):
-            name = f"CgT-GAN as published{suffix}"
-            note = f"the paper's figures; {r.settings['dataset.name']} test images, {corpus} corpus, ViT-L/14"
-            published[f"{name}{note}"] = MethodRow(name, note, {m: [v] for m, v in scores.items()}, published=True, decoding=DECODING)
+        if row := published(r, suffix):
+            paper[row.name + row.note] = row
     rows = []
     for key in sorted(collected, key=lambda k: (k[0], order[k][1], order[k][0])):
         seeds = [scores for _, scores in sorted(collected[key].items())]
         metrics = {m: [s[m] for s in seeds if m in s] for m in dict.fromkeys(m for s in seeds for m in s)}
         rows.append(MethodRow(key[2], order[key][2], metrics, ours=order[key][3], bound=key[0], decoding=key[3]))
-    return rows + list(published.values())
+    return rows + list(paper.values())
 
 
 def _left_out(pictures: int, listed: int, files: int, small: int) -> str:
@@ -162,7 +149,7 @@ def _left_out(pictures: int, listed: int, files: int, small: int) -> str:
     return " ".join(said)
 
 
-def _facts(ws: Workspace, runs: Sequence[Run], own: Run) -> dict[str, str]:
+def _facts(ws: Workspace, own: Run) -> dict[str, str]:
     try:
         sentences, counts, _ = corpus_sentences(ws)
         corpus = f"{len(sentences):,} sentences; {CleanedCorpus(sentences, counts).summary()}"
@@ -173,11 +160,11 @@ def _facts(ws: Workspace, runs: Sequence[Run], own: Run) -> dict[str, str]:
         "Corpus": corpus,
         "Backbone": ws.cfg.clip_backbone.name + (f" ({ws.cfg.clip_backbone.model})" if ws.cfg.clip_backbone.model else ""),
         "Aggregation temperature": f"{ws.cfg.aggregation_t.t:g}",
-        "Decoding": ", ".join(sorted({r.decoding(m) for r in runs for m in r.scored} - {"none"})),
+        "Decoding": ", ".join(sorted({own.decoding(m) for m in own.scored} - {"none"})),
         "Checkpoint": f"{ws.cfg.evaluate.which} step; nothing is picked on the test images",
-        "Seeds": ", ".join(str(s) for s in sorted({r.settings["seed"] for r in runs})),
-        "Runs": str(len(runs)) + (f"; pictures and discriminator: {own.folder.parent.name}, {own.folder.name}" if len(runs) > 1 else ""),
-        "Code": _code_version(),
+        "Seeds": str(own.settings["seed"]),
+        "Runs": "1",
+        "Code": code_version(),
     }
     if ws.cfg.dataset.kind == "demo":
         found = demo_overlap(ws)
@@ -197,25 +184,9 @@ def _images(ws: Workspace, name: str) -> str:
         return "no"
 
 
-def _notes(runs: Sequence[Run], own: Run) -> list[str]:
-    notes = sorted({why for r in runs for m in r.scored for why in r.scores(m)["failed"].values()})
+def _notes(own: Run) -> list[str]:
+    notes = sorted({why for m in own.scored for why in own.scores(m)["failed"].values()})
     excluded = own.scores(own.scored[0])["excluded"]
     if excluded:
         notes.append(f"{len(excluded)} images have no reference and are left out of the scores")
     return notes
-
-
-def _code_version() -> str:
-    """Package version and, in a git checkout, the commit, with + when there are changes on top."""
-    root = Path(__file__).parents[2]
-    try:
-        git = ["git", "-C", str(root)]
-        commit = subprocess.run(
-            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return f"cgtgan {__version__}"
-    return f"cgtgan {__version__} ({commit}{'+' if changed else ''})"

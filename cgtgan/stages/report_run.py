@@ -14,7 +14,8 @@ from typing import Any
 from cgtgan.artifacts import read_json
 from cgtgan.errors import UserError
 from cgtgan.evaluation.metrics import load_results
-from cgtgan.evaluation.report import Change, Changes, Curve, GalleryItem, Histogram, Plot, is_times_100
+from cgtgan.evaluation.published import DECODING, published_scores
+from cgtgan.evaluation.report import Change, Changes, Curve, GalleryItem, Histogram, MethodRow, Plot, is_times_100
 from cgtgan.stages.evaluate import METHODS
 from cgtgan.stages.workspace import Workspace
 from cgtgan.tracking import read_metrics
@@ -89,6 +90,16 @@ class Run:
         extra = ["no naturalness"] if weight == 1 else []
         extra += [] if self.settings["train.use_initialization"] else ["no initialisation"]
         return f"CgT-GAN ({', '.join([how, *extra])})"
+
+
+def published(run: Run, suffix: str = "") -> MethodRow | None:
+    """The paper's row, where the run's setting is the paper's; `suffix` tells several of them apart."""
+    scores = published_scores(run.settings, run.split, trained_here=(run.folder / "metrics.jsonl").is_file())
+    if scores is None:
+        return None
+    about = f"the paper's figures; {run.settings['dataset.name']} test images, {run.settings['corpus.name']} corpus, ViT-L/14"
+    values = {metric: [value] for metric, value in scores.items()}
+    return MethodRow(f"CgT-GAN as published{suffix}", about, values, published=True, decoding=DECODING)
 
 
 def plots(runs: Sequence[Run], kinds: Sequence[tuple[str, str, float, dict[str, str], str, float | None]]) -> list[Plot]:

@@ -1,0 +1,125 @@
+"""Is one system better than another? The paired bootstrap over test images, and an interval that holds for other training seeds too.
+
+Koehn (2004), Statistical significance tests for machine translation evaluation: both systems are scored on the same resampled test
+sets. Interval and p-value are percentiles (Efron and Tibshirani 1993, chapters 13 and 15). docs/metrics.md has the formulas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cgtgan.errors import InputError
+
+LEVEL = 0.95
+CELLS = 4_000_000  # of the table of draws that is held at once: 32 MB
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A system's scores of single images under one metric: `scores` (seeds, images), finite, a row for each of `seeds`."""
+
+    scores: np.ndarray
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Interval:
+    low: float
+    high: float
+    p: float  # two-sided
+
+    @property
+    def sign(self) -> int:
+        """1 above 0 as a whole, -1 below, 0 where it holds 0."""
+        return int(self.low > 0) - int(self.high < 0)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """System less baseline. `images`: other test images, these training runs. `seeds`: other seeds as well; None with fewer than two."""
+
+    value: float
+    images: Interval
+    seeds: Interval | None = None
+
+    @property
+    def sign(self) -> int:
+        """That of the interval over images."""
+        return self.images.sign
+
+    @property
+    def firm(self) -> bool:
+        """Whether other seeds would, with the same confidence, show that sign too."""
+        return self.seeds is not None and self.seeds.sign == self.sign != 0
+
+
+def paired_bootstrap(systems: Sequence[Scored], pairs: Sequence[tuple[int, int]], *, resamples: int, seed: int) -> list[Difference]:
+    """The difference systems[a] - systems[b] for each (a, b) of `pairs`, with 95% intervals.
+
+    All systems have the same images, in the same order, and every pair meets the same resampled sets: its result does not hang on which
+    other pairs there are. Memory: 32 MB and `resamples` * pairs numbers. Raises InputError for systems of different numbers of images.
+    """
+    sizes = sorted({system.scores.shape[1] for system in systems})
+    if len(sizes) != 1 or not sizes[0]:
+        raise InputError(f"the systems have scores of {' and '.join(map(str, sizes)) or 'no'} images: pairs need the same ones")
+    if not pairs:
+        return []
+    images = sizes[0]
+    # what is resampled is the difference an image: exactly 0 where two systems agree, however the sums are ordered
+    each = np.stack([systems[a].scores.mean(0) - systems[b].scores.mean(0) for a, b in pairs], axis=1)  # (images, pairs)
+    draws, rng = np.empty((resamples, len(pairs))), np.random.default_rng(seed)
+    rows = max(1, CELLS // images)
+    for start in range(0, resamples, rows):
+        stop = min(start + rows, resamples)
+        drawn = rng.integers(0, images, (stop - start, images)) + images * np.arange(stop - start)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=(stop - start) * images).reshape(stop - start, images)
+        draws[start:stop] = counts @ each / images
+    tail = (1 - LEVEL) / 2
+    lows, highs = np.quantile(draws, (tail, 1 - tail), axis=0)
+    below, above = (draws <= 0).sum(0), (draws >= 0).sum(0)
+    p = np.minimum(1, 2 * (np.minimum(below, above) + 1) / (resamples + 1))  # + 1: the sample itself; no p is 0
+    return [
+        Difference(
+            value := float(each[:, i].mean()),
+            Interval(float(lows[i]), float(highs[i]), float(p[i])),
+            _over_seeds(systems[a], systems[b], value, float(draws[:, i].var()), images),
+        )
+        for i, (a, b) in enumerate(pairs)
+    ]
+
+
+def _over_seeds(a: Scored, b: Scored, value: float, image_variance: float, images: int) -> Interval | None:
+    """value ± t * sqrt(variance over images + variance over seeds), with Satterthwaite's degrees of freedom for the sum.
+
+    Where both have the same seeds, the seeds are paired as well: a seed fixes the initial generator and the order of the data.
+    """
+    means = [system.scores.mean(1) for system in (a, b)]
+    paired = a.seeds == b.seeds
+    terms = [means[0] - means[1]] if paired else means  # independent sources of variance over seeds
+    if any(len(term) < 2 for term in terms):
+        return None
+    parts = [(image_variance, images - 1), *((float(term.var(ddof=1)) / len(term), len(term) - 1) for term in terms)]
+    total = sum(variance for variance, _ in parts)
+    if not total:
+        return Interval(value, value, 1.0 if value == 0 else 0.0)
+    freedom = total**2 / sum(variance**2 / max(n, 1) for variance, n in parts)
+    inside, t = student_t(freedom)
+    reach = float(np.interp(LEVEL, inside, t)) * math.sqrt(total)
+    return Interval(value - reach, value + reach, float(1 - np.interp(abs(value) / math.sqrt(total), t, inside)))
+
+
+def student_t(freedom: float) -> tuple[np.ndarray, np.ndarray]:
+    """(P(|T| <= t), t) of Student's distribution on a fine grid of t, for one degree of freedom or more.
+
+    With t = sqrt(freedom) * tan(x) the density is proportional to cos(x) ** (freedom - 1).
+    """
+    freedom = min(max(freedom, 1.0), 1e5)  # beyond it is the normal distribution to four digits
+    far = math.atan(40 / math.sqrt(freedom)) if freedom > 30 else math.pi / 2 - 1e-9  # what is beyond 40 has no weight
+    x = np.linspace(0, far, 20_001)
+    density = np.cos(x) ** (freedom - 1)
+    inside = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    return inside / inside[-1], math.sqrt(freedom) * np.tan(x)

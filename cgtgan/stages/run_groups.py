@@ -1,0 +1,191 @@
+"""Run folders that `runs` names, gathered into variants: runs whose settings differ in the seed alone."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cgtgan.artifacts import canonical_json, read_json
+from cgtgan.config import Config, scientific_settings
+from cgtgan.errors import MissingFileError, UserError
+from cgtgan.stages.report_run import Run
+
+NAMED = 6  # folders that a sentence names before it only counts them
+OUTPUT = "comparison"  # the folder that a comparison is written to
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs of one experiment and variant, a seed each and in their order; `settings` is what they share."""
+
+    name: str
+    experiment: str
+    variant: str
+    settings: Mapping[str, Any]
+    runs: Sequence[Run]
+
+
+@dataclass
+class Found:
+    """`left_out`: (folder, why) of what cannot be compared."""
+
+    runs: list[Run] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+    def sentence(self) -> str:
+        """'left out: 2 folders: a (no run), b (not scored yet, step 40)', or nothing."""
+        if not self.left_out:
+            return ""
+        shown = ", ".join(f"{folder} ({why})" for folder, why in self.left_out[:NAMED])
+        more = f" and {len(self.left_out) - NAMED} more" if len(self.left_out) > NAMED else ""
+        return f"left out: {shown}{more}"
+
+
+def find_runs(patterns: Sequence[str], split: str) -> Found:
+    """Scored runs in and below the folders that match, in the order of the patterns and then of their names (t80 before t100).
+
+    Raises MissingFileError when none is left.
+    """
+    found, seen = Found(), set()
+    for pattern in patterns:
+        matches = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207 (absolute patterns too)
+        if not matches:
+            found.left_out.append((pattern, "nothing is there"))
+        for match in sorted(matches, key=natural):
+            folders = list(_run_folders(Path(match)))
+            if not folders and "**" not in pattern and _is_worth_a_word(Path(match)):
+                found.left_out.append((match, "no run"))
+            for folder in folders:
+                if (place := folder.resolve()) not in seen:
+                    seen.add(place)
+                    _take(Run(folder, split), found)
+    if not found.runs:
+        raise MissingFileError(
+            f"runs={','.join(patterns)}: no run with scores of the {split} split is found there, run stage=evaluate first"
+            + (f"; {found.sentence()}" if found.left_out else "")
+        )
+    return found
+
+
+def natural(text: str) -> list[Any]:
+    """Sorts numbers in a name by their size."""
+    return [(0, float(part), "") if part.isdecimal() else (1, 0.0, part) for part in re.split(r"(\d+)", text) if part]
+
+
+def _run_folders(match: Path) -> Iterator[Path]:
+    if match.name == "settings.json":
+        match = match.parent
+    for folder, below, files in os.walk(match) if not _in_a_run(match) else ():
+        if "settings.json" in files:
+            below.clear()
+            yield Path(folder)
+        below.sort(key=natural)
+
+
+def _in_a_run(match: Path) -> bool:
+    return any((parent / "settings.json").is_file() for parent in match.absolute().parents)
+
+
+def _is_worth_a_word(match: Path) -> bool:
+    """A folder without a run that is neither a part of one nor what a multirun or a comparison wrote."""
+    return match.is_dir() and match.name != OUTPUT and "multirun" not in match.parts and not _in_a_run(match)
+
+
+def _take(run: Run, found: Found) -> None:
+    name = str(run.folder)
+    try:
+        seed, experiment = run.settings["seed"], run.settings["name"]
+        scored = {method: run.scores(method)["scores"] for method in run.scored}
+    except (KeyError, TypeError):
+        found.left_out.append((name, "its settings.json or scores.json is not one of a run"))
+    except UserError as error:
+        found.left_out.append((name, str(error)))
+    else:
+        assert seed is not None
+        assert experiment is not None
+        if scored:
+            found.runs.append(run)
+        else:
+            found.left_out.append((name, _unscored(run)))
+
+
+def _unscored(run: Run) -> str:
+    others = sorted(p.parent.parent.name for p in run.folder.glob("evaluation/*/*/scores.json"))
+    if others:
+        return f"scored on {', '.join(dict.fromkeys(others))}, not on {run.split}"
+    step = run.history[-1]["step"] if run.history else 0
+    return f"not scored yet, last logged step {step:,}" if step else "not trained yet"
+
+
+# ---------------------------------------------------------------------------------------------------------------- variants
+
+
+def gather(found: Found) -> list[Variant]:
+    """Variants in the order of their first run. A second run of one seed, in another folder, is left out and said.
+
+    Runs of one name whose settings differ in more than the seed become variants of their own: their names say what differs.
+    """
+    defaults = scientific_settings(Config())
+    gathered: dict[tuple[str, str], dict[str, list[Run]]] = {}
+    shared: dict[str, dict[str, Any]] = {}
+    for run in found.runs:
+        settings = {k: v for k, v in {**defaults, **run.settings}.items() if k not in ("seed", "name")} | _precision(run)
+        key = canonical_json(settings)
+        shared[key] = settings
+        variant = run.folder.parent.name if run.folder.name.startswith("seed=") else run.folder.name
+        seeds = gathered.setdefault((run.settings["name"], variant), {}).setdefault(key, [])
+        if same := [r for r in seeds if r.settings["seed"] == run.settings["seed"]]:
+            found.left_out.append((str(run.folder), f"the same run as {same[0].folder}: a seed counts once"))
+        else:
+            seeds.append(run)
+    several = len({experiment for experiment, _ in gathered}) > 1
+    alone = len({experiment for experiment, _ in gathered}) == len(gathered)
+    variants = []
+    for (experiment, variant), parts in gathered.items():
+        name = experiment if several and alone else f"{experiment} / {variant}" if several else variant
+        suffixes = distinguish([shared[key] for key in parts])
+        for (key, runs), suffix in zip(parts.items(), suffixes, strict=True):
+            runs = sorted(runs, key=lambda run: run.settings["seed"])
+            variants.append(Variant(f"{name} ({suffix})" if suffix else name, experiment, variant, shared[key], runs))
+    return variants
+
+
+def _precision(run: Run) -> dict[str, Any]:
+    """What `train.precision` came to: no setting, but part of what was trained."""
+    path = run.folder / "inputs.json"
+    inputs = read_json(path) if path.is_file() else {}
+    return {"precision": inputs["precision"]} if "precision" in inputs else {}
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Field -> its value in each, of the fields that are not the same in all; what one lacks is None there."""
+    fields = dict.fromkeys(field for each in settings for field in each)
+    columns = {name: [each.get(name) for each in settings] for name in fields}
+    return {name: column for name, column in columns.items() if len(set(map(canonical_json, column))) > 1}
+
+
+def distinguish(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each the settings that tell it from all others, as few as do: 'train.steps=300'; nothing where there is one."""
+    columns = differing(settings)
+    chosen: list[str] = []
+
+    def kinds(fields: Sequence[str]) -> int:
+        return len({canonical_json([columns[name][i] for name in fields]) for i in range(len(settings))})
+
+    wanted = kinds(list(columns))
+    while kinds(chosen) < wanted:  # names such as corpus.name before the fields that go with them
+        chosen.append(max(columns, key=lambda name: (kinds([*chosen, name]), name.endswith(".name"))))
+    return [", ".join(f"{name}={shown(columns[name][i])}" for name in chosen) for i in range(len(settings))]
+
+
+def shown(value: Any) -> str:
+    """A setting's value as it is typed."""
+    if isinstance(value, str):
+        return value or '""'
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else json.dumps(value)
