@@ -29,9 +29,9 @@ STAGE_HELP = {
     "aggregate": "attention over the corpus: one text embedding an image",
     "initialize": "the generator learns to rebuild a sentence from its own embedding",
     "train": "the GAN: a discriminator's naturalness and CLIP's semantics as rewards",
-    "evaluate": "a checkpoint against the references and the baselines -> scores.json",
+    "evaluate": "a checkpoint and the baselines, or captions=FILE, against the references",
     "caption": "your own pictures: images=FOLDER -> captions.json and a gallery",
-    "report": "runs -> one HTML page",
+    "report": "a run -> one HTML page; runs=PATTERN: many side by side",
     "serve": "a local page to try a checkpoint",
     "pipeline": "all that a scored run needs; skips what is made (the default)",
 }
@@ -81,7 +81,7 @@ def help_text(conf: Path = CONF) -> str:
         "Groups (* is the default)",
     ]
     shown = {g: [f"{o}*" if o == group_defaults(conf).get(g) else o for o in options] for g, options in groups(conf).items()}
-    shown["hydra/launcher"] = ["basic*", *(p.stem for p in sorted((conf / "hydra/launcher").glob("*.yaml"))), "submitit_local"]
+    shown["hydra/launcher"] = ["basic*", *(p.stem for p in sorted((conf / "hydra/launcher").glob("*.yaml")))]
     for group, options in shown.items():
         lines += textwrap.wrap(" ".join(options), 98, initial_indent=f"  {group:<15} ", subsequent_indent=" " * 18)
     lines += [
@@ -104,19 +104,21 @@ _PATHS = (
     "captions",
     "images",
     "output",
+    "runs",
     "dataset.root",
     "dataset.released",
     "corpus.path",
     "train.init_from",
     "evaluate.references",
     "report.output",
+    "report.baseline",
     "runs_dir",
     "artifacts_dir",
 )
 
 
 def quote_paths(argv: Sequence[str]) -> list[str]:
-    """Overrides with the value of a path quoted for Hydra's grammar, so that a person need not; lists and quoted values stay."""
+    """Overrides with the value of a path quoted for Hydra's grammar, so that a person need not. Quoted values stay, and lists but runs'."""
     several = "-m" in argv or "--multirun" in argv
     quoted = []
     for word in argv:
@@ -125,8 +127,30 @@ def quote_paths(argv: Sequence[str]) -> list[str]:
         if field in _PATHS and plain and not re.fullmatch(r"[\w./~:-]*", value):
             escaped = value.replace("\\", "\\\\").replace("'", "\\'")
             word = f"{field}='{escaped}'"
+        elif field in ("runs", "report.runs") and re.fullmatch(r"\[[^'\"$]*\]", value):
+            word = f"{field}=[" + ",".join(f"'{pattern.strip()}'" for pattern in value[1:-1].split(",")) + "]"
         quoted.append(word)
     return quoted
+
+
+def launcher_of_one(argv: Sequence[str]) -> str | None:
+    """`hydra/launcher=slurm` without `-m`: Hydra would run it here, without a word."""
+    shown_only = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
+    several = any(a in ("-m", "--multirun") or a.startswith(("sweep=", "hydra.mode=", "+sweep=")) for a in argv)
+    chosen = [a for a in argv if a in {f"hydra/launcher={p.stem}" for p in (CONF / "hydra/launcher").glob("*.yaml")}]
+    if not chosen or several or any(a.startswith(shown_only) for a in argv):
+        return None
+    return f"{chosen[-1]} is for several runs, or for one as a job: add -m"
+
+
+def expanded_pattern(argv: Sequence[str]) -> str | None:
+    """`runs=` whose pattern the shell has made into several words."""
+    given = [word for word in argv if word.startswith("runs=")]
+    folders = [word for word in argv if "/" in word.partition("=")[0] and Path(word).exists()]
+    if not given or (len(given) == 1 and not folders):
+        return None
+    extra = f"runs is given {len(given)} times" if len(given) > 1 else f"{folders[0]} is no setting"
+    return f"{extra}: if the shell has made several words of a pattern, quote it: runs='runs/demo/*/seed=*'; or write a list, 'runs=[A,B]'"
 
 
 # ----------------------------------------------------------------------------------------------------- unknown and mistyped
@@ -165,6 +189,35 @@ def _unknown_setting(path: str) -> str:
         return f"no setting {path}; {parent} has {', '.join(f.name for f in fields(settings()[parent]))}"
     hint = f"did you mean {_or(near)}?" if near else "`python run.py --help` lists the groups, `--cfg job` every setting"
     return f"no setting {path}; {hint}"
+
+
+def _unknown_hydra_setting(path: str, error: Exception | None = None) -> str:
+    """One of Hydra's own, whose neighbours the exception carries: the launcher's are those of the one that was chosen."""
+    from hydra.conf import HydraConf
+
+    known = [f.name for f in fields(HydraConf)]
+    if "/" in path:
+        known = ["launcher", "sweeper", "job_logging", "hydra_logging", "help", "hydra_help", "output", "env"]
+        near = difflib.get_close_matches(path.partition("/")[2], known, 1)
+        return f"no setting {path}; " + (f"did you mean hydra/{near[0]}?" if near else f"hydra/ has {', '.join(known)}")
+    for cause in _chain(error):
+        if (parent := getattr(cause, "parent_node", None)) is not None:
+            path, known = str(getattr(cause, "full_key", path)), [str(key) for key in parent if not str(key).startswith("_")]
+    place, _, name = path.rpartition(".")
+    if not known:
+        return f"no setting {path}: hydra/launcher=basic has none; choose another first, hydra/launcher=slurm or submitit_local"
+    near = difflib.get_close_matches(name, known, 2)
+    return f"no setting {path}; " + (f"did you mean {_or([f'{place}.{n}' for n in near])}?" if near else f"{place} has {', '.join(known)}")
+
+
+def unknown_hydra_part(argv: Sequence[str]) -> str | None:
+    """`+hydra.foo=1`, which Hydra takes without a word."""
+    for added in filter(None, (re.match(r"\+\+?(hydra\.(\w+))", arg) for arg in argv)):
+        from hydra.conf import HydraConf
+
+        if added[2] not in {f.name for f in fields(HydraConf)}:
+            return _unknown_hydra_setting(added[1])
+    return None
 
 
 def _unknown_option(group: str, option: str, options: Sequence[str]) -> str:
@@ -233,15 +286,13 @@ def config_sentence(error: Exception, argv: Sequence[str]) -> str | None:
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
     message = str(error)
-    if 'Could not detect "srun"' in message:
-        return "hydra/launcher=slurm finds no `srun`: start it where SLURM's commands are, or use hydra/launcher=submitit_local"
     if isinstance(error, OverrideParseException):
         override = getattr(error, "override", "") or ""
         return f"{override} cannot be read: write FIELD=VALUE, and quote what holds blanks, commas, = or brackets: 'name=\"a=b\"'"
     if isinstance(error, MissingConfigException):
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
-        if group == "hydra/launcher" and option in ("submitit_slurm", "submitit_local"):
-            return "hydra/launcher needs the extra `slurm`, which is not installed: pip install -e '.[slurm]'"
+        if (group, option) == ("hydra/sweeper", "optuna"):
+            return "hydra/sweeper=optuna needs the extra `optuna`, which is not installed: pip install -e '.[optuna]'"
         return _unknown_option(group, option, error.options or []) if group else message.splitlines()[0]
     for group, options in groups().items() if message.startswith("Config group override") else ():
         for arg in argv:  # a bare number or null is refused before the options are looked up
@@ -252,7 +303,7 @@ def config_sentence(error: Exception, argv: Sequence[str]) -> str | None:
     if found := re.match(r"Could not (?:override|append to config|delete from config).*?'([\w./@]+)'", message, re.DOTALL):
         if "delete" in found[0]:
             return f"~{found[1]} cannot be taken away: give it a value, or null where null is accepted"
-        return _unknown_setting(found[1])
+        return _unknown_hydra_setting(found[1], error) if re.match(r"hydra\b", found[1]) else _unknown_setting(found[1])
     override = re.match(r"Error merging override (.*)", message, re.DOTALL)
     key, _, value = override[1].partition("=") if override else ("", "", "")
     if override and key.lstrip("+~") not in settings() and not key.startswith("hydra"):
@@ -288,12 +339,27 @@ def _disk_sentence(error: Exception) -> str | None:
     return f"{place}{error.strerror}: mend that place or choose another with runs_dir, artifacts_dir or output; nothing made is lost"
 
 
-def report_failure(error: Exception, argv: Sequence[str]) -> int:
-    """Say on stderr what went wrong and return the exit code: 2 for settings, 1 else. A bug keeps its traceback."""
+def _for_the_user(error: Exception, argv: Sequence[str]) -> Exception:
+    """What the settings or a disk caused, as a `UserError`; a bug as it is."""
     if not isinstance(error, UserError) and (sentence := config_sentence(error, argv)):
         error = ConfigError(sentence)
     if not isinstance(error, UserError) and (sentence := _disk_sentence(error)):
         error = UserError(sentence)
+    if str(error) == "No trials are completed yet.":  # Optuna's last word
+        error = UserError("no run of the search came to a score on the validation images, so there is no best one")
+    return error
+
+
+def in_a_sentence(error: Exception) -> str:
+    """What `report_failure` says, in one line; of a bug the kind and its first line."""
+    error = _for_the_user(error, ())
+    lines = str(error).splitlines() or [""]
+    return " ".join(lines) if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
+
+
+def report_failure(error: Exception, argv: Sequence[str]) -> int:
+    """Say on stderr what went wrong and return the exit code: 2 for settings, 1 else. A bug keeps its traceback."""
+    error = _for_the_user(error, argv)
     if not isinstance(error, UserError):
         traceback.print_exception(error)
         return 1

@@ -19,6 +19,10 @@ class MissingFileError(UserError, FileNotFoundError):
         return str(self.args[0]) if self.args else ""
 
 
+class OtherProcessLost(UserError):
+    """A process of a job ends because another one is gone: the reason is that one's."""
+
+
 class Stopped(UserError):
     """A job that was asked to stop and did, with its state on disk; `code` is the process's exit code."""
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-import netrc
-import os
-import secrets
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cgtgan.artifacts import write_text
 from cgtgan.config import WandbConfig
+from cgtgan.errors import Stopped
 from cgtgan.shards import Rank
+from cgtgan.wandb_run import About, WandbRun, stored_wandb_id
+
+__all__ = ["Bar", "Tracker", "read_metrics", "stored_wandb_id"]
 
 
 class Bar:
@@ -67,7 +68,7 @@ class Tracker:
         # of several processes of one job the first one speaks; an error is said by whoever meets it
         self.console = console or Console(width=None if terminal else 110, soft_wrap=not terminal, quiet=Rank.here().number > 0)
         self._file: Path | None = None
-        self._wandb: Any = None
+        self._wandb: WandbRun | None = None
         self.wandb_id: str | None = None
 
     def say(self, text: str) -> None:
@@ -89,13 +90,37 @@ class Tracker:
     def start_run(
         self, folder: Path, wandb: WandbConfig, *, config: Mapping[str, Any], job_type: str, step: int = 0, wandb_id: str | None = None
     ) -> None:
-        """Log into `folder`, continuing after `step`: rows of `metrics.jsonl` that a killed process wrote beyond it are dropped."""
+        """Log into `folder`, continuing after `step`: rows of `metrics.jsonl` that a killed process wrote beyond it are dropped.
+
+        wandb_id: what the checkpoint says it is, for a folder that lost its wandb_id.txt.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "metrics.jsonl"
         rows = [row for row in read_metrics(self._file) if row["step"] <= step]
         write_text(self._file, "".join(json.dumps(row) + "\n" for row in rows))
-        if wandb.mode != "disabled":
-            self._start_wandb(folder, wandb, config, job_type, wandb_id)
+        self.open_wandb(folder, wandb, config=config, job_type=job_type, rows=rows, wandb_id=wandb_id)
+
+    def open_wandb(
+        self,
+        folder: Path,
+        wandb: WandbConfig,
+        *,
+        config: Mapping[str, Any],
+        job_type: str | None,
+        rows: Sequence[Mapping[str, Any]] = (),
+        wandb_id: str | None = None,
+    ) -> None:
+        """The folder's run in W&B, begun or gone on with; `rows`: what was logged before. job_type None leaves what was said before."""
+        if wandb.mode == "disabled":
+            return
+        self.wandb_id = stored_wandb_id(folder, wandb_id)
+        about = About("/".join(folder.parts[-3:]), config, job_type, rows)
+        self._wandb = WandbRun(folder, wandb, self.wandb_id, about, self.say)
+
+    @property
+    def wandb(self) -> WandbRun | None:
+        """The run in W&B, where there is one: None with wandb=disabled, and in all processes of a job but the first."""
+        return self._wandb
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One row: `step` and metrics by `group/name`. A NaN is kept as null."""
@@ -104,71 +129,19 @@ class Tracker:
         row = {"step": step} | {k: (v if v == v and abs(v) != float("inf") else None) for k, v in metrics.items()}
         with self._file.open("a", encoding="utf-8") as f:
             f.write(json.dumps(row) + "\n")
-        self._call_wandb(lambda run: run.log(dict(metrics), step=step))
+        if self._wandb is not None:
+            self._wandb.log(step, dict(metrics))
 
     def summarize(self, values: Mapping[str, float]) -> None:
-        self._call_wandb(lambda run: run.summary.update(dict(values)))
+        if self._wandb is not None:
+            self._wandb.summarize(values)
 
-    def finish(self, failed: bool = False) -> None:
-        self._call_wandb(lambda run: run.finish(exit_code=int(failed)))
+    def finish(self, error: BaseException | None = None) -> None:
+        """End the run in W&B; `error`: what ends it early. A job that was asked to stop will be started again."""
+        if self._wandb is not None:
+            code = 0 if error is None else error.code if isinstance(error, Stopped) else 1
+            self._wandb.finish(code, goes_on=isinstance(error, Stopped))
         self._wandb = None
-
-    # ------------------------------------------------------------------------------------------------------------ W&B
-
-    def _start_wandb(self, folder: Path, settings: WandbConfig, config: Mapping[str, Any], job_type: str, wandb_id: str | None) -> None:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        try:
-            import wandb
-        except ImportError:
-            self.say("W&B is not installed: metrics go to metrics.jsonl only (pip install wandb, or set wandb=disabled)")
-            return
-        mode = settings.mode
-        if mode == "online" and not _has_wandb_key():
-            self.say(
-                "wandb=online: no API key is found (WANDB_API_KEY or ~/.netrc), so this run is written offline; `wandb sync` sends it later"
-            )
-            mode = "offline"
-        self.wandb_id = wandb_id or _stored_id(folder / "wandb_id.txt")
-        attempts: tuple[Literal["online", "offline"], ...] = ("online", "offline") if mode == "online" else ("offline",)
-        for attempt in attempts:
-            try:
-                self._wandb = wandb.init(
-                    mode=attempt, project=settings.project, entity=settings.entity, group=settings.group, tags=list(settings.tags),
-                    job_type=job_type, dir=str(folder), id=self.wandb_id, resume="allow", config=dict(config),
-                    name="/".join(folder.parts[-3:]),
-                    settings=wandb.Settings(silent=True, console="off", init_timeout=30, x_disable_stats=True),
-                )  # fmt: skip
-                return
-            except Exception as e:  # W&B may fail in any way; a run never ends for it
-                self.say(f"W&B ({attempt}) did not start: {type(e).__name__}: {e}")
-        self._wandb = None
-
-    def _call_wandb(self, call: Any) -> None:
-        if self._wandb is None:
-            return
-        try:
-            call(self._wandb)
-        except Exception as e:  # said once, then left alone
-            self.say(f"W&B stopped taking metrics ({type(e).__name__}: {e}); the run goes on, metrics.jsonl has everything")
-            self._wandb = None
-
-
-def _stored_id(path: Path) -> str:
-    """The run's W&B id, kept from the very first start on: also a run killed before its first checkpoint stays one run."""
-    if path.is_file():
-        return path.read_text(encoding="utf-8").strip()
-    fresh = secrets.token_hex(4)
-    write_text(path, fresh + "\n")
-    return fresh
-
-
-def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cgtgan.errors import UserError
+from cgtgan.errors import OtherProcessLost
 from cgtgan.shards import Rank
 
 T = TypeVar("T")
@@ -117,7 +117,7 @@ class Devices:
             return call()
         except (RuntimeError, ValueError) as error:  # gloo, NCCL and the rendezvous raise these
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(
+            raise OtherProcessLost(
                 f"process {self.number} of {self.world} lost another one of this job ({first}); the reason is what that one said last. "
                 "The same command goes on from the last checkpoint"
             ) from None

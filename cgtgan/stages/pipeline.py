@@ -12,6 +12,7 @@ from cgtgan.stages.initialize import initial_generator
 from cgtgan.stages.preprocess import preprocess
 from cgtgan.stages.report import report
 from cgtgan.stages.train import train
+from cgtgan.stages.training import best_validation
 from cgtgan.stages.workspace import Workspace
 
 SHARED: dict[str, Callable[[Workspace], object]] = {"preprocess": preprocess, "aggregate": aggregate}  # by all processes of a job
@@ -23,7 +24,8 @@ OWN: dict[str, Callable[[Workspace], object]] = {
 }
 
 
-def run(cfg: Config) -> None:
+def run(cfg: Config) -> float | None:
+    """Returns what `train.run` does."""
     ws = Workspace(cfg)
     ws.tracker.say(f"run folder: {ws.run}")
     started = time.perf_counter()
@@ -41,6 +43,7 @@ def run(cfg: Config) -> None:
                 break
             _timed(ws, name, stage)
     ws.tracker.say(f"pipeline: {time.perf_counter() - started:.1f} s")
+    return best_validation(ws)
 
 
 def _timed(ws: Workspace, name: str, stage: Callable[[Workspace], object]) -> None:

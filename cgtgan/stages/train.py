@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgtgan.artifacts import file_fingerprint
-from cgtgan.config import Config, as_dict, scientific_settings
+from cgtgan.artifacts import file_fingerprint, fingerprint
+from cgtgan.config import Config, scientific_settings
 from cgtgan.data.corpora import embedded_text
 from cgtgan.errors import InputError
 from cgtgan.interrupts import StopRequest, stop_requests, stopped
@@ -26,26 +26,31 @@ from cgtgan.models.generator import CaptionGenerator, Captions
 from cgtgan.stages.aggregate import aggregated_embeddings
 from cgtgan.stages.initialize import init_checkpoint, total_steps
 from cgtgan.stages.preprocess import corpus_sentences, image_embeddings
-from cgtgan.stages.training import Batch, Batches, Checkpoints, Clock, Means, Players, make_players, validate
+from cgtgan.stages.training import Batch, Batches, Checkpoints, Clock, Means, Players, best_validation, make_players, validate
+from cgtgan.stages.wandb_tables import log_captions, log_checkpoint, validation_examples
 from cgtgan.stages.workspace import Workspace
+from cgtgan.wandb_run import run_config, run_settings, under_agent
 
 
-def run(cfg: Config) -> None:
+def run(cfg: Config) -> float | None:
+    """Returns the run's best CIDEr on the validation images, what a search over settings makes as large as it can."""
     ws = Workspace(cfg)
     with ws.hold_run():
         train(ws)
+        return best_validation(ws)
 
 
 def train(ws: Workspace) -> None:
     cfg, t = ws.cfg, ws.cfg.train
     ws.check_same_run("settings", scientific_settings(cfg))
-    sentences, _, _ = corpus_sentences(ws)
+    sentences, _, corpus = corpus_sentences(ws)
     images, targets = image_embeddings(ws, "train"), aggregated_embeddings(ws, "train")
     precision = best_precision(t.precision, ws.device)
     inputs = {"images": images.header.fingerprint, "aggregated": targets.header.fingerprint, "precision": precision}
     if t.init_from:
         inputs["init_from"] = file_fingerprint(init_checkpoint(ws) / "generator.safetensors")
     ws.check_same_run("inputs", inputs)
+    inputs["sentences"] = fingerprint(corpus)
     val = image_embeddings(ws, "val")
     scored = bool(ws.split("val").references)  # without references nothing can be validated, and `best` is the last
     if not scored:
@@ -60,7 +65,12 @@ def train(ws: Workspace) -> None:
     checkpoints = Checkpoints(ws)
     if checkpoints.steps_done() >= steps:
         ws.tracker.say(f"train: done already, {steps} steps in {ws.run}")
+        if under_agent() and not ws.rank.number:  # which waits for a result
+            _start_run(ws, checkpoints.meta(), inputs, steps)
+            _summarize(ws, checkpoints.meta())
+            ws.tracker.finish()
         return
+    examples = validation_examples(ws, val) if scored else None
 
     players = make_players(ws, sentences, steps, images.header.dim, precision)
     devices = players.devices
@@ -69,10 +79,10 @@ def train(ws: Workspace) -> None:
         ws.tracker.say(f"train: going on after step {meta['step']} of {steps} in {ws.run}")
     health = Health(meta["health"])
     batches = Batches(cfg, devices, images, targets, sentences)
-    failed = True
+    error: BaseException | None = None
     try:
         if devices.first:
-            _start_run(ws, meta, steps)
+            _start_run(ws, meta, inputs, steps)
         with ws.tracker.progress("GAN training", steps, meta["step"]) as bar, stop_requests(t.max_minutes) as stop:
             for step, batch in _prefetched(batches, meta["step"] + 1, steps):
                 logged = step % t.log_every == 0 or step in (1, steps)
@@ -84,10 +94,12 @@ def train(ws: Workspace) -> None:
                         _say_collapse(ws, step, collapse)
                 improved = False
                 if scored and (step % validate_every == 0 or step == steps):
-                    cider = validate(ws, players, val, step)
-                    ws.tracker.log(step, {"eval/CIDEr": cider})
-                    improved = cider > meta["best"]
-                    meta |= {"best": cider, "best_step": step} if improved else {}
+                    found = validate(ws, players, val, step)
+                    ws.tracker.log(step, {"eval/CIDEr": found.cider, "eval/epoch": step * t.batch_size / len(images.ids)})
+                    log_captions(ws, players, examples, found, step)
+                    improved = found.cider > meta["best"]
+                    meta |= {"best": found.cider, "best_step": step} if improved else {}
+                    _summarize(ws, meta, found.cider)
                 code = _asked_to_stop(stop, devices)
                 if improved or step == steps or code or checkpoints.due(step):
                     meta |= {"wandb_id": ws.tracker.wandb_id, "health": health.rows}
@@ -98,11 +110,13 @@ def train(ws: Workspace) -> None:
                 validated = f"  val CIDEr {100 * meta['best']:.1f}" if meta["best"] >= 0 else ""
                 bar.advance(note=f"cos {metrics['reward/cos']:.1f}  D loss {metrics['train/d_loss']:.2f}{validated}")
         checkpoints.finish()
-        ws.tracker.summarize({"eval/best_CIDEr": meta["best"], "eval/best_step": meta["best_step"]})
-        failed = False
+        log_checkpoint(ws, inputs, {"step": meta["best_step"], "CIDEr": meta["best"]} if scored else {"step": steps})
+    except BaseException as raised:
+        error = raised
+        raise
     finally:
         checkpoints.close()
-        ws.tracker.finish(failed)
+        ws.tracker.finish(error)
         devices.close()
 
 
@@ -323,12 +337,13 @@ def _say_collapse(ws: Workspace, step: int, collapse: str) -> None:
     ws.tracker.say(f"warning, step {step}: {collapse}")
 
 
-def _start_run(ws: Workspace, meta: Mapping[str, Any], steps: int) -> None:
-    ws.tracker.start_run(
-        ws.run,
-        ws.cfg.wandb,
-        config=as_dict(ws.cfg) | {"total_steps": steps},
-        job_type="train",
-        step=meta["step"],
-        wandb_id=meta["wandb_id"],
-    )
+def _start_run(ws: Workspace, meta: Mapping[str, Any], inputs: Mapping[str, Any], steps: int) -> None:
+    config = run_config(ws.cfg, inputs) | {"total_steps": steps}
+    ws.tracker.start_run(ws.run, run_settings(ws.cfg), config=config, job_type=ws.cfg.stage, step=meta["step"], wandb_id=meta["wandb_id"])
+
+
+def _summarize(ws: Workspace, meta: Mapping[str, Any], last: float | None = None) -> None:
+    if meta["best_step"]:
+        ws.tracker.summarize({"eval/best_CIDEr": meta["best"], "eval/best_step": meta["best_step"]})
+    if last is not None:
+        ws.tracker.summarize({"eval/last_CIDEr": last})

@@ -220,21 +220,33 @@ class Clock:
         return {"train/seconds": total, "train/images_per_second": images / total, "memory/peak_gb": peak / 1e9, **shares}
 
 
-def validate(ws: Workspace, players: Players, val: Embeddings, step: int) -> float:
-    """CIDEr of the validation images' greedy captions, written beside; each process captions its share, each image once."""
+@dataclass(frozen=True)
+class Validation:
+    """CIDEr and captions of the validation images; `per_image` CIDEr in the first process alone."""
+
+    cider: float
+    captions: dict[Any, str]
+    per_image: dict[Any, float]
+
+
+def validate(ws: Workspace, players: Players, val: Embeddings, step: int) -> Validation:
+    """Score greedy captions of the validation images and write them; each process captions its share, each image once."""
     devices = players.devices
     rows = devices.share(range(len(val.ids)))
     vectors = val.vectors[rows[0] : rows[-1] + 1] if rows else val.vectors[:0]
     with devices.autocast():
         captions = caption_embeddings(players.bundle, vectors, ws.cfg.decode, ws.device, greedy=True)
     by_id = dict(zip(val.ids, devices.gather(captions), strict=True))
+    per_image: dict[Any, float] = {}
 
     def score() -> float:
         save_results(ws.run / "validation" / f"step_{step:06d}.json", by_id)
         references = {i: ws.split("val").references[i] for i in by_id}
-        return score_captions(by_id, references, ("cider",)).corpus["CIDEr"]
+        scores = score_captions(by_id, references, ("cider",))
+        per_image.update({i: columns["CIDEr"] for i, columns in scores.per_image.items()})
+        return scores.corpus["CIDEr"]
 
-    return devices.from_first(score)
+    return Validation(devices.from_first(score), by_id, per_image)
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoints
@@ -273,6 +285,10 @@ class Checkpoints:
 
     def steps_done(self) -> int:
         return 0 if self.found is None else int(self.found.name.removeprefix("step_"))
+
+    def meta(self) -> dict[str, Any]:
+        """What the newest checkpoint says of the run."""
+        return read_meta(self.folder / "last" / "training.safetensors")
 
     def resume(self, players: Players) -> dict[str, Any]:
         """Put everything back as the newest checkpoint has it; returns what it says of the run."""
@@ -314,6 +330,14 @@ class Checkpoints:
 
     def close(self) -> None:
         self.writer.join()
+
+
+def best_validation(ws: Workspace) -> float | None:
+    """The run's best CIDEr (a fraction) on the validation images; None where nothing was validated, and in all processes but the first."""
+    if ws.rank.number:
+        return None
+    best = read_meta(ws.run / "checkpoints" / "last" / "training.safetensors")["best"]
+    return None if best < 0 else float(best)
 
 
 def describe_checkpoint(ws: Workspace, path: Path, backbone: ClipBackbone, step: int) -> None:

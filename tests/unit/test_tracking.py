@@ -1,18 +1,31 @@
 """metrics.jsonl, its truncation on resume, and what W&B really writes."""
 
+import contextlib
 import importlib.util
 import io
 import json
 import os
+import pty
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
+from cgtgan import wandb_run
 from cgtgan.config import WandbConfig
-from cgtgan.tracking import Tracker, read_metrics
+from cgtgan.errors import Stopped
+from cgtgan.tracking import Tracker, read_metrics, stored_wandb_id
+from cgtgan.wandb_run import last_step
+from tests.wandb_server import Server, files, written
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -96,51 +109,315 @@ def test_disabled_writes_nothing_but_the_metrics(tmp_path: Path, alone: None) ->
     assert said.getvalue() == ""
 
 
-def offline(shared: Path, run: Path, rows: int) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
-    """History and summary of every offline W&B run in the folder, in order of its start, once `rows` rows are there: W&B's own
-    process writes them, and offline `finish` does not wait for it."""
+def wait_for(what: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_offline_wandb_holds_the_same_rows(tmp_path: Path, alone: None) -> None:
+    run = tmp_path / "runs" / "demo" / "base" / "seed=0"
+    made, said = start(run, "offline", group="g", tags=["t"])
+    made.log(1, {"train/loss": 0.5, "reward/cos": 1.0})
+    made.log(5, {"train/loss": 0.25})
+    made.log(5, {"eval/CIDEr": 0.75, "eval/epoch": 0.5})
+    made.summarize({"eval/best_CIDEr": 0.75})
+    made.finish()
+    assert said.getvalue() == ""
+    [file] = files(run)
+    found = written(file)
+    assert [(row["_step"], row["train/step"], row["train/loss"]) for row in found.rows] == [(1, 1, 0.5), (5, 5, 0.25)]
+    assert (found.rows[1]["eval/CIDEr"], found.rows[1]["eval/epoch"]) == (0.75, 0.5)
+    assert found.summary["eval/best_CIDEr"] == 0.75
+    assert (found.run.display_name, found.run.run_group, found.run.job_type) == ("demo/base/seed=0", "g", "train")
+    assert list(found.run.tags) == ["t"]
+    assert found.config["seed"] == 0
+    assert found.exit_code == 0
+    steps = dict.fromkeys(("train/*", "reward/*", "advantage/*", "caption/*", "time/*", "memory/*"), "train/step")
+    assert {name: axis for name, axis in found.axes.items() if axis} == steps | {"eval/*": "eval/epoch"}
+    assert {name for name, axis in found.axes.items() if not axis} == {"train/step", "eval/epoch"}
+    assert made.wandb_id == found.run.run_id == stored_wandb_id(run) == (run / "wandb_id.txt").read_text().strip()
+
+
+def test_the_projects_own_reader_finds_the_same(tmp_path: Path, shared: Path, alone: None) -> None:
+    made, _ = start(tmp_path / "run", "offline")
+    for step in range(1, 400):  # more than a block of 32 KiB
+        made.log(step, {f"train/loss_{i}": step + 0.123456789 for i in range(10)})
+    made.finish()
+    [file] = files(tmp_path / "run")
+    assert file.stat().st_size > 2 * 32768
     spec = importlib.util.spec_from_file_location("read_wandb_offline", shared / "tools/read_wandb_offline.py")
     assert spec is not None
     assert spec.loader is not None
     reader = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reader)
-    deadline = time.monotonic() + 60
-    while True:
-        files = sorted(run.glob("wandb/offline-run-*/run-*.wandb"), key=lambda p: p.stat().st_mtime_ns)
-        found = [reader.read(str(path)) for path in files]
-        if sum(len(history) for history, _ in found) >= rows and all(summary for _, summary in found):
-            return found
-        assert time.monotonic() < deadline, f"W&B wrote {found}"
-        time.sleep(0.1)
+    history, _ = reader.read(str(file))
+    ours = written(file)
+    assert [row["_step"] for row in history] == [row["_step"] for row in ours.rows] == list(range(1, 400))
+    assert last_step(file) == 399
+    half = tmp_path / "half.wandb"
+    half.write_bytes(file.read_bytes()[:40000])  # as a kill leaves it
+    assert 0 < last_step(half) < 399
 
 
-def test_offline_wandb_holds_the_same_rows(tmp_path: Path, shared: Path, alone: None) -> None:
-    run = tmp_path / "runs" / "demo" / "base" / "seed=0"
-    made, said = start(run, "offline", group="g", tags=["t"])
-    made.log(1, {"train/loss": 0.5})
-    made.log(5, {"train/loss": 0.25, "eval/CIDEr": 0.75})
-    made.summarize({"eval/best_CIDEr": 0.75})
-    made.finish()
-    assert said.getvalue() == ""
-    [(history, summary)] = offline(shared, run, 2)
-    assert [(row["_step"], row["train/loss"]) for row in history] == [(1, 0.5), (5, 0.25)]
-    assert history[1]["eval/CIDEr"] == 0.75
-    assert summary["eval/best_CIDEr"] == 0.75
-    assert made.wandb_id == (run / "wandb_id.txt").read_text().strip()
-
-
-def test_online_without_a_key_goes_offline_with_a_sentence_and_resumes_under_one_id(tmp_path: Path, shared: Path, alone: None) -> None:
+def test_online_without_a_key_goes_offline_with_a_sentence_and_resumes_under_one_id(tmp_path: Path, alone: None) -> None:
     made, said = start(tmp_path / "run", "online")
     made.log(1, {"a": 1.0})
     made.finish()
-    assert "no API key is found" in said.getvalue()
-    assert "wandb sync" in said.getvalue()
-    again, _ = start(tmp_path / "run", "offline", step=1)
+    [sentence] = said.getvalue().splitlines()
+    assert "no API key is found" in sentence
+    assert f"`wandb sync --include-online {tmp_path / 'run' / 'wandb'}`" in sentence
+    again, said = start(tmp_path / "run", "offline", step=1)
     again.log(2, {"a": 2.0})
-    again.finish(failed=True)
-    assert again.wandb_id == made.wandb_id
-    runs = offline(shared, tmp_path / "run", 2)
-    assert sorted(row["_step"] for history, _ in runs for row in history) == [1, 2]
+    again.finish(RuntimeError("a bug"))
+    assert said.getvalue() == ""
+    first, second = map(written, files(tmp_path / "run"))
+    assert first.run.run_id == second.run.run_id == again.wandb_id == made.wandb_id
+    assert [[row["_step"] for row in found.rows] for found in (first, second)] == [[1], [2]]
+    assert (first.exit_code, second.exit_code) == (0, 1)
+
+
+def test_a_job_that_was_stopped_and_goes_on_is_preempted_not_crashed(tmp_path: Path, alone: None) -> None:
+    made, _ = start(tmp_path, "offline")
+    made.log(1, {"a": 1.0})
+    made.finish(Stopped("the time limit is reached", 75))
+    [file] = files(tmp_path)
+    found = written(file)
+    assert found.preempting
+    assert found.exit_code == 75
+
+
+def test_what_a_kill_took_from_wandb_is_logged_again(tmp_path: Path, alone: None) -> None:
+    """W&B's process keeps some 15 s in memory; killed, its file is a header or ends in the middle."""
+    made, _ = start(tmp_path, "offline")
+    for step in range(1, 6):
+        made.log(step, {"a": float(step)})
+    made.finish()
+    [file] = files(tmp_path)
+    content = file.read_bytes()
+    cut = next(n for n in range(len(content), 0, -1) if file.write_bytes(content[:n]) and last_step(file) == 3)
+    assert cut < len(content)
+    empty = file.parent.with_name(f"offline-run-20200101_000000-{made.wandb_id}")
+    empty.mkdir()
+    (empty / file.name).write_bytes(content[:7])
+    again, _ = start(tmp_path, "offline", step=4)  # the checkpoint
+    again.log(5, {"a": 5.0})
+    again.log(6, {"a": 6.0})
+    again.finish()
+    assert not empty.exists()
+    first, second = files(tmp_path)
+    assert [row["_step"] for row in written(first).rows] == [1, 2, 3]
+    assert [(row["_step"], row["a"]) for row in written(second).rows] == [(4, 4), (5, 5), (6, 6)]
+
+
+def test_the_agent_of_a_wandb_sweep_names_the_run(tmp_path: Path, alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = stored_wandb_id(tmp_path)
+    assert stored_wandb_id(tmp_path, "other") == stored
+    monkeypatch.setenv("WANDB_RUN_ID", "agent123")
+    assert stored_wandb_id(tmp_path) == stored  # a person's own variable is not an agent's
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep123")
+    made, _ = tracker()
+    config = {"seed": 0, "reward_weights": {"name": "clip_agg", "cos_weight": 0.5}}
+    made.start_run(tmp_path, WandbConfig(), config=config, job_type="train")
+    made.finish()
+    [file] = files(tmp_path)
+    found = written(file)
+    assert (found.run.run_id, found.run.sweep_id) == ("agent123", "sweep123")
+    assert stored_wandb_id(tmp_path) == "agent123"
+    assert found.config["reward_weights.cos_weight"] == 0.5  # the agent's own `reward_weights` would hide a part of that name
+
+
+def test_taking_rows_and_tables_costs_the_caller_next_to_nothing(tmp_path: Path, alone: None) -> None:
+    pictures = [tmp_path / f"{n}.jpeg" for n in range(32)]
+    for n, picture in enumerate(pictures):
+        Image.effect_noise((200, 150), 60 + n).save(picture)
+    made, _ = start(tmp_path / "run", "offline")
+    assert made.wandb is not None
+    spent = []
+    for step in range(1, 51):
+        begun = time.perf_counter()
+        made.log(step, {f"train/{i}": 1.0 for i in range(40)})
+        if step % 10 == 0:
+            made.wandb.table(step, "eval/captions", ["picture", "caption"], [[p, f"a caption {p.stem}"] for p in pictures])
+        spent.append(time.perf_counter() - begun)
+        time.sleep(0.005)
+    made.finish()
+    assert sorted(spent)[-5] < 0.005
+    assert max(spent) < 0.2  # on a machine that others use too
+    [file] = files(tmp_path / "run")
+    found = written(file)
+    assert [row["_step"] for row in found.rows if "eval/captions" in row] == [10, 20, 30, 40, 50]
+    assert {row["eval/captions"]["nrows"] for row in found.rows if "eval/captions" in row} == {32}
+    assert not (tmp_path / "home" / ".local").exists()  # nothing of the run lies in the home folder
+
+
+# --------------------------------------------------------------------------------- a server that is away, hangs or refuses
+
+
+@pytest.fixture
+def server(alone: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    made = Server()
+    monkeypatch.setenv("WANDB_BASE_URL", made.url)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    yield made
+    made.close()
+
+
+def test_online_and_what_the_server_has_is_the_run(tmp_path: Path, server: Server) -> None:
+    made, said = start(tmp_path, "online", group="g")
+    made.log(1, {"train/loss": 0.5})
+    made.log(2, {"train/loss": 0.4})
+    made.summarize({"eval/best_CIDEr": 0.75})
+    made.finish()
+    assert said.getvalue() == ""
+    run = server.runs[str(made.wandb_id)]
+    assert [(row["_step"], row["train/step"], row["train/loss"]) for row in run.history] == [(1, 1, 0.5), (2, 2, 0.4)]
+    assert run.summary["eval/best_CIDEr"] == 0.75
+    assert run.variables[0]["groupName"] == "g"
+    # a kill after the checkpoint at 3, whose row W&B has not got; then rows of which it has the first
+    with (tmp_path / "metrics.jsonl").open("a") as f:
+        f.write('{"step": 3, "train/loss": 0.3}\n')
+    again, said = start(tmp_path, "online", step=3)
+    again.log(4, {"train/loss": 0.2})
+    again.finish()
+    assert [(row["_step"], row["train/loss"]) for row in run.history] == [(1, 0.5), (2, 0.4), (3, 0.3), (4, 0.2)]
+    assert run.summary["eval/best_CIDEr"] == 0.75
+    assert list(server.runs) == [made.wandb_id]
+
+
+@pytest.mark.parametrize(
+    ("mode", "only", "words", "seconds"),
+    [
+        ("closed", "", "cannot be reached", 3),
+        ("hang", "", "does not answer", 7),
+        ("500", "", "answers with 500", 3),
+        ("403", "", "did not take the run", 4),  # a wrong key, a full quota
+    ],
+)
+def test_no_server_is_one_sentence_and_a_run_on_disk(
+    tmp_path: Path, server: Server, mode: str, only: str, words: str, seconds: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.mode, server.only = mode, only
+    if mode == "closed":
+        server.close()
+    begun = time.monotonic()
+    made, said = start(tmp_path, "online")
+    for step in range(1, 4):
+        made.log(step, {"train/loss": 0.5})
+    called = time.monotonic() - begun
+    made.finish()
+    assert called < 0.2
+    assert time.monotonic() - begun < seconds + 3  # W&B's own start takes 2 s of them, more on a busy machine
+    [sentence] = said.getvalue().splitlines()
+    assert words in sentence
+    assert f"`wandb sync --include-online {tmp_path / 'wandb'}` sends it later" in sentence
+    [file] = files(tmp_path)
+    assert file.parent.name.startswith("offline-run-")
+    assert [row["_step"] for row in written(file).rows] == [1, 2, 3]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("mode", "only"), [("hang", ""), ("500", ""), ("403", "file_stream")])
+def test_a_server_that_goes_away_takes_nothing_from_the_run_and_gets_it_later(
+    tmp_path: Path, server: Server, mode: str, only: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made, said = start(tmp_path, "online", finish_seconds=2.0)
+    made.log(1, {"train/loss": 0.5})
+    wait_for(lambda: bool(server.runs))
+    server.mode, server.only = mode, only
+    for step in range(2, 6):
+        made.log(step, {"train/loss": 0.5})
+    begun = time.monotonic()
+    made.finish()
+    assert time.monotonic() - begun < 6
+    [sentence] = said.getvalue().splitlines()
+    assert "W&B did not take all of this run" in sentence
+    assert "`wandb sync --include-online" in sentence
+    [file] = files(tmp_path)
+    assert [row["_step"] for row in written(file).rows] == [1, 2, 3, 4, 5]
+    assert capfd.readouterr() == ("", "")
+    server.mode = "ok"
+    sync(tmp_path)
+    assert {row["_step"] for row in server.runs[str(made.wandb_id)].history} == {1, 2, 3, 4, 5}
+    assert list(server.runs) == [made.wandb_id]
+
+
+def sync(run: Path) -> None:
+    wandb = [sys.executable, "-m", "wandb", "sync", "--include-online", str(run / "wandb")]
+    done = subprocess.run(wandb, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+
+
+def test_wandb_sync_makes_one_run_of_all_starts(tmp_path: Path, server: Server) -> None:
+    for first in (1, 4, 7):
+        made, _ = start(tmp_path, "offline", step=first - 1)
+        for step in range(first, first + 3):
+            made.log(step, {"train/loss": float(step)})
+        made.summarize({f"eval/from_{first}": first})
+        made.finish()
+        time.sleep(1)  # W&B names its folders by the second
+    sync(tmp_path)
+    assert list(server.runs) == [made.wandb_id]
+    run = server.runs[str(made.wandb_id)]
+    assert [(row["_step"], row["train/loss"]) for row in run.history] == [(n, n) for n in range(1, 10)]
+    assert [run.summary[f"eval/from_{first}"] for first in (1, 4, 7)] == [1, 4, 7]
+
+
+def test_a_process_of_wandb_that_is_stuck_is_ended(
+    tmp_path: Path, alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_run, "GRACE_SECONDS", 1.0)
+    made, said = start(tmp_path, "offline", finish_seconds=0.1)
+    made.log(1, {"a": 1.0})
+    wait_for(lambda: made.wandb is not None and made.wandb.opened)
+    [service] = wandb_processes()
+    os.kill(service, signal.SIGSTOP)
+    begun = time.monotonic()
+    made.finish()
+    assert 1 < time.monotonic() - begun < 4
+    assert "W&B's own process does not end" in said.getvalue()
+    assert len(said.getvalue().splitlines()) == 1
+    wait_for(lambda: not wandb_processes())
+    again, said = start(tmp_path / "next", "offline")  # the next run of a multirun
+    again.log(1, {"a": 1.0})
+    again.finish()
+    assert said.getvalue() == ""
+    assert len(written(files(tmp_path / "next")[0]).rows) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def wandb_processes() -> list[int]:
+    """W&B's processes that belong to this one."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            text = status.read_text()
+            if "Name:\twandb-core" in text and f"PPid:\t{os.getpid()}\n" in text and "State:\tZ" not in text:
+                found.append(int(status.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_nobody_is_asked_for_a_key_at_a_terminal(tmp_path: Path, alone: None, mode: str) -> None:
+    code = (
+        "from pathlib import Path; from cgtgan.tracking import Tracker; from cgtgan.config import WandbConfig; t = Tracker(); "
+        f"t.start_run(Path('run'), WandbConfig(mode='{mode}'), config={{}}, job_type='train'); t.log(1, {{'a': 1.0}}); t.finish()"
+    )
+    ours, theirs = pty.openpty()
+    environment = {k: v for k, v in os.environ.items() if k != "WANDB_SILENT"} | {"PYTHONPATH": str(ROOT)}
+    job = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # how a terminal ends
+        while piece := os.read(ours, 4096):
+            said += piece
+            assert b"choice" not in said, said
+    assert job.wait(timeout=60) == 0
+    os.close(ours)
+    lines = said.decode().split()
+    assert lines == [] if mode == "offline" else "key" in lines
+    assert len(written(files(tmp_path / "run")[0]).rows) == 1
 
 
 def test_progress_without_a_terminal_is_a_line_a_quarter() -> None:
