@@ -4,13 +4,21 @@ PY := $(VENV)/bin/python
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint install clean-demo
+.PHONY: demo test test-slurm lint install clean-demo
 
 demo: install
 	$(PY) run.py experiment=demo
 
 test: install
 	$(PY) -m pytest
+
+# the tests against a real SLURM, which they start on 127.0.0.1; as root the Debian packages for it are installed where they are missing
+SLURM_PACKAGES := slurmctld slurmd munge slurm-client slurmdbd mariadb-server-core
+test-slurm: install
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v sbatch && [ -x /usr/sbin/slurmd ] && [ -x /usr/sbin/slurmctld ] \
+	  && [ -x /usr/sbin/slurmdbd ] && [ -x /usr/sbin/munged ] && [ -x /usr/sbin/mariadbd ]; } >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES); fi
+	CGTGAN_SLURM=1 $(PY) -m pytest -n0 tests/slurm
 
 lint: install
 	$(VENV)/bin/ruff check .
@@ -26,7 +34,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PY) -m pip --version >/dev/null 2>&1 || python3 -m venv --clear $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check "setuptools<82" wheel
 	$(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[clip,slurm,serve,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[clip,slurm,serve,optuna,dev]'
 	touch $@
 
 # removes what the demo made: `make demo` starts from nothing again

@@ -278,7 +278,7 @@ class WandbConfig:
     mode: str = "offline"  # offline | online | disabled
     project: str = "cgtgan"
     entity: str | None = None
-    group: str | None = None  # null: the name of the sweep that started it (cli.sweep_name)
+    group: str | None = None  # null: the name of the sweep that started it (run.py)
     tags: list[str] = field(default_factory=list)  # beside experiment, corpus, backbone and reward, which every run has
     artifacts: bool = False  # the best checkpoint, and captions and scores, as artifacts
     finish_seconds: float = 10.0  # how long the end of a run waits for W&B to take the rest; with artifacts it may need more

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from cgtgan import cli
@@ -31,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 YAMLS = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml"))
 SWEEPS = sorted(p.stem for p in (ROOT / "sweeps").glob("*.yaml"))
-GROUPS = [name for name in YAMLS if "/" in name and not name.startswith(("experiment/", "hydra/", "sweep/"))]
+GROUPS = [name for name in YAMLS if "/" in name and not name.startswith(("ablation/", "experiment/", "hydra/", "sweep/"))]
 EXPERIMENTS = [name.removeprefix("experiment/") for name in YAMLS if name.startswith("experiment/")]
 # What an option needs besides itself.
 NEEDS = {
@@ -43,59 +34,6 @@ NEEDS = {
     "clip_backbone/demo": ["experiment=demo"],
     "experiment/coco_sample": ["dataset.root=photos"],
 }
-
-
-@pytest.fixture
-def composed() -> Iterator[Callable[..., Any]]:
-    """Overrides -> the composed DictConfig."""
-    ConfigStore.instance().store(name="cgtgan_schema", node=Config)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield lambda *overrides, **kwargs: compose("config", overrides=list(overrides), **kwargs)
-
-
-@pytest.fixture
-def typed(composed) -> Callable[..., Config]:
-    """Overrides -> the typed config, checked as run.py does it."""
-
-    def make(*overrides: str) -> Config:
-        cfg: Any = OmegaConf.to_object(composed(*overrides))
-        cli.check(cfg)
-        return cfg
-
-    return make
-
-
-@pytest.fixture
-def run_py(monkeypatch, tmp_path) -> Callable[..., int]:
-    """`python run.py ARGUMENTS` in this process; `stage` takes the place of every stage's `run`."""
-    spec = importlib.util.spec_from_file_location("run", ROOT / "run.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "run", module)
-    for name in (
-        "OMP_WAIT_POLICY",
-        "TOKENIZERS_PARALLELISM",
-        "HF_HUB_DISABLE_TELEMETRY",
-        "HF_HUB_ETAG_TIMEOUT",
-        "HYDRA_FULL_ERROR",
-    ):
-        monkeypatch.setenv(name, os.environ.get(name, "1"))
-    spec.loader.exec_module(module)
-    monkeypatch.chdir(tmp_path)
-
-    def start(*arguments: str, stage: Callable[[Config], None] | None = None) -> int:
-        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
-        if stage is not None:
-            for name in STAGES:
-                monkeypatch.setitem(sys.modules, f"cgtgan.stages.{name}", SimpleNamespace(run=stage))
-        GlobalHydra.instance().clear()
-        try:
-            return module.main()
-        finally:
-            cli.failures = None
-
-    return start
 
 
 def command_line(*arguments: str, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -138,32 +76,15 @@ def test_reward_options_are_the_presets_that_run_folders_leave_out(typed):
     assert {option: weights(option) for option in cli.groups()["reward_weights"]} == REWARD_PRESETS
 
 
-def sweep_jobs(cfg: Any) -> list[list[str]]:
-    params = [f"{key}={value}" for key, value in cfg.hydra.sweeper.params.items()]
-    overrides = OverridesParser.create().parse_overrides(params)
-    (batch,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    return batch
-
-
-@pytest.mark.parametrize("name", SWEEPS)
-def test_every_job_of_every_sweep_is_valid_and_has_a_run_folder_of_its_own(composed, typed, name):
-    head = (ROOT / "sweeps" / f"{name}.yaml").read_text(encoding="utf-8")
-    assert "# Question:" in head
-    assert "# Cost:" in head
-    jobs = sweep_jobs(composed(f"sweep={name}", return_hydra_config=True))
-    folders = {run_folder(typed(f"sweep={name}", *job)) for job in jobs}
-    assert len(folders) == len(jobs) > 1
-
-
 def test_no_yaml_is_left_out():
-    rest = set(YAMLS) - set(GROUPS) - {f"experiment/{e}" for e in EXPERIMENTS} - {f"sweep/{s}" for s in SWEEPS}
-    assert rest == {"config", "hydra/launcher/slurm"}
+    sorts = {f"{group}/{option}" for group in ("ablation", "experiment", "sweep") for option in cli.groups()[group]}
+    rest = set(YAMLS) - set(GROUPS) - sorts
+    assert rest == {"config", "hydra/launcher/slurm", "hydra/launcher/submitit_local"}
     assert (CONF / "sweep").is_symlink()
     assert not (CONF / "sweep").readlink().is_absolute()
 
 
 def test_slurm_launcher_has_resources_a_limit_and_requeues(composed):
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     launcher = composed("hydra/launcher=slurm", return_hydra_config=True).hydra.launcher
     assert launcher._target_.endswith("SlurmLauncher")
     assert launcher.max_num_timeout > 0
@@ -236,10 +157,24 @@ SENTENCES = {
     "~train.steps": "~train.steps cannot be taken away: give it a value, or null where null is accepted",
     "reward_weights=clip_ag": "reward_weights=clip_ag is not accepted (did you mean clip_agg?): it must be one of clip_agg, ",
     "experiment=dmo": "experiment=dmo is not accepted (did you mean demo?): it must be one of coco_coco",
-    "sweep=x": "sweep=x is not accepted: it must be one of demo_table, reward_weights, temperature",
+    "sweep=x": "sweep=x is not accepted: it must be one of corpora, demo_table, discriminator, ",
+    "-m sweep=temprature": "sweep=temprature is not accepted (did you mean temperature?)",
+    "-m experiment=demo,demo_xx": "experiment=demo_xx is not accepted (did you mean demo?)",
+    "-m sweep=temperature reward_weights=clip_agg,clip_co": "reward_weights=clip_co is not accepted (did you mean clip_cos?)",
+    "-m sweep=temperature aggregation_t.tt=1,2": "no setting aggregation_t.tt; did you mean aggregation_t.t?",
+    "ablation=no_disc": "ablation=no_disc is not accepted (did you mean no_discriminator?): it must be one of no_discriminator, none",
     "aggregation_t=100": "one of t100, t175; any other temperature is aggregation_t.t=NUMBER",
     "decode=null": "decode=null is not accepted: it must be one of beam, best_of_n, greedy, sample",
     "hydra/launcher=slrm": "hydra/launcher=slrm is not accepted (did you mean slurm?)",
+    # Hydra's own
+    "hydra/lancher=slurm": "no setting hydra/lancher; did you mean hydra/launcher?",
+    "hydra/qqq=x": "no setting hydra/qqq; hydra/ has launcher, sweeper, job_logging, ",
+    "hydra/sweeper=optun": "hydra/sweeper=optun is not accepted (did you mean optuna?)",
+    "-m seed=0,1 hydra.launcher.partitoin=x": "no setting hydra.launcher.partitoin: hydra/launcher=basic has none; choose another first, ",
+    "sweep=optuna_reward_weights hydra.sweeper.n_trial=3": "no setting hydra.sweeper.n_trial; did you mean hydra.sweeper.n_trials?",
+    "hydra.swep.dir=x": "no setting hydra.swep; did you mean hydra.sweep or hydra.sweeper?",
+    "hydra.sweeper.partition=x": "no setting hydra.sweeper.partition; hydra.sweeper has max_batch_size, params",
+    "+hydra.verbos=true": "no setting hydra.verbos; did you mean hydra.verbose?",
     # wrong type
     "seed=abc": "seed=abc is not accepted: it must be a whole number (0 to 2**31-1)",
     "seed=null": "seed=null is not accepted: it must be a whole number (0 to 2**31-1)",
@@ -414,7 +349,7 @@ def test_help_is_one_true_screenful_without_hydra_or_torch(tmp_path, no_torch):
     assert max(map(len, lines)) <= 100
     assert list(cli.STAGE_HELP) == list(STAGES)
     words = done.stdout.replace("*", "").split()
-    for word in [*STAGES, *(part for name in YAMLS if "/" in name for part in name.rsplit("/", 1)), *SWEEPS, "submitit_local"]:
+    for word in [*STAGES, *(part for name in YAMLS if "/" in name for part in name.rsplit("/", 1)), *SWEEPS]:
         assert word in words
     assert "coco*" in done.stdout.split()
 
@@ -439,31 +374,72 @@ def test_a_wrong_setting_ends_before_torch_within_two_seconds(tmp_path, no_torch
     assert done.stdout == ""
 
 
-def test_cfg_job_and_completion_keep_working(tmp_path, no_torch):
-    shown = command_line("--cfg", "job", "experiment=demo", cwd=tmp_path, path=no_torch)
-    assert shown.returncode == 0
-    assert OmegaConf.create(shown.stdout).train.steps == 300
-    info = command_line("--info", "defaults", cwd=tmp_path, path=no_torch)
-    assert "cgtgan_schema" in info.stdout
-    assert "Hydra (" in command_line("--hydra-help", cwd=tmp_path, path=no_torch).stdout
-    env = os.environ | {"COMP_LINE": "run.py experiment=demo_t", "COMP_POINT": "24"}
-    command = [sys.executable, str(ROOT / "run.py"), "-sc", "query=bash"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout.strip() == "experiment=demo_tiny"
+def test_cfg_and_info_keep_working(tmp_path, no_torch):
+    def shown(*arguments: str) -> str:
+        done = command_line(*arguments, cwd=tmp_path, path=no_torch)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    assert OmegaConf.create(shown("--cfg", "job", "experiment=demo")).train.steps == 300
+    swept = OmegaConf.create(shown("--cfg", "all", "sweep=temperature"))
+    assert (swept.name, swept.hydra.sweeper.params["aggregation_t.t"]) == ("coco_coco", "25,50,100,150,175,200")
+    assert "BasicLauncher" in shown("--cfg", "hydra")
+    assert "Hydra (" in shown("--hydra-help")
+    assert "cgtgan_schema" in shown("--info", "defaults")
+    assert "Config search path" in shown("--info", "config")
+    assert "Installed Hydra Plugins" in shown("--info", "all")
+
+
+COMPLETE = """
+eval "$(python run.py -sc install=bash)"
+complete -p python | grep -q hydra_bash_completion || exit 3
+COMP_LINE="$1" COMP_POINT=${#1}
+words=($1)
+COMP_CWORD=$((${#words[@]} - 1))
+hydra_bash_completion
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("typed_so_far", "choices"),
+    [
+        ("experiment=demo_t", ["experiment=demo_tiny"]),
+        ("-m sweep=te", ["sweep=temperature"]),
+        ("reward_weights=", [f"reward_weights={name}" for name in REWARD_PRESETS]),
+        ("sweep=", [f"sweep={name}" for name in SWEEPS]),
+        ("experiment=demo train.num", ["train.num_samples="]),
+    ],
+)
+def test_bash_completes_groups_options_and_fields(no_torch, typed_so_far, choices):
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(no_torch)}
+    command = ["bash", "-c", COMPLETE, "bash", f"python run.py {typed_so_far}"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == choices
+
+
+def test_a_search_whose_extra_is_missing_says_what_to_install(tmp_path):
+    plugins = tmp_path / "bare" / "hydra_plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "__init__.py").touch()  # in the way of the installed plugins
+    done = command_line("-m", "sweep=optuna_reward_weights", cwd=tmp_path, path=plugins.parent)
+    assert done.returncode == 2
+    assert done.stderr == "error: hydra/sweeper=optuna needs the extra `optuna`, which is not installed: pip install -e '.[optuna]'\n"
 
 
 @pytest.mark.parametrize("launcher", ["slurm", "submitit_local"])
 def test_a_launcher_whose_extra_is_missing_says_what_to_install(tmp_path, launcher):
-    plugins = tmp_path / "bare" / "hydra_plugins"
-    plugins.mkdir(parents=True)
-    (plugins / "__init__.py").touch()  # in the way of the installed plugins
-    done = command_line("-m", f"hydra/launcher={launcher}", "seed=0,1", cwd=tmp_path, path=plugins.parent)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "submitit.py").write_text("raise ImportError")  # in the way of the installed one
+    done = command_line("-m", f"hydra/launcher={launcher}", "seed=0,1", cwd=tmp_path, path=bare)
     assert done.returncode == 2
     assert done.stderr == "error: hydra/launcher needs the extra `slurm`, which is not installed: pip install -e '.[slurm]'\n"
 
 
 @pytest.mark.skipif(shutil.which("srun") is not None, reason="SLURM is installed here")
 def test_slurm_without_slurm_is_a_sentence(run_py, capsys):
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    pytest.importorskip("submitit")
     assert run_py("-m", "hydra/launcher=slurm", "experiment=demo", "seed=0,1") == 2
     assert "hydra/launcher=slurm finds no `srun`" in capsys.readouterr().err

@@ -1,0 +1,135 @@
+"""Sweeps as jobs, without SLURM: processes of this machine, what is refused before, what is done already, and what a job file keeps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cgtgan import cli
+from cgtgan.config import Config, WandbConfig
+from cgtgan.launching import job_file
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def local_sweep(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    common = ("-m", "hydra/launcher=submitit_local", "experiment=demo_tiny", "threads=1", "wandb=disabled")
+    return subprocess.run([sys.executable, str(ROOT / "run.py"), *common, *overrides], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_jobs_of_this_machine_end_each_for_itself(tmp_path: Path) -> None:
+    """Scoring captions of one's own needs no torch model: one file is there, one is not."""
+    references = {"images": [{"id": 1}], "annotations": [{"id": 1, "image_id": 1, "caption": "a red circle on a table"}]}
+    (tmp_path / "references.json").write_text(json.dumps(references))
+    (tmp_path / "good.json").write_text(json.dumps([{"image_id": 1, "caption": "a red circle"}]))
+    points = ("captions=good.json,bad.json", "variant='${captions}'", "evaluate.references=references.json", "evaluate.metrics=[bleu]")
+    done = local_sweep(tmp_path, "stage=evaluate", *points)
+    assert done.returncode == 1, done.stdout + done.stderr
+    good, bad = (next((tmp_path / "runs/demo_tiny").glob(f"{name}.json/seed=0/job.json")) for name in ("good", "bad"))
+    made, failed = json.loads(good.read_text()), json.loads(bad.read_text())
+    assert (made["state"], failed["state"]) == ("done", "failed")
+    assert "captions=good.json  done  [" in done.stdout
+    reason = failed["reason"]
+    assert reason.startswith("failed: ")
+    assert "bad.json" in reason
+    assert done.stderr == f"error: 1 failed:\n  captions=bad.json: {reason}  (log: {failed['log']})\n"
+    assert reason.removeprefix("failed: ") in Path(failed["log"]).read_text()
+    assert (tmp_path / "good_scores").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("seed=0,1", "train.batch_size=8,-3"), "seed=0 train.batch_size=-3: train.batch_size=-3 is not accepted"),
+        (("evaluate.split=val,test",), "evaluate.split=val and evaluate.split=test have the same run folder, "),
+    ],
+)
+def test_a_wrong_sweep_is_refused_whole(tmp_path: Path, overrides: tuple[str, ...], said: str) -> None:
+    done = local_sweep(tmp_path, *overrides)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {said}")
+    assert done.stderr.endswith("; nothing is submitted\n")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("runs/demo_tiny"))
+
+
+def test_a_launcher_without_a_sweep_is_not_passed_over_in_silence() -> None:
+    assert cli.launcher_of_one(["experiment=demo", "hydra/launcher=slurm"]) == (
+        "hydra/launcher=slurm is for several runs, or for one as a job: add -m"
+    )
+    for argv in (["-m", "hydra/launcher=slurm"], ["sweep=seeds", "hydra/launcher=slurm"], ["hydra/launcher=basic"]):
+        assert cli.launcher_of_one(argv) is None
+    assert cli.launcher_of_one(["--cfg", "job", "hydra/launcher=slurm"]) is None
+
+
+# ------------------------------------------------------------------------------------------------------------------ job.json
+
+
+def finished(cfg: Config, folder: Path) -> dict[str, Any]:
+    """A run folder with what a training leaves, and its job file."""
+    (folder / "checkpoints/last").mkdir(parents=True)
+    (folder / "checkpoints/last/generator.safetensors").write_bytes(b"weights")
+    fingerprints = {"settings": job_file.settings_fingerprint(cfg), "inputs": job_file.inputs_fingerprint(cfg)}
+    record = {"state": "done", "made": job_file.made(folder), **fingerprints}
+    job_file.write(folder, record)
+    return record
+
+
+def test_done_is_what_was_made_with_these_settings_and_is_there(tmp_path: Path) -> None:
+    text = tmp_path / "corpus.txt"
+    text.write_text("a dog\n")
+    cfg = Config(stage="train")
+    cfg.corpus.path = str(text)
+    record = finished(cfg, tmp_path / "run")
+    assert job_file.is_done(tmp_path / "run", cfg, record)
+    assert not job_file.is_done(tmp_path / "run", replace(cfg, seed=1), record)
+    assert not job_file.is_done(tmp_path / "run", replace(cfg, stage="caption"), record)
+    assert not job_file.is_done(tmp_path / "run", cfg, record | {"state": "failed"})
+    assert not job_file.is_done(tmp_path / "run", cfg, record | {"made": {}})
+    text.write_text("a dog\na cat\n")
+    assert not job_file.is_done(tmp_path / "run", cfg, record)
+    record["inputs"] = job_file.inputs_fingerprint(cfg)
+    assert job_file.is_done(tmp_path / "run", cfg, record)
+    (tmp_path / "run/checkpoints/last/generator.safetensors").write_bytes(b"half")
+    assert not job_file.is_done(tmp_path / "run", cfg, record)
+
+
+def test_inputs_do_not_hang_on_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = job_file.inputs_fingerprint(Config())
+    (tmp_path / "notes.txt").write_text("x")
+    assert job_file.inputs_fingerprint(Config()) == before
+
+
+def test_the_first_reason_of_a_job_is_kept_unless_it_only_follows(tmp_path: Path) -> None:
+    job_file.write(tmp_path, {"state": "running"})
+    job_file.update_failed(tmp_path, "process 0 of 2 lost another one", 1, follows=True)
+    job_file.update_failed(tmp_path, "no room on the disk", 2, follows=False)
+    job_file.update_failed(tmp_path, "process 3 of 4 lost another one", 1, follows=True)
+    job_file.update_failed(tmp_path, "another", 1, follows=False)
+    found = job_file.read(tmp_path)
+    assert (found["state"], found["reason"], found["code"]) == ("failed", "no room on the disk", 2)
+
+
+def test_where_a_run_is_seen_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_ENTITY", "WANDB_BASE_URL", "WANDB_SWEEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "wandb_id.txt").write_text("0a1b2c3d\n")
+    online = Config(stage="train", wandb=WandbConfig(mode="online", entity="lab", project="captions"))
+    assert job_file.wandb_place(online, tmp_path) == {"id": "0a1b2c3d", "url": "https://wandb.ai/lab/captions/runs/0a1b2c3d"}
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.lab.org/")
+    assert job_file.wandb_place(online, tmp_path) == {"id": "0a1b2c3d", "url": "https://wandb.lab.org/lab/captions/runs/0a1b2c3d"}
+    online.wandb.entity = None
+    assert job_file.wandb_place(online, tmp_path) == {"id": "0a1b2c3d"}
+    offline = job_file.wandb_place(Config(stage="train"), tmp_path)
+    assert offline == {"id": "0a1b2c3d", "sync": f"wandb sync --include-online {tmp_path / 'wandb'}"}
+    assert job_file.wandb_place(Config(stage="train", wandb=WandbConfig(mode="disabled")), tmp_path) is None
+    fresh = job_file.wandb_place(Config(stage="train"), tmp_path / "other")
+    assert fresh
+    assert (tmp_path / "other/wandb_id.txt").read_text().strip() == fresh["id"]
