@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -438,8 +437,8 @@ def test_a_launcher_whose_extra_is_missing_says_what_to_install(tmp_path, launch
     assert done.stderr == "error: hydra/launcher needs the extra `slurm`, which is not installed: pip install -e '.[slurm]'\n"
 
 
-@pytest.mark.skipif(shutil.which("srun") is not None, reason="SLURM is installed here")
-def test_slurm_without_slurm_is_a_sentence(run_py, capsys):
+def test_slurm_without_slurm_is_a_sentence(run_py, capsys, monkeypatch, tmp_path):
     pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))  # also where SLURM is installed
     assert run_py("-m", "hydra/launcher=slurm", "experiment=demo", "seed=0,1") == 2
     assert "hydra/launcher=slurm finds no `srun`" in capsys.readouterr().err
