@@ -226,10 +226,14 @@ class MeteorRun:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _ask(self, line: str) -> None:
+    def _ask(self, *lines: str) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(line.encode(errors="replace") + b"\n")
+        self._process.stdin.write("".join(line + "\n" for line in lines).encode(errors="replace"))
         self._process.stdin.flush()
+
+    def _send(self, lines: list[str]) -> None:
+        with contextlib.suppress(OSError, ValueError):  # of a METEOR that ends early, whoever reads its answers says why
+            self._ask(*lines)
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
@@ -255,10 +259,11 @@ class MeteorRun:
             self._outcome = JavaError(why)
 
     def _score(self, requests: list[str]) -> tuple[float, list[float]]:
-        statistics: list[str] = []
-        for request in requests:
-            self._ask(request)
-            statistics.append(self._answer())
+        # all requests are sent ahead: an answer that Python's other threads keep waiting must not keep METEOR waiting too
+        sender = threading.Thread(target=self._send, args=(requests,), name="meteor requests", daemon=True)
+        sender.start()
+        statistics = [self._answer() for _ in requests]
+        sender.join()
         self._ask(" ||| ".join(["EVAL", *statistics]))
         each = [float(self._answer()) for _ in statistics]
         return float(self._answer()), each

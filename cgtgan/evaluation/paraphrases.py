@@ -2,24 +2,24 @@
 
 METEOR reads 5.3 million pairs of phrases for every start, though a pair can only match where one phrase stands in a caption and the
 other in a reference. Its authors' own program `FilterParaphrase` cuts the table to a test set, but reads it whole for that. Here the
-table is put once a machine into a form that is searched in half a second (145 MB under ~/.cache/cgtgan); nothing else of METEOR is
+table is put once a machine into a form that is searched in half a second (133 MB under ~/.cache/cgtgan); nothing else of METEOR is
 touched. Without that file, or where it cannot be written, METEOR reads its own table.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import os
 import re
+import shutil
 import subprocess
 import sys
-import zipfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -36,13 +36,13 @@ _MARKER = "DOTMULTI"  # METEOR's own mark for dots, which it takes out of a text
 _DOTS = re.compile(r"(?:[a-z0-9]+\.+){12}")  # so many parts that joining them in every way would take long
 
 
-def cache_file(table: Path) -> Path:
+def cache_folder(table: Path) -> Path:
     """Where the searchable form of `table` lies; the name carries the table's checksum and length, as gzip keeps them at its end."""
     with table.open("rb") as file:
         file.seek(-8, os.SEEK_END)
         mark = file.read(8).hex()
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    return home / "cgtgan" / f"meteor-paraphrases-{mark}-v1.npz"
+    return home / "cgtgan" / f"meteor-paraphrases-{mark}-v2"
 
 
 @dataclass(frozen=True)
@@ -88,30 +88,28 @@ def _joins(parts: Sequence[str]) -> tuple[str, ...]:
 class ParaphraseTable:
     """METEOR's P pairs of phrases, searchable; phrases and words are numbered.
 
-    `text` uint8 holds N phrases and `sizes` (N,) uint16 their bytes; `words` are the V different runs of a-z and 0-9 in them, `runs` (R,)
-    those of all phrases one after the other, `counts` (N,) uint16 how many each has; `first`, `second` (P,) are the phrases of the pairs.
+    `text` uint8 holds N phrases, which end at `ends` (N,); `words` are the V different runs of a-z and 0-9 in them, `runs` (R,) those of
+    all phrases one after the other; `filled` (N,) bool are the phrases that have any, `starts` where in `runs` each of these begins;
+    `first`, `second` (P,) are the phrases of the pairs. Numbers are int32, `runs` uint16 where that is enough.
     """
 
     text: NDArray[np.uint8]
-    sizes: NDArray[np.uint16]
+    ends: NDArray[np.int32]
     words: Sequence[str]
-    runs: NDArray[np.int32]
-    counts: NDArray[np.uint16]
+    runs: NDArray[Any]
+    filled: NDArray[np.bool_]
+    starts: NDArray[np.int32]
     first: NDArray[np.int32]
     second: NDArray[np.int32]
 
     @classmethod
-    def read(cls, file: Path) -> ParaphraseTable | None:
-        """None where the file is not there; one that is not whole is removed."""
+    def read(cls, folder: Path) -> ParaphraseTable | None:
+        """Mapped into memory. None where the folder is not there; one that is not whole is removed."""
         try:
-            with np.load(file, allow_pickle=False) as found:
-                words = found["words"].tobytes().decode("ascii").split("\n")
-                return cls(words=words, **{name: found[name] for name in ("text", "sizes", "runs", "counts", "first", "second")})
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            with contextlib.suppress(OSError):
-                file.unlink()
+            words = np.load(folder / "words.npy").tobytes().decode("ascii").split("\n")
+            return cls(words=words, **{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _COLUMNS})
+        except (OSError, ValueError, EOFError):
+            shutil.rmtree(folder, ignore_errors=True)
             return None
 
     @classmethod
@@ -125,31 +123,42 @@ class ParaphraseTable:
                     numbers.setdefault(phrase, len(numbers))
                 side.append(np.fromiter(map(numbers.__getitem__, phrases), np.int32, len(phrases)))
         words: dict[str, int] = {}
-        runs, counts = array("i"), array("H")
+        runs, counts = array("i"), array("i")
         for phrase in numbers:
             found = _RUN.findall(phrase.decode())
             runs.extend(words.setdefault(run, len(words)) for run in found)
             counts.append(len(found))
         first, second = (np.concatenate(side) if side else np.zeros(0, np.int32) for side in sides)
-        text, sizes = np.frombuffer(b"".join(numbers), np.uint8), np.fromiter(map(len, numbers), np.uint16, len(numbers))
-        return cls(text, sizes, list(words), np.array(runs, np.int32), np.array(counts, np.uint16), first, second)
+        each = np.array(counts, np.int32)
+        return cls(
+            text=np.frombuffer(b"".join(numbers), np.uint8),
+            ends=np.cumsum(np.fromiter(map(len, numbers), np.int32, len(numbers)), dtype=np.int32),
+            words=list(words),
+            runs=np.array(runs, np.uint16 if len(words) <= 2**16 else np.int32),
+            filled=each > 0,
+            starts=(np.cumsum(each, dtype=np.int32) - each)[each > 0],
+            first=first,
+            second=second,
+        )
 
-    def save(self, file: Path) -> None:
+    def save(self, folder: Path) -> None:
         """Whole or not at all."""
-        columns = {name: value for name, value in vars(self).items() if name != "words"}
-        with atomic_path(file) as beside, beside.open("wb") as out:
-            np.savez(out, words=np.frombuffer("\n".join(self.words).encode("ascii"), np.uint8), **columns)
+        with atomic_path(folder) as beside:
+            beside.mkdir()
+            np.save(beside / "words.npy", np.frombuffer("\n".join(self.words).encode("ascii"), np.uint8))
+            for name in _COLUMNS:
+                np.save(beside / f"{name}.npy", getattr(self, name))
 
     def cut(self, captions: Iterable[str], references: Iterable[str]) -> bytes:
         """The pairs that can match between a caption and a reference, whichever way round, in METEOR's format and order."""
         in_captions, in_references = self._within(Runs.of(captions)), self._within(Runs.of(references))
         first, second = self.first, self.second
         kept = (in_captions[first] & in_references[second]) | (in_references[first] & in_captions[second])
-        text, ends = self.text.tobytes(), np.cumsum(self.sizes, dtype=np.int64)
+        text, ends = self.text.data, self.ends
         lines = [b"1\n"] * (3 * int(kept.sum()))  # METEOR does not look at a pair's probability
         for place, side in enumerate((first[kept], second[kept]), start=1):
-            spans = zip((ends[side] - self.sizes[side]).tolist(), ends[side].tolist(), strict=True)
-            lines[place::3] = [text[start:end] + b"\n" for start, end in spans]
+            begins = np.where(side > 0, ends[side - 1], 0)
+            lines[place::3] = [bytes(text[a:b]) + b"\n" for a, b in zip(begins.tolist(), ends[side].tolist(), strict=True)]
         return b"".join(lines)
 
     def _within(self, texts: Runs) -> NDArray[np.bool_]:
@@ -159,18 +168,20 @@ class ParaphraseTable:
         numbers = {word: number for number, word in enumerate(self.words) if known[number]}
         follow = np.zeros(_SLOTS, np.bool_)
         follow[[(numbers[a] * count + numbers[b]) % _SLOTS for a, b in texts.pairs if a in numbers and b in numbers]] = True
-        filled = self.counts > 0
-        starts = (np.cumsum(self.counts, dtype=np.int64) - self.counts)[filled]
         good = known[self.runs]
         later = np.ones(len(self.runs), np.bool_)  # the run before it is of the same phrase
-        later[starts] = False
+        later[self.starts] = False
         later[1:] &= good[1:] & good[:-1]
         places = later.nonzero()[0]
-        good[places] = follow[(self.runs[places - 1].astype(np.int64) * count + self.runs[places]) % _SLOTS]
-        within = np.ones(len(self.counts), np.bool_)  # nothing is known of phrases without a run: they stay
-        if len(starts):
-            within[filled] = np.logical_and.reduceat(good, starts)
+        hashes = self.runs[places - 1].astype(np.uint32) * np.uint32(count) + self.runs[places]  # what overflows is beyond _SLOTS
+        good[places] = follow[hashes % np.uint32(_SLOTS)]
+        within = np.ones(len(self.filled), np.bool_)  # nothing is known of phrases without a run: they stay
+        if len(self.starts):
+            within[self.filled] = np.logical_and.reduceat(good, self.starts)
         return within
+
+
+_COLUMNS = tuple(f.name for f in fields(ParaphraseTable) if f.name != "words")
 
 
 def cut_table(table: Path, captions: Sequence[str], references: Sequence[str]) -> bytes | None:
@@ -182,7 +193,7 @@ def cut_table(table: Path, captions: Sequence[str], references: Sequence[str]) -
     if any(_MARKER in text or _DOTS.search(text) for texts in (captions, references) for text in texts):
         return None
     try:
-        found = ParaphraseTable.read(cache_file(table))
+        found = ParaphraseTable.read(cache_folder(table))
     except (OSError, RuntimeError):  # no table, no home
         return None
     return None if found is None else gzip.compress(found.cut(captions, references), compresslevel=1, mtime=0)
@@ -191,7 +202,7 @@ def cut_table(table: Path, captions: Sequence[str], references: Sequence[str]) -
 def start_preparing(table: Path) -> subprocess.Popen[bytes] | None:
     """A process of low priority that makes the searchable form of `table` (some 10 s), or None where that cannot be or is there already."""
     try:
-        target = cache_file(table)
+        target = cache_folder(table)
         target.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # a missing table is METEOR's to say; no home, or one that cannot be written to
         return None
@@ -206,7 +217,7 @@ def start_preparing(table: Path) -> subprocess.Popen[bytes] | None:
 
 def prepare(table: Path) -> None:
     """Make the searchable form of `table`, unless another process is making it now."""
-    target = cache_file(table)
+    target = cache_folder(table)
     try:
         with FileLock(target.with_name(f".{target.name}.lock"), timeout=0):
             if not target.exists():

@@ -133,7 +133,7 @@ def test_the_searchable_form_is_made_once_and_found_again(small: Path) -> None:
     assert making.wait() == 0
     assert p.start_preparing(small) is None
     assert lines_of_cut(small, ["big"], ["large"]) == ["1", "large", "big"]
-    assert [f.name for f in p.cache_file(small).parent.iterdir() if f.suffix == ".npz"] == [p.cache_file(small).name]
+    assert [f.name for f in p.cache_folder(small).parent.iterdir() if not f.name.startswith(".")] == [p.cache_folder(small).name]
 
 
 @pytest.mark.parametrize("blocks", [7, 50, 1 << 20])
@@ -144,12 +144,14 @@ def test_blocks_of_a_table_are_cut_anywhere(small: Path, blocks: int, monkeypatc
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK", None])
-def test_a_damaged_form_is_removed_and_made_again(small: Path, damage: bytes | None) -> None:
+@pytest.mark.parametrize("name", ["runs", "text", "words"])
+def test_a_damaged_form_is_removed_and_made_again(small: Path, damage: bytes | None, name: str) -> None:
     p.start_preparing(small).wait()  # type: ignore[union-attr]
-    file = p.cache_file(small)
-    file.write_bytes(file.read_bytes()[:-40] if damage is None else damage)
+    folder = p.cache_folder(small)
+    file = folder / f"{name}.npy"
+    file.write_bytes(file.read_bytes()[:-9] if damage is None else damage)
     assert lines_of_cut(small, ["big"], ["large"]) is None
-    assert not file.exists()
+    assert not folder.exists()
     assert p.start_preparing(small).wait() == 0  # type: ignore[union-attr]
     assert lines_of_cut(small, ["big"], ["large"]) is not None
 
