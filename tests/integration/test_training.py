@@ -103,7 +103,7 @@ def test_a_signal_stops_with_a_checkpoint_and_the_same_command_goes_on(whole: Pa
 def test_a_time_limit_stops_again_and_again_and_ends_in_the_same_place(whole: Path, home: Path) -> None:
     stops = 0
     for _ in range(60):
-        done = subprocess.run(command(home, "train.max_minutes=0.012"), cwd=home, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(command(home, "train.max_minutes=0.02"), cwd=home, capture_output=True, text=True, timeout=200)
         if done.returncode == 0:
             break
         stops += 1
