@@ -61,7 +61,8 @@ def job(raw: DictConfig) -> float | None:
 
 
 def main() -> int:
-    sys.argv[1:] = argv = cli.quote_paths(sys.argv[1:])
+    argv = sorted(cli.quote_paths(sys.argv[1:]), key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants -m before or behind all
+    sys.argv[1:] = argv
     if "--help" in argv or "-h" in argv:
         print(cli.help_text())
         return 0

@@ -293,7 +293,8 @@ def config_sentence(error: Exception, argv: Sequence[str]) -> str | None:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         if (group, option) == ("hydra/sweeper", "optuna"):
             return "hydra/sweeper=optuna needs the extra `optuna`, which is not installed: pip install -e '.[optuna]'"
-        return _unknown_option(group, option, error.options or []) if group else message.splitlines()[0]
+        options = [o for o in error.options or [] if not o.startswith("cgtgan_")]  # the launchers' schemas
+        return _unknown_option(group, option, options) if group else message.splitlines()[0]
     for group, options in groups().items() if message.startswith("Config group override") else ():
         for arg in argv:  # a bare number or null is refused before the options are looked up
             if arg.startswith(f"{group}="):

@@ -437,6 +437,12 @@ def test_a_launcher_whose_extra_is_missing_says_what_to_install(tmp_path, launch
     assert done.stderr == "error: hydra/launcher needs the extra `slurm`, which is not installed: pip install -e '.[slurm]'\n"
 
 
+def test_multirun_may_be_asked_for_anywhere(run_py):
+    seeds = []
+    assert run_py("seed=1,2", "-m", "experiment=demo", stage=lambda cfg: seeds.append(cfg.seed)) == 0
+    assert seeds == [1, 2]
+
+
 def test_slurm_without_slurm_is_a_sentence(run_py, capsys, monkeypatch, tmp_path):
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))  # also where SLURM is installed
