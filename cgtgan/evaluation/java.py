@@ -1,7 +1,8 @@
 """The Java programs inside pycocoevalcap (PTB tokeniser, METEOR, SPICE), each in a process we watch and always reap.
 
 pycocoevalcap's own wrappers write inside site-packages, never drain stderr and wait for ever; this module runs the same jars
-with the same arguments and gives every process a time limit. Nothing is written outside the scratch folder handed in.
+with the same arguments and gives every process a time limit. Nothing is written outside the scratch folder handed in, but for METEOR's
+prepared table (paraphrases.py).
 """
 
 from __future__ import annotations
