@@ -65,6 +65,9 @@ def entries(variants: Sequence[Variant], notes: list[str]) -> dict[SetKey, list[
         for run in variant.runs:
             for method in run.scored:
                 depends = _depends(method, variant.settings)
+                own_t = (run.scores(method).get("made_from") or {}).get("projection_t")
+                if method == "projection" and own_t is not None:  # a setting of the evaluation, not of the run
+                    depends["aggregation_t.t"] = own_t
                 kind = str(place) if method == "cgtgan" else canonical_json(depends)
                 rows = found.setdefault(_set_key(run, method), {})
                 entry = rows.setdefault((method, kind, run.decoding(method)), Entry(method, run.decoding(method), depends))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import re
 import statistics
@@ -131,6 +132,18 @@ def test_a_shared_method_with_two_results_is_said(root: Path) -> None:
     _, _, notes = made(root)
     assert len(notes) == 1
     assert notes[0].startswith("Initialisation only, seed 1:")
+
+
+def test_projections_at_two_temperatures_are_two_rows(root: Path) -> None:
+    make_run(root, "b", 1, {"cgtgan": list(BASE), "projection": list(BASE)}, settings={"reward_weights.name": "y"})
+    folder = make_run(root, "c", 1, {"cgtgan": list(BASE), "projection": [v + 1 for v in BASE]}, settings={"reward_weights.name": "z"})
+    scores = folder / "evaluation/test/projection/scores.json"
+    made_from = json.loads(scores.read_text())
+    made_from["made_from"]["projection_t"] = 3.0
+    scores.write_text(json.dumps(made_from))
+    names = [r.name for r in made(root)[0][0].rows if r.name.startswith("Projection")]
+    assert len(names) == 2
+    assert any("3" in name for name in names)
 
 
 def test_the_paper_s_row_stands_beside_its_setting_alone(root: Path) -> None:
