@@ -49,7 +49,11 @@ class Queue(Protocol):
 
 
 def open_queue(cluster: str, settings: Mapping[str, Any]) -> Queue:
-    """`settings`: the fields of conf/hydra/launcher/<...>.yaml. Raises `ConfigError` where submitit or SLURM's commands are missing."""
+    """`settings`: the fields of conf/hydra/launcher/<...>.yaml.
+
+    Raises `ConfigError` for a field out of range, and where submitit or SLURM's commands are missing.
+    """
+    _check(settings)
     try:
         import submitit  # noqa: F401
     except ImportError:
@@ -59,6 +63,24 @@ def open_queue(cluster: str, settings: Mapping[str, Any]) -> Queue:
     if root not in known:
         os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, known)])
     return Slurm(settings) if cluster == "slurm" else Local(settings)
+
+
+_LEAST = {"nodes": 1, "tasks_per_node": 1, "array_parallelism": 1, "timeout_min": 1, "cpus_per_task": 1, "mem_gb": 0.001}
+_LEAST |= {"gpus_per_node": 0, "signal_delay_s": 0, "max_num_timeout": 0}
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    for name, least in _LEAST.items():
+        value = settings.get(name)
+        if value is not None and value < least:
+            wanted = "above 0" if name == "mem_gb" else f"{least} or more"
+            raise ConfigError(f"hydra.launcher.{name}={value} is not accepted: it must be {wanted}")
+    delay, limit = settings.get("signal_delay_s", 0), settings.get("timeout_min")
+    if limit is not None and delay >= 60 * limit:
+        raise ConfigError(
+            f"hydra.launcher.signal_delay_s={delay} and timeout_min={limit} contradict each other: a job would be told to stop before it "
+            "has begun; keep the delay 30 s below the limit"
+        )
 
 
 def _said(error: Exception) -> str:

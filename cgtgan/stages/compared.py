@@ -65,8 +65,8 @@ def entries(variants: Sequence[Variant], notes: list[str]) -> dict[SetKey, list[
         for run in variant.runs:
             for method in run.scored:
                 depends = _depends(method, variant.settings)
-                own_t = (run.scores(method).get("made_from") or {}).get("projection_t")
-                if method == "projection" and own_t is not None:  # a setting of the evaluation, not of the run
+                own_t = (run.scores(method).get("made_from") or {}).get("projection_t")  # a setting of the evaluation, not of the run
+                if method == "projection" and own_t not in (None, depends.get("aggregation_t.t")):
                     depends["aggregation_t.t"] = own_t
                 kind = str(place) if method == "cgtgan" else canonical_json(depends)
                 rows = found.setdefault(_set_key(run, method), {})

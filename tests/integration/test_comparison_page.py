@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import watch
 from test_report_page import CONTRAST
 
 from cgtgan.evaluation.comparison import TestSet
@@ -51,9 +52,7 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
         context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda m: trouble.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("request", lambda r: trouble.append(r.url) if r.url != file.as_uri() and not r.url.startswith("data:") else None)
+        watch(page, file, trouble)
         page.goto(file.as_uri())
         return page
 

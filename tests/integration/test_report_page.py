@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import watch
 from PIL import Image
 
 from cgtgan.evaluation.pictures import thumbnails
@@ -139,9 +140,7 @@ def opened(browser: Any, report: Report, tmp_path: Path) -> Iterator[Callable[..
         contexts.append(context)
         page = context.new_page()
         if watched:
-            page.on("console", lambda m: trouble.append(m.text) if m.type in ("error", "warning") else None)
-            page.on("pageerror", lambda error: trouble.append(str(error)))
-            page.on("request", lambda r: trouble.append(r.url) if r.url != file.as_uri() and not r.url.startswith("data:") else None)
+            watch(page, file, trouble)
         page.goto(file.as_uri())
         return page
 

@@ -14,6 +14,7 @@ import pytest
 from cgtgan import cli
 from cgtgan.config import Config, WandbConfig
 from cgtgan.launching import job_file
+from cgtgan.launching.queues import open_queue
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,6 +58,24 @@ def test_a_wrong_sweep_is_refused_whole(tmp_path: Path, overrides: tuple[str, ..
     assert done.stderr.endswith("; nothing is submitted\n")
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.glob("runs/demo_tiny"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"tasks_per_node": 0}, "hydra.launcher.tasks_per_node=0 is not accepted: it must be 1 or more"),
+        ({"array_parallelism": 0}, "hydra.launcher.array_parallelism=0 is not accepted: it must be 1 or more"),
+        ({"mem_gb": 0.0}, "hydra.launcher.mem_gb=0.0 is not accepted: it must be above 0"),
+        ({"signal_delay_s": -5}, "hydra.launcher.signal_delay_s=-5 is not accepted: it must be 0 or more"),
+        ({"timeout_min": 2}, "hydra.launcher.signal_delay_s=120 and timeout_min=2 contradict each other: "),
+    ],
+)
+def test_fields_out_of_range_are_refused(fields: dict[str, float], said: str) -> None:
+    settings = {"array_parallelism": 2, "gpus_per_node": 0, "timeout_min": 60, "signal_delay_s": 120, "tasks_per_node": 1, "mem_gb": None}
+    open_queue("local", settings)
+    with pytest.raises(cli.ConfigError) as refused:
+        open_queue("local", settings | fields)
+    assert str(refused.value).startswith(said)
 
 
 def test_a_launcher_without_a_sweep_is_not_passed_over_in_silence() -> None:
