@@ -11,7 +11,8 @@ import time
 
 from pycocoevalcap.cider.cider import Cider
 
-from cgtgan.data.demo_world import DemoWorld, DemoWorldConfig
+from cgtgan.config import DemoWorldConfig
+from cgtgan.data.demo_world import DemoWorld
 
 
 def plain(sentence: str) -> str:

@@ -27,12 +27,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cgtgan.assets.backbone import open_backbone
+from cgtgan.assets.corpus import corpus_sentences, sentence_embeddings
+from cgtgan.assets.images import dataset_split, image_embeddings
+from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config
 from cgtgan.data.corpora import embedded_text
 from cgtgan.models.clip_inputs import CONTEXT, by_length, clip_module, preprocess
-from cgtgan.stages.backbone import open_backbone
-from cgtgan.stages.preprocess import corpus_sentences, image_embeddings, sentence_embeddings
-from cgtgan.stages.workspace import Workspace
 
 SIZES: dict[str, dict[str, Any]] = {
     "ViT-B/32": {"embed_dim": 512, "vision_layers": 12, "vision_width": 768, "vision_patch_size": 32, "image_resolution": 224},
@@ -103,7 +104,7 @@ def main() -> None:
         write_captions(home / "captions.txt", args.captions)
         ws = Workspace(settings(home, args.model, args.device))
         backbone: Any = open_backbone(ws)
-        paths = [i.path for i in ws.split("train").images]
+        paths = [i.path for i in dataset_split(ws, "train").images]
         sentences = corpus_sentences(ws)[0]
         print(f"{args.model}, random weights, {ws.device}, {torch.get_num_threads()} threads, {ws.workers(len(paths))} workers")
 

@@ -41,11 +41,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaModel
 
+from cgtgan.assets.optimizer import Optimizer
 from cgtgan.config import ClipBackboneConfig, Config, GeneratorConfig, OptimizerConfig
 from cgtgan.data.corpora import embedded_text
 from cgtgan.method.batches import sampling_seeds
-from cgtgan.method.devices import Devices, keep_freed_memory, tokens_that_fit
-from cgtgan.method.optimizer import Optimizer
 from cgtgan.method.reinforce import semantic_weight
 from cgtgan.models.attention import use_float32_attention
 from cgtgan.models.clip_backbone import OpenAIBackbone
@@ -55,8 +54,10 @@ from cgtgan.models.generator import CaptionGenerator
 from cgtgan.models.generator_bundle import GeneratorBundle
 from cgtgan.models.mapper import MLPMapper
 from cgtgan.models.tokenizers import END_OF_TEXT, ROBERTA_SPECIALS, load_tokenizer
+from cgtgan.runtime.devices import Devices, keep_freed_memory, tokens_that_fit
 from cgtgan.stages.train import gan_step
-from cgtgan.stages.training import Batch, Players
+from cgtgan.training.batches import Batch
+from cgtgan.training.parts import Players
 
 LENGTH, DIM = 20, 768
 

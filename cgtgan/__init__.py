@@ -2,16 +2,17 @@
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from cgtgan.captioner import Captioner
+from cgtgan.runtime.versions import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from cgtgan.captioning.captioner import Captioner
+
 __all__ = ["Captioner", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Captioner":  # loaded when asked for: the settings are checked before torch is there
-        from cgtgan.captioner import Captioner
+    if name == "Captioner":  # on first use: settings are checked before torch is imported
+        from cgtgan.captioning.captioner import Captioner
 
         return Captioner
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

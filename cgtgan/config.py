@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 STAGES = ("preprocess", "aggregate", "initialize", "train", "evaluate", "caption", "report", "serve", "pipeline")
+SPLITS = ("train", "val", "test")
 METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice", "clipscore", "diversity")
 RELEASED_SLIPS = ("text_order", "accumulation", "l1_target")
 BASELINE_ROWS = ("init", "mean_shift", "projection", "nearest", "supervised", "human")

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cgtgan.assets.optimizer import Optimizer
 from cgtgan.config import Config, DemoClipConfig, DiscriminatorConfig, GeneratorConfig, OptimizerConfig
 from cgtgan.method.batches import sampling_seeds
-from cgtgan.method.optimizer import Optimizer
 from cgtgan.models.clip_backbone import DemoBackbone
 from cgtgan.models.demo_clip import DemoClip
 from cgtgan.models.discriminator import make_discriminator
 from cgtgan.models.generator_bundle import make_generator, make_tokenizer
 from cgtgan.models.tokenizers import END_OF_TEXT, train_tokenizer
 from cgtgan.stages.train import gan_step
-from cgtgan.stages.training import Batch, Players
+from cgtgan.training.batches import Batch
+from cgtgan.training.parts import Players
 
 SENTENCES = ["A red dog runs over the grass.", "Two cats sleep on a blue sofa.", "A man rides a horse.", "The sea is calm."]
 

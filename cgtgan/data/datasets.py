@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from cgtgan.config import DatasetConfig
+from cgtgan.config import SPLITS, DatasetConfig
 from cgtgan.data.annotations import (
     WHERE,
     WHERE_IMAGES,
@@ -29,7 +29,7 @@ from cgtgan.data.annotations import (
     printable,
     read_json,
 )
-from cgtgan.data.image_folder import IMAGE_SUFFIXES, SPLITS, folder_split, list_file, list_path, mend, name_lines
+from cgtgan.data.image_folder import IMAGE_SUFFIXES, folder_split, list_file, list_path, mend, name_lines
 from cgtgan.errors import InputError, MissingFileError
 
 log = logging.getLogger(__name__)

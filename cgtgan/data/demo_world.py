@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from cgtgan.config import DemoWorldConfig
+from cgtgan.config import SPLITS, DemoWorldConfig
 from cgtgan.data.demo_drawing import render
 from cgtgan.data.demo_grammar import Scene, Thing, describe, digress, draw_scene, narrate
 from cgtgan.errors import InputError
@@ -27,7 +27,6 @@ from cgtgan.errors import InputError
 __all__ = ["SPLITS", "DemoWorld", "DemoWorldConfig", "Scene", "Thing", "describe", "pool_of", "render", "write_demo_world"]
 
 FORMAT_VERSION = 1
-SPLITS = ("train", "val", "test")
 POOL_WEIGHTS = {"clip": 32, "train": 28, "val": 8, "test": 12, "corpus": 20}  # of 100
 EXTERNAL_SHARES = {"in-domain": 0.35, "narrated": 0.40, "irrelevant": 0.25}
 CLIP_CAPTIONS = 3

@@ -7,9 +7,10 @@ import importlib.util
 import logging
 import os
 import re
+import sys
 from pathlib import Path
 
-from cgtgan.config import DatasetConfig
+from cgtgan.config import SPLITS, DatasetConfig
 from cgtgan.data.annotations import (
     Captions,
     ImageId,
@@ -29,7 +30,6 @@ from cgtgan.errors import InputError, MissingFileError
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"})
 _HEIC = frozenset({".heic", ".heif"})
 PHOTO_SUFFIXES = IMAGE_SUFFIXES | _HEIC | {".avif"}  # what may be among one's own pictures
@@ -79,6 +79,31 @@ def folder_split(config: DatasetConfig, name: str, root: Path) -> tuple[dict[Ima
         if not chosen and share > 0:
             raise InputError(f"none of the {len(files)} pictures in {base} falls in {name}: raise its dataset.*_fraction or name lists")
     return chosen, captions
+
+
+def find_images(paths: list[str]) -> list[Path]:
+    """Picture files named, and those below folders named, in name order; of `-`, those that standard input lists, a path a line.
+
+    Raises `MissingFileError` or `InputError`; what standard input lists and is not there is left to whoever opens it.
+    """
+    found: list[Path] = []
+    for name in paths:
+        path = Path(name).expanduser()
+        if name == "-":
+            lines = [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().splitlines() if line.strip()]
+            if not lines:
+                raise InputError("images=-: standard input lists no picture; give a path a line, as of `find photos -name '*.jpg'`")
+            found += [picture for line in lines for picture in (pictures_below(line, PHOTO_SUFFIXES) if line.is_dir() else [line])]
+        elif path.is_dir():
+            below = pictures_below(path, PHOTO_SUFFIXES)
+            if not below:
+                raise InputError(f"images={name}: the folder holds no picture ({', '.join(sorted(PHOTO_SUFFIXES))})")
+            found += below
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise MissingFileError(f"images={name} does not exist: name a picture or a folder of pictures")
+    return list(dict.fromkeys(found))
 
 
 def pictures_below(base: Path, suffixes: frozenset[str]) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,6 @@ from torch.utils.data import DataLoader
 from cgtgan.data.annotations import printable
 from cgtgan.data.datasets import open_image
 from cgtgan.errors import InputError, MissingFileError, UserError
-
-FEW = 256  # rows that are done before a worker process has started
 
 
 class Unreadable(NamedTuple):
@@ -48,17 +45,6 @@ def load_pixels(path: Path, transform: Callable[[Image.Image], Tensor], draft: i
         raise InputError(f"the image {printable(path)} ({image.mode}, {image.size[0]} x {image.size[1]}) cannot be resized: {e}") from None
 
 
-def auto_workers(device: torch.device, rows: int, ranks_here: int = 1) -> int:
-    """How many worker processes pay: none for a handful of rows; beside a GPU every core.
-
-    Where the CPU encodes, a worker takes its time from the encoder, whose threads wait for each other: on 2 cores decoding between the
-    batches took 61 ms an image with ViT-B/32, one worker 67 ms, two 74 ms (benchmarks/preprocess.py). With many cores some are to spare.
-    """
-    if rows < FEW:
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores //= max(1, ranks_here)
-    return min(16, max(1, cores)) if device.type == "cuda" else cores // 4
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cgtgan.artifacts import write_text
 from cgtgan.errors import InputError, MissingFileError
+from cgtgan.runtime.artifacts import write_text
 
 ImageId = int | str
 

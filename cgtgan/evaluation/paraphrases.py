@@ -25,7 +25,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from cgtgan.artifacts import atomic_path
+from cgtgan.runtime.artifacts import atomic_path
 
 _BLOCK = 1 << 24
 _RUN = re.compile("[a-z0-9]+")

@@ -13,10 +13,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cgtgan import __version__
-from cgtgan.artifacts import fingerprint, locked, write_json
 from cgtgan.config import Config, as_dict, leaves
-from cgtgan.wandb_run import stored_wandb_id
+from cgtgan.runtime.artifacts import fingerprint, locked, write_json
+from cgtgan.runtime.versions import __version__
+from cgtgan.runtime.wandb_run import stored_wandb_id
 
 NAME = "job.json"
 

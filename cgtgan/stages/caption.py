@@ -6,20 +6,19 @@ import csv
 import io
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-from cgtgan.artifacts import file_fingerprint, fingerprint, locked, write_json, write_text
-from cgtgan.captioner import Captioner
+from cgtgan.assets.checkpoints import find_checkpoint
+from cgtgan.assets.workspace import Workspace
+from cgtgan.captioning.captioner import Captioner
 from cgtgan.config import Config, as_dict
 from cgtgan.data.annotations import printable
-from cgtgan.data.image_folder import PHOTO_SUFFIXES, pictures_below
+from cgtgan.data.image_folder import find_images
 from cgtgan.data.loading import decoded
-from cgtgan.errors import InputError, MissingFileError
-from cgtgan.evaluation.report import GalleryItem, render_gallery
-from cgtgan.stages.evaluate import find_checkpoint
-from cgtgan.stages.workspace import Workspace
+from cgtgan.errors import InputError
+from cgtgan.reporting.page import GalleryItem, render_gallery
+from cgtgan.runtime.artifacts import file_fingerprint, fingerprint, locked, write_json, write_text
 
 GALLERY_LIMIT = 500  # pictures on the page; captions.json has all
 SAID = 20  # captions, and pictures that cannot be read, on the console
@@ -31,29 +30,6 @@ def run(cfg: Config) -> None:
         caption(ws)
 
 
-def find_images(paths: list[str]) -> list[Path]:
-    """Picture files named, and those below folders named, in name order; of `-`, those that standard input lists, a path a line.
-
-    Raises `MissingFileError` or `InputError`; what standard input lists and is not there is left to whoever opens it.
-    """
-    found: list[Path] = []
-    for name in paths:
-        path = Path(name).expanduser()
-        if name == "-":
-            lines = [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().splitlines() if line.strip()]
-            if not lines:
-                raise InputError("images=-: standard input lists no picture; give a path a line, as of `find photos -name '*.jpg'`")
-            found += [picture for line in lines for picture in (pictures_below(line, PHOTO_SUFFIXES) if line.is_dir() else [line])]
-        elif path.is_dir():
-            below = pictures_below(path, PHOTO_SUFFIXES)
-            if not below:
-                raise InputError(f"images={name}: the folder holds no picture ({', '.join(sorted(PHOTO_SUFFIXES))})")
-            found += below
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise MissingFileError(f"images={name} does not exist: name a picture or a folder of pictures")
-    return list(dict.fromkeys(found))
 
 
 def caption(ws: Workspace) -> None:

@@ -12,50 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgtgan.artifacts import file_fingerprint, fingerprint, locked, read_json, write_json
-from cgtgan.captioner import checkpoint_in
+from cgtgan.assets.aggregated import aggregated_embeddings
+from cgtgan.assets.backbone import open_backbone
+from cgtgan.assets.checkpoints import find_checkpoint
+from cgtgan.assets.corpus import corpus_sentences, sentence_embeddings
+from cgtgan.assets.generators import initial_generator, supervised_generator
+from cgtgan.assets.images import data_root, dataset_split, image_embeddings
+from cgtgan.assets.workspace import Workspace
+from cgtgan.captioning.decoding import caption_embeddings, describe
 from cgtgan.config import Config, as_dict, scientific_settings
 from cgtgan.data.annotations import as_number
-from cgtgan.errors import InputError, MissingFileError, UserError
+from cgtgan.errors import InputError, UserError
 from cgtgan.evaluation.clip_score import clip_scores, prompt, ref_clip_scores
-from cgtgan.evaluation.coco_files import id_list
+from cgtgan.evaluation.coco_files import id_list, load_references, load_results, save_results
 from cgtgan.evaluation.diversity import diversity, known_sentences, self_cider
 from cgtgan.evaluation.java import find_java
-from cgtgan.evaluation.metrics import Columns, load_references, load_results, save_results, score_many
-from cgtgan.evaluation.report import MethodRow, comparison_table
+from cgtgan.evaluation.metrics import Columns, score_many
 from cgtgan.method.aggregation import nearest_texts
 from cgtgan.method.batches import stable_seed
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator
-from cgtgan.stages.aggregate import aggregated_embeddings
-from cgtgan.stages.backbone import open_backbone
-from cgtgan.stages.decoding import caption_embeddings, describe
-from cgtgan.stages.initialize import initial_generator, supervised_generator
-from cgtgan.stages.preprocess import corpus_sentences, image_embeddings, sentence_embeddings
-from cgtgan.stages.released import imported_checkpoint
-from cgtgan.stages.wandb_tables import send_scores
-from cgtgan.stages.workspace import Workspace
-from cgtgan.wandb_run import under_agent
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of the comparison: its name on the page and what it learns from."""
-
-    title: str
-    note: str
-    bound: bool = False
-
-
-# The order is the table's.
-METHODS = {
-    "init": Method("Initialisation only", "text only; reads the image embedding"),
-    "mean_shift": Method("+ mean shift", "text only; image embedding moved by the mean modality gap"),
-    "nearest": Method("Nearest sentence", "the corpus sentence nearest to the image"),
-    "projection": Method("Projection (as DeCap)", "text only; reads the aggregated embedding"),
-    "cgtgan": Method("CgT-GAN", "images and sentences, unpaired"),
-    "supervised": Method("Supervised", "the same generator trained on pairs", bound=True),
-    "human": Method("Human", "a fresh sentence of the grammar", bound=True),
-}
+from cgtgan.reporting.methods import METHODS, Method
+from cgtgan.reporting.page import MethodRow, comparison_table
+from cgtgan.runtime.artifacts import file_fingerprint, fingerprint, locked, read_json, write_json
+from cgtgan.runtime.wandb_run import under_agent
+from cgtgan.training.wandb_tables import send_scores
 
 
 def run(cfg: Config) -> None:
@@ -69,20 +49,6 @@ def run(cfg: Config) -> None:
         _show(ws, evaluate(ws), METHODS)
 
 
-def find_checkpoint(ws: Workspace) -> Path:
-    """The checkpoint folder that `checkpoint=` names (itself, a link, a `checkpoints` or a run folder, their model.pt), or this run's."""
-    which = ws.cfg.evaluate.which
-    given = ws.cfg.checkpoint
-    start = Path(given).expanduser() if given else ws.run
-    if given and start.is_file():
-        return imported_checkpoint(ws, start, "checkpoint")
-    if found := checkpoint_in(start, which):
-        return found
-    if given:
-        raise MissingFileError(
-            f"checkpoint={given}: no checkpoint is found there; name a run folder, a checkpoint or the authors' model.pt"
-        )
-    raise MissingFileError(f"{start / 'checkpoints' / which} is missing: run stage=train first, or name one with checkpoint=FOLDER")
 
 
 def evaluate(ws: Workspace) -> Path:
@@ -167,7 +133,7 @@ def _references(ws: Workspace) -> dict[Any, list[str]]:
     split, given = ws.cfg.evaluate.split, ws.cfg.evaluate.references
     if given is not None:
         return dict(load_references(Path(given).expanduser()))
-    found = ws.split(split)
+    found = dataset_split(ws, split)
     if not found.references:
         raise InputError(f"the {split} split has no references, so there is nothing to score against: set dataset.references")
     numbered = all(isinstance(i, int) for i in found.references)  # a folder's pictures that its file does not know have names
@@ -343,5 +309,5 @@ def _nearest(ws: Workspace) -> list[str]:
 
 
 def _human(ws: Workspace) -> list[str]:
-    captions = load_results(ws.data_root / f"human_{ws.cfg.evaluate.split}.json")
+    captions = load_results(data_root(ws) / f"human_{ws.cfg.evaluate.split}.json")
     return [captions[i] for i in image_embeddings(ws, ws.cfg.evaluate.split).ids]

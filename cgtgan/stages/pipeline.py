@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from cgtgan.assets.generators import initial_generator
+from cgtgan.assets.images import dataset_split
+from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config
 from cgtgan.stages.aggregate import aggregate
 from cgtgan.stages.evaluate import evaluate
-from cgtgan.stages.initialize import initial_generator
 from cgtgan.stages.preprocess import preprocess
 from cgtgan.stages.report import report
 from cgtgan.stages.train import train
-from cgtgan.stages.training import best_validation
-from cgtgan.stages.workspace import Workspace
+from cgtgan.training.checkpoints import best_validation
 
 SHARED: dict[str, Callable[[Workspace], object]] = {"preprocess": preprocess, "aggregate": aggregate}  # by all processes of a job
 OWN: dict[str, Callable[[Workspace], object]] = {
@@ -35,7 +36,7 @@ def run(cfg: Config) -> float | None:
         for name, stage in OWN.items():
             if name == "evaluate" and ws.rank.number:  # scores and pages are the first process's
                 break
-            if name == "evaluate" and not ws.split(ws.cfg.evaluate.split).references:
+            if name == "evaluate" and not dataset_split(ws, ws.cfg.evaluate.split).references:
                 ws.tracker.say(
                     f"the {ws.cfg.evaluate.split} images have no references, so there is nothing to score; caption pictures with "
                     f"stage=caption checkpoint={ws.run} images=FOLDER"

@@ -8,24 +8,15 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from cgtgan.artifacts import write_text
+from cgtgan.assets.corpus import corpus_sentences, demo_overlap
+from cgtgan.assets.images import dataset_split
+from cgtgan.assets.released import released_images
+from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config, as_dict
 from cgtgan.data.corpora import CleanedCorpus
 from cgtgan.errors import MissingFileError, UserError
-from cgtgan.evaluation.pictures import thumbnails
-from cgtgan.evaluation.report import (
-    MethodRow,
-    Report,
-    comparison_table,
-    markdown_table,
-    pick_gallery,
-    render_report,
-)
-from cgtgan.shards import Rank
-from cgtgan.stages.evaluate import METHODS
-from cgtgan.stages.preprocess import corpus_sentences, demo_overlap
-from cgtgan.stages.released import released_images
-from cgtgan.stages.report_run import (
+from cgtgan.reporting.methods import METHODS
+from cgtgan.reporting.one_run import (
     CURVES,
     DISCRIMINATOR,
     Run,
@@ -38,8 +29,11 @@ from cgtgan.stages.report_run import (
     published,
     since_initialisation,
 )
-from cgtgan.stages.workspace import Workspace
-from cgtgan.versions import code_version
+from cgtgan.reporting.page import MethodRow, Report, comparison_table, markdown_table, render_report
+from cgtgan.reporting.pictures import pick_gallery, thumbnails
+from cgtgan.runtime.artifacts import write_text
+from cgtgan.runtime.shards import Rank
+from cgtgan.runtime.versions import code_version
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
 LISTED = 10_000  # pictures that the page searches and sorts
@@ -48,7 +42,7 @@ THUMBNAIL_BYTES = 15_000_000  # 5,000 photographs of COCO with a side of 88 pixe
 
 def run(cfg: Config) -> None:
     if cfg.run_patterns:
-        from cgtgan.stages.report_many import compare
+        from cgtgan.reporting.many_runs import compare
 
         if not Rank.here().number:
             compare(cfg)
@@ -179,7 +173,7 @@ def _images(ws: Workspace, name: str) -> str:
     """How many images a split has; of the authors' files the embeddings are counted."""
     try:
         given = released_images(ws, name)
-        return f"{len(given.ids if given else ws.split(name).images):,}"
+        return f"{len(given.ids if given else dataset_split(ws, name).images):,}"
     except MissingFileError:  # what is only evaluated needs no train images
         return "no"
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from cgtgan.assets.images import dataset_split
 from cgtgan.errors import InputError, MissingFileError, Stopped, UserError
 
 try:
@@ -41,19 +42,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
-from cgtgan.artifacts import ArtifactStore, file_fingerprint, read_json
-from cgtgan.captioner import Captioner
+from cgtgan.assets.backbone import backbone_producer
+from cgtgan.assets.checkpoints import find_checkpoint
+from cgtgan.assets.corpus import corpus_sentences, sentence_embeddings
+from cgtgan.assets.workspace import Workspace
+from cgtgan.captioning.captioner import Captioner
+from cgtgan.captioning.decoding import describe
 from cgtgan.config import ClipBackboneConfig, Config, DemoClipConfig, ServeConfig
 from cgtgan.data.corpora import embedded_text
-from cgtgan.interrupts import stop_requests
+from cgtgan.data.image_folder import find_images
 from cgtgan.method.aggregation import nearest_texts
 from cgtgan.models.clip_backbone import backbone_identity
-from cgtgan.stages.backbone import backbone_producer
-from cgtgan.stages.caption import find_images
-from cgtgan.stages.decoding import describe
-from cgtgan.stages.evaluate import find_checkpoint
-from cgtgan.stages.preprocess import corpus_sentences, sentence_embeddings
-from cgtgan.stages.workspace import Workspace
+from cgtgan.runtime.artifacts import ArtifactStore, file_fingerprint, read_json
+from cgtgan.runtime.interrupts import stop_requests
 
 TEMPLATES = Path(__file__).parents[1] / "evaluation" / "templates"
 # Of what Pillow reads: no format that starts another program (EPS) or follows names in the file. HEIC where a plugin is loaded.
@@ -239,7 +240,7 @@ class Page:
             page.no_corpus = NO_CORPUS
         try:
             # where the settings are those of another checkpoint, so are their images
-            named = named or ([] if page.no_corpus else [image.path for image in at_hand.split(cfg.evaluate.split).images])
+            named = named or ([] if page.no_corpus else [image.path for image in dataset_split(at_hand, cfg.evaluate.split).images])
         except UserError as e:
             ws.tracker.say(f"no examples are shown: {e}")
         page.examples = page._examples(named)

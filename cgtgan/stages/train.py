@@ -11,25 +11,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgtgan.artifacts import file_fingerprint, fingerprint
+from cgtgan.assets.aggregated import aggregated_embeddings
+from cgtgan.assets.checkpoints import init_checkpoint
+from cgtgan.assets.corpus import corpus_sentences
+from cgtgan.assets.generators import total_steps
+from cgtgan.assets.images import dataset_split, image_embeddings
+from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config, scientific_settings
 from cgtgan.data.corpora import embedded_text
 from cgtgan.errors import InputError
-from cgtgan.interrupts import StopRequest, stop_requests, stopped
 from cgtgan.method.batches import stable_seed
-from cgtgan.method.devices import Devices, best_precision
-from cgtgan.method.health import Health, caption_metrics
 from cgtgan.method.reinforce import advantages, kl_to_reference, policy_gradient_loss, semantic_weight
 from cgtgan.method.rewards import SemanticReward, semantic_reward
 from cgtgan.models.discriminator import discriminator_loss
 from cgtgan.models.generator import CaptionGenerator, Captions
-from cgtgan.stages.aggregate import aggregated_embeddings
-from cgtgan.stages.initialize import init_checkpoint, total_steps
-from cgtgan.stages.preprocess import corpus_sentences, image_embeddings
-from cgtgan.stages.training import Batch, Batches, Checkpoints, Clock, Means, Players, best_validation, make_players, validate
-from cgtgan.stages.wandb_tables import log_captions, log_checkpoint, validation_examples
-from cgtgan.stages.workspace import Workspace
-from cgtgan.wandb_run import run_config, run_settings, under_agent
+from cgtgan.runtime.artifacts import file_fingerprint, fingerprint
+from cgtgan.runtime.devices import Devices, best_precision
+from cgtgan.runtime.interrupts import StopRequest, stop_requests, stopped
+from cgtgan.runtime.wandb_run import under_agent
+from cgtgan.training.batches import Batch, Batches
+from cgtgan.training.checkpoints import Checkpoints, best_validation
+from cgtgan.training.health import Health, caption_metrics
+from cgtgan.training.meters import Clock, Means
+from cgtgan.training.parts import Players, make_players
+from cgtgan.training.validation import validate
+from cgtgan.training.wandb_tables import log_captions, log_checkpoint, run_config, run_settings, validation_examples
 
 
 def run(cfg: Config) -> float | None:
@@ -52,7 +58,7 @@ def train(ws: Workspace) -> None:
     ws.check_same_run("inputs", inputs)
     inputs["sentences"] = fingerprint(corpus)
     val = image_embeddings(ws, "val")
-    scored = bool(ws.split("val").references)  # without references nothing can be validated, and `best` is the last
+    scored = bool(dataset_split(ws, "val").references)  # without references nothing can be validated, and `best` is the last
     if not scored:
         ws.tracker.say("train: the val images have no references, so nothing is validated; checkpoints/best is the last step")
     if ws.rank.world > t.batch_size // t.accumulation:

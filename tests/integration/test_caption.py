@@ -22,14 +22,15 @@ import torch
 from PIL import Image, features
 
 from cgtgan import Captioner
-from cgtgan.artifacts import write_json
-from cgtgan.captioner import Scored
+from cgtgan.assets.backbone import save_demo_clip
+from cgtgan.assets.workspace import Workspace
+from cgtgan.captioning.captioner import Scored
 from cgtgan.cli import quote_paths
 from cgtgan.config import CaptionConfig, ClipBackboneConfig, Config, DecodeConfig, as_dict
+from cgtgan.data.image_folder import find_images
 from cgtgan.errors import InputError, MissingFileError
-from cgtgan.stages.backbone import save_demo_clip
-from cgtgan.stages.caption import caption, find_images
-from cgtgan.stages.workspace import Workspace
+from cgtgan.runtime.artifacts import write_json
+from cgtgan.stages.caption import caption
 from tests.tiny_gan import players
 
 ROOT = Path(__file__).parents[2]

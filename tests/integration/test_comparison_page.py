@@ -17,8 +17,8 @@ import pytest
 from pages import watch
 from test_report_page import CONTRAST
 
-from cgtgan.evaluation.comparison import TestSet
-from cgtgan.evaluation.comparison_page import Comparison, render_comparison
+from cgtgan.reporting.export import TestSet
+from cgtgan.reporting.many_runs_page import Comparison, render_comparison
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -171,9 +171,9 @@ def test_the_page_shows_every_part(home: Path, opened: Callable[..., Any], schem
 
 
 def test_names_are_text_whatever_they_are(opened: Callable[..., Any], tmp_path: Path) -> None:
-    from cgtgan.evaluation.comparison import ComparedRow
-    from cgtgan.evaluation.comparison_page import Gallery, RunLine, Said
-    from cgtgan.evaluation.report import GalleryItem
+    from cgtgan.reporting.export import ComparedRow
+    from cgtgan.reporting.many_runs_page import Gallery, RunLine, Said
+    from cgtgan.reporting.page import GalleryItem
 
     row = ComparedRow(HOSTILE, "cgtgan", {"CIDEr": {0: 1.0}}, note=HOSTILE)
     gallery = Gallery(HOSTILE, HOSTILE, [Said(GalleryItem(HOSTILE, None, HOSTILE, [HOSTILE]), [([HOSTILE], HOSTILE, [1.0])])])

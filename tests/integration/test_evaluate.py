@@ -17,15 +17,15 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from PIL import Image
 
-from cgtgan.artifacts import load_embeddings
+from cgtgan.assets.backbone import load_demo_clip
 from cgtgan.checks import validate
 from cgtgan.config import Config, DatasetConfig, EvaluateConfig, scientific_settings
 from cgtgan.errors import InputError, UserError
 from cgtgan.evaluation.diversity import self_cider, words
 from cgtgan.evaluation.metrics import score_captions
 from cgtgan.models.clip_backbone import DemoBackbone
+from cgtgan.runtime.artifacts import load_embeddings
 from cgtgan.stages import evaluate
-from cgtgan.stages.backbone import load_demo_clip
 
 ROOT = Path(__file__).parents[2]
 TINY = ("experiment=demo_tiny", "threads=1", "wandb=disabled", "clip_backbone.demo.steps=60", "initialize.steps=60", "train.steps=2")

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cgtgan.artifacts import load_embeddings
+from cgtgan.assets.encoding import Encoder
 from cgtgan.errors import UserError
-from cgtgan.stages.preprocess import Encoder
+from cgtgan.runtime.artifacts import load_embeddings
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES, SENTENCES = 60, 150
@@ -156,9 +156,9 @@ def test_the_nearest_sentences_alone(undisturbed: Path, tmp_path: Path) -> None:
 
 def test_corpus_parts_are_shared_and_merged(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With parts of 64 sentences and blocks of 16 images, as a corpus of millions has them: the same up to rounding."""
+    from cgtgan.assets.workspace import Workspace
     from cgtgan.config import Config
     from cgtgan.stages import aggregate
-    from cgtgan.stages.workspace import Workspace
 
     monkeypatch.setattr(aggregate, "PART", 64)
     monkeypatch.setattr(aggregate, "BLOCK", 16)

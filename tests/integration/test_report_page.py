@@ -12,18 +12,9 @@ import pytest
 from pages import watch
 from PIL import Image
 
-from cgtgan.evaluation.pictures import thumbnails
-from cgtgan.evaluation.report import (
-    Change,
-    Changes,
-    Curve,
-    GalleryItem,
-    Histogram,
-    MethodRow,
-    Plot,
-    Report,
-    render_report,
-)
+from cgtgan.reporting.curves import Curve, Histogram, Plot
+from cgtgan.reporting.page import Change, Changes, GalleryItem, MethodRow, Report, render_report
+from cgtgan.reporting.pictures import thumbnails
 
 HOSTILE = '</script><script>window.hit = 1</script><img src="https://evil.example/a.png" onerror="window.hit = 1">'
 METRICS = ["BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]

@@ -22,14 +22,14 @@ import httpx
 import pytest
 from PIL import Image
 
-from cgtgan.artifacts import load_sentences
-from cgtgan.captioner import Captioner
+from cgtgan.assets.workspace import Workspace
+from cgtgan.captioning.captioner import Captioner
 from cgtgan.checks import validate
 from cgtgan.config import Config, ServeConfig
 from cgtgan.data.corpora import embedded_text
 from cgtgan.errors import InputError
+from cgtgan.runtime.artifacts import load_sentences
 from cgtgan.stages.serve import Page, listening
-from cgtgan.stages.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from cgtgan.artifacts import read_json
-from cgtgan.wandb_run import last_step
+from cgtgan.runtime.artifacts import read_json
+from cgtgan.runtime.wandb_run import last_step
 from tests.wandb_server import Server, Written, files, written
 
 ROOT = Path(__file__).parents[2]

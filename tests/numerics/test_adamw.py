@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaModel
 
+from cgtgan.assets.optimizer import Optimizer
 from cgtgan.config import OptimizerConfig
-from cgtgan.method.optimizer import Optimizer
 from cgtgan.models.mapper import TransformerMapper
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

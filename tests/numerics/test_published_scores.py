@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from cgtgan.evaluation import java as jvm
-from cgtgan.evaluation.metrics import Scores, approximate_tokenize, load_references, load_results, score_captions
+from cgtgan.evaluation.coco_files import load_references, load_results
+from cgtgan.evaluation.metrics import Scores, approximate_tokenize, score_captions
 
 PUBLISHED = {"BLEU-1": 0.5794, "BLEU-2": 0.4044, "BLEU-3": 0.2785, "BLEU-4": 0.1908}
 PUBLISHED |= {"METEOR": 0.1953, "ROUGE-L": 0.3963, "CIDEr": 0.5998}

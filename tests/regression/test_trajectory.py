@@ -16,16 +16,17 @@ import tokenizers
 import torch
 import transformers
 
+from cgtgan.assets.optimizer import Optimizer
 from cgtgan.config import Config, DemoClipConfig, DiscriminatorConfig, GeneratorConfig, OptimizerConfig
 from cgtgan.method.batches import EpochOrder, sampling_seeds
-from cgtgan.method.optimizer import Optimizer
 from cgtgan.models.clip_backbone import DemoBackbone
 from cgtgan.models.demo_clip import DemoClip
 from cgtgan.models.discriminator import make_discriminator
 from cgtgan.models.generator_bundle import make_generator, make_tokenizer
 from cgtgan.models.tokenizers import END_OF_TEXT, train_tokenizer
 from cgtgan.stages.train import gan_step
-from cgtgan.stages.training import Batch, Players
+from cgtgan.training.batches import Batch
+from cgtgan.training.parts import Players
 
 STORED = Path(__file__).with_name("trajectory.json")
 STEPS, IMAGES = 20, 6

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from cgtgan.artifacts import (
+from cgtgan.errors import InputError, MissingFileError
+from cgtgan.runtime.artifacts import (
     ArtifactStore,
     Header,
     atomic_path,
@@ -27,7 +28,6 @@ from cgtgan.artifacts import (
     write_json,
     write_text,
 )
-from cgtgan.errors import InputError, MissingFileError
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCER = {"backbone": {"kind": "random"}, "t": 100.0}
@@ -56,7 +56,7 @@ def test_fingerprint_hangs_on_content_alone() -> None:
 
 
 def test_fingerprint_is_the_same_in_every_process() -> None:
-    code = "from cgtgan.artifacts import *; print(fingerprint({k: k for k in {'b', 'a', 'ü'}}))"
+    code = "from cgtgan.runtime.artifacts import *; print(fingerprint({k: k for k in {'b', 'a', 'ü'}}))"
     found = {python(code, hash_seed=seed).communicate()[0].strip() for seed in ("1", "2")}
     assert found == {fingerprint({"a": "a", "b": "b", "ü": "ü"})}
 
@@ -113,7 +113,7 @@ def test_folders_are_replaced_whole(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from cgtgan.artifacts import atomic_path
+from cgtgan.runtime.artifacts import atomic_path
 with atomic_path(Path(sys.argv[1])) as beside:
     if sys.argv[2] == "folder":
         beside.mkdir()
@@ -290,7 +290,7 @@ def test_sentences_are_read_from_the_disk_and_not_kept(tmp_path: Path) -> None:
 MAKER = """
 import sys, time
 from pathlib import Path
-from cgtgan.artifacts import ArtifactStore, atomic_path
+from cgtgan.runtime.artifacts import ArtifactStore, atomic_path
 path, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 def write(path):
     with log.open("a") as f:

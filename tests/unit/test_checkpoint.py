@@ -16,12 +16,13 @@ from safetensors import safe_open
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from cgtgan.assets.optimizer import Optimizer
+from cgtgan.assets.training_state import load_state, read_meta, save_state, state_tensors
 from cgtgan.config import OptimizerConfig
 from cgtgan.errors import InputError, MissingFileError
-from cgtgan.method.checkpoint import load_state, read_meta, save_state, state_tensors, write_checkpoint
-from cgtgan.method.optimizer import Optimizer
 from cgtgan.models.clip_backbone import DemoBackbone
 from cgtgan.models.generator_bundle import load_generator
+from cgtgan.training.checkpoints import write_checkpoint
 from tests.tiny_gan import one_step, players, step_inputs, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -237,7 +238,7 @@ def test_links_point_to_whole_folders_and_the_best_is_kept(tmp_path: Path) -> No
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from cgtgan.method import checkpoint
+from cgtgan.training import checkpoints as checkpoint
 where = sys.argv[2]
 def write(path):
     (path / "state").write_text("20")

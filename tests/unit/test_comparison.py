@@ -17,10 +17,10 @@ from run_folders import make_run
 
 from cgtgan.errors import InputError
 from cgtgan.evaluation.bootstrap import Difference, Interval
-from cgtgan.evaluation.comparison import COLUMNS, ComparedRow, TestSet, csv_text, latex_escaped, latex_table
-from cgtgan.stages.compared import against_baseline, entries, tables_of
-from cgtgan.stages.report_many import POINTS, TOGETHER, _plots, _short_names, mean_curve
-from cgtgan.stages.run_groups import find_runs, gather
+from cgtgan.reporting.compared_rows import against_baseline, entries, tables_of
+from cgtgan.reporting.export import COLUMNS, ComparedRow, TestSet, csv_text, latex_escaped, latex_table
+from cgtgan.reporting.many_runs import POINTS, TOGETHER, _plots, _short_names, mean_curve
+from cgtgan.reporting.variants import find_runs, gather
 
 RNG = np.random.default_rng(0)
 BASE = RNG.normal(1, 0.5, 60)

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cgtgan.captioning.decoding import caption_embeddings, describe, scored_captions
 from cgtgan.config import DecodeConfig
 from cgtgan.data.corpora import embedded_text
 from cgtgan.method.batches import sampling_seeds
-from cgtgan.stages.decoding import caption_embeddings, describe, scored_captions
 from tests.tiny_gan import players
 
 pytestmark = pytest.mark.usefixtures("one_thread")

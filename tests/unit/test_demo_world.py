@@ -12,21 +12,11 @@ from pathlib import Path
 import pytest
 from PIL import ImageChops, ImageStat
 
+from cgtgan.config import SPLITS, DemoWorldConfig
 from cgtgan.data import demo_world
-from cgtgan.data.demo_grammar import COLOURS, LAYOUTS, SHAPES, SIZES, TEXTURES, draw_scene
-from cgtgan.data.demo_world import (
-    POOL_WEIGHTS,
-    SPLITS,
-    DemoWorld,
-    DemoWorldConfig,
-    Scene,
-    Thing,
-    describe,
-    in_clip_half,
-    pool_of,
-    render,
-    write_demo_world,
-)
+from cgtgan.data.demo_drawing import render
+from cgtgan.data.demo_grammar import COLOURS, LAYOUTS, SHAPES, SIZES, TEXTURES, Scene, Thing, draw_scene
+from cgtgan.data.demo_world import POOL_WEIGHTS, DemoWorld, describe, in_clip_half, pool_of, write_demo_world
 from cgtgan.errors import InputError
 
 SMALL = DemoWorldConfig(train_images=12, val_images=4, test_images=6, corpus_sentences=60)

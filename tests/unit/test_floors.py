@@ -1,49 +1,116 @@
-"""A file imports only from floors below its own; floor 2's folders do not import each other; the settings load without torch."""
+"""The rooms of the package: a file imports only from rooms below its own, and no two files import each other in a circle."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "cgtgan"
-SIDE_BY_SIDE = {"data", "models", "method", "evaluation"}
+# room -> floor; rooms of one floor do not import each other
+FLOORS = {
+    "config": 0, "checks": 0, "cli": 0, "errors": 0,
+    "runtime": 1,
+    "models": 2, "data": 2,
+    "method": 3,
+    "evaluation": 4, "launching": 4,
+    "assets": 5,
+    "captioning": 6, "reporting": 6,
+    "training": 7,
+    "stages": 8,
+    "__init__": 9, "__main__": 9, "run": 9, "hydra_plugins": 9,
+}  # fmt: skip
+SETTINGS = {room for room, floor in FLOORS.items() if floor == 0}
 
 
-def part(module: str) -> tuple[int, str]:
-    """(floor, folder) of a module of ours."""
-    name = module.split(".")[1] if "." in module else ""
-    if name in ("stages", "captioner"):  # the captioner is for Python what a stage is for the command line
-        return 3, name
-    return (2, name) if name in SIDE_BY_SIDE else (1, name)
+def sources() -> dict[str, Path]:
+    """Module name -> file, of the package, `run.py` and the Hydra plugins; a package's `__init__` has its own name."""
+    files = [*PACKAGE.rglob("*.py"), *(ROOT / "hydra_plugins").glob("*.py"), ROOT / "run.py"]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
+def room(module: str) -> str:
+    """`cgtgan.data.corpora` -> data; `cgtgan.config` -> config; `run` -> run."""
+    first, *rest = module.split(".")
+    return rest[0] if first == "cgtgan" else first
+
+
+def imported(module: str, path: Path, known: dict[str, Path]) -> set[str]:
+    """Modules of ours that a file imports anywhere: in functions and under TYPE_CHECKING too."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return {name for name in found if name == "cgtgan" or name.startswith("cgtgan.")}
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            assert not getattr(node, "level", 0), f"{path}: relative imports are not followed here"
+            continue
+        for name in names:
+            target = next((name for name in (name, name.rpartition(".")[0]) if name in known), None)
+            if target is None and name.split(".")[0] in ("cgtgan", "hydra_plugins"):
+                package = name if (PACKAGE.parent / Path(*name.split("."))).is_dir() else name.rpartition(".")[0]
+                target = f"{package}.__init__"
+            if target is not None and target != module:
+                found.add(target)
+    return found
 
 
-def test_every_file_imports_from_below() -> None:
-    files = [p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py"]
-    assert len(files) > 25
-    for path in files:
-        own = part(".".join(path.relative_to(ROOT).with_suffix("").parts))
-        for module in imports(path):
-            other = part(module)
-            assert other[0] <= own[0], f"{path.name} (floor {own[0]}) imports {module} (floor {other[0]})"
-            if own[0] == 2 and other[0] == 2:
-                assert own[1] == other[1], f"{path} imports {module}, beside its own folder"
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    known = sources()
+    assert len(known) > 60
+    return {module: imported(module, path, known) for module, path in known.items()}
+
+
+def test_every_folder_and_root_file_has_a_floor(graph) -> None:
+    assert {room(module) for module in graph} <= FLOORS.keys()
+
+
+def test_imports_run_down(graph) -> None:
+    wrong = [
+        f"{module} imports {target}"
+        for module, targets in graph.items()
+        for target in targets
+        if room(module) != room(target)
+        and not (room(module) in SETTINGS and room(target) in SETTINGS)
+        and FLOORS[room(target)] >= FLOORS[room(module)]
+        and not (module == "run" and target == "cgtgan.__main__")
+    ]
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_no_circle(graph) -> None:
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_no_stage_imports_a_stage_but_the_pipeline(graph) -> None:
+    wrong = [
+        f"{module} imports {target}"
+        for module, targets in graph.items()
+        for target in targets
+        if room(module) == room(target) == "stages" and module != "cgtgan.stages.pipeline"
+    ]
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_method_knows_no_settings_and_no_files(graph) -> None:
+    """Pure functions of the papers: tensors and numbers in, tensors and numbers out."""
+    for module, targets in graph.items():
+        if room(module) == "method":
+            assert not {room(target) for target in targets} & {"config", "checks", "cli", "runtime", "data"}, module
 
 
 def test_settings_load_without_torch() -> None:
-    code = "import sys, cgtgan, cgtgan.config, cgtgan.artifacts, cgtgan.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, cgtgan, cgtgan.config, cgtgan.runtime.artifacts, cgtgan.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

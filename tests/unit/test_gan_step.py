@@ -26,17 +26,18 @@ from transformers import (
     Qwen2Config,
 )
 
-from cgtgan.artifacts import Embeddings, Header
 from cgtgan.config import Config, DiscriminatorConfig, GeneratorConfig
 from cgtgan.errors import InputError
-from cgtgan.method.devices import Devices, tokens_that_fit
 from cgtgan.models.attention import use_float32_attention
 from cgtgan.models.chunks import chunks_by_length
 from cgtgan.models.discriminator import make_discriminator
 from cgtgan.models.generator_bundle import load_generator, make_generator, make_tokenizer
-from cgtgan.shards import Rank
+from cgtgan.runtime.artifacts import Embeddings, Header
+from cgtgan.runtime.devices import Devices, tokens_that_fit
+from cgtgan.runtime.shards import Rank
 from cgtgan.stages.train import gan_step
-from cgtgan.stages.training import Batches, Players
+from cgtgan.training.batches import Batches
+from cgtgan.training.parts import Players
 from tests.tiny_gan import SENTENCES, one_step, players, step_inputs, tiny_batch, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cgtgan.method.health import COLLAPSES, Health, caption_metrics, distinct, most_frequent
+from cgtgan.training.health import COLLAPSES, Health, caption_metrics, distinct, most_frequent
 
 
 def test_distinct_and_identical_by_hand() -> None:

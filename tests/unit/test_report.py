@@ -19,24 +19,20 @@ from PIL import Image
 from rich.console import Console
 
 from cgtgan.errors import InputError
-from cgtgan.evaluation.curves import draw, smooth
-from cgtgan.evaluation.pictures import THUMBNAIL_PIXELS, thumbnails
-from cgtgan.evaluation.published import COLUMNS, FIGURES, published_scores
-from cgtgan.evaluation.report import (
+from cgtgan.reporting.curves import Curve, Histogram, Plot, draw, smooth
+from cgtgan.reporting.page import (
     Change,
     Changes,
-    Curve,
     GalleryItem,
-    Histogram,
     MethodRow,
-    Plot,
     Report,
     comparison_table,
     markdown_table,
-    pick_gallery,
     render_gallery,
     render_report,
 )
+from cgtgan.reporting.pictures import THUMBNAIL_PIXELS, pick_gallery, thumbnails
+from cgtgan.reporting.published import COLUMNS, FIGURES, published_scores
 
 HOSTILE = '</p><script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)> {{ 7*7 }} & "quoted"'
 VOID = {"meta", "link", "img", "br", "input"}
@@ -546,5 +542,5 @@ def test_markdown_table() -> None:
 
 
 def test_neither_torch_nor_matplotlib_is_imported() -> None:
-    code = "import sys, cgtgan.evaluation.report; sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
+    code = "import sys, cgtgan.reporting.page; sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

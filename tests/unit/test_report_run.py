@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config
-from cgtgan.evaluation.curves import Histogram, Plot
-from cgtgan.evaluation.report import GalleryItem
+from cgtgan.reporting.curves import Histogram, Plot
+from cgtgan.reporting.one_run import CURVES, DISCRIMINATOR, Run, between_validations, distributions, health, plots, since_initialisation
+from cgtgan.reporting.page import GalleryItem
 from cgtgan.stages.report import _left_out, method_rows
-from cgtgan.stages.report_run import CURVES, DISCRIMINATOR, Run, between_validations, distributions, health, plots, since_initialisation
-from cgtgan.stages.workspace import Workspace
 
 SETTINGS = {
     "seed": 0,

@@ -10,7 +10,7 @@ import pytest
 from run_folders import make_run, write
 
 from cgtgan.errors import MissingFileError
-from cgtgan.stages.run_groups import NAMED, Found, differing, distinguish, find_runs, gather, natural
+from cgtgan.reporting.variants import NAMED, Found, differing, distinguish, find_runs, gather, natural
 
 ONE = {"cgtgan": [1.0, 2.0]}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgtgan.shards import Rank, Shards, read_meta
+from cgtgan.runtime.shards import Rank, Shards, read_meta
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,7 +100,7 @@ CHILD = """
 import sys, time
 import torch
 from pathlib import Path
-from cgtgan.shards import Rank, Shards
+from cgtgan.runtime.shards import Rank, Shards
 path = Path(sys.argv[1]) / "a.safetensors"
 pieces = Shards(path, 40, 10, path.exists, Rank(int(sys.argv[2]), 3))
 def make(claims):

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from cgtgan import wandb_run
+from cgtgan.runtime import wandb_run
 from cgtgan.config import WandbConfig
 from cgtgan.errors import Stopped
-from cgtgan.tracking import Tracker, read_metrics, stored_wandb_id
-from cgtgan.wandb_run import last_step
+from cgtgan.runtime.tracking import Tracker, read_metrics
+from cgtgan.runtime.wandb_run import last_step, stored_wandb_id
 from tests.wandb_server import Server, files, written
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -401,7 +401,7 @@ def wandb_processes() -> list[int]:
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_nobody_is_asked_for_a_key_at_a_terminal(tmp_path: Path, alone: None, mode: str) -> None:
     code = (
-        "from pathlib import Path; from cgtgan.tracking import Tracker; from cgtgan.config import WandbConfig; t = Tracker(); "
+        "from pathlib import Path; from cgtgan.runtime.tracking import Tracker; from cgtgan.config import WandbConfig; t = Tracker(); "
         f"t.start_run(Path('run'), WandbConfig(mode='{mode}'), config={{}}, job_type='train'); t.log(1, {{'a': 1.0}}); t.finish()"
     )
     ours, theirs = pty.openpty()

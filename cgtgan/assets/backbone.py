@@ -12,18 +12,18 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 
-from cgtgan.artifacts import atomic_path
+from cgtgan.assets.optimizer import Optimizer
+from cgtgan.assets.training_state import load_state, save_state, state_tensors
+from cgtgan.assets.workspace import Workspace
 from cgtgan.config import ClipBackboneConfig, DemoClipConfig, DemoWorldConfig, OptimizerConfig, as_dict
 from cgtgan.data.demo_world import DemoWorld
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.method.batches import EpochOrder, stable_seed
-from cgtgan.method.checkpoint import load_state, save_state, state_tensors
-from cgtgan.method.optimizer import Optimizer
 from cgtgan.models.clip_backbone import ClipBackbone, DemoBackbone, backbone_identity, load_backbone
 from cgtgan.models.clip_inputs import normalise
 from cgtgan.models.demo_clip import DemoClip, contrastive_loss
 from cgtgan.models.tokenizers import END_OF_TEXT, TextTokenizer, train_tokenizer
-from cgtgan.stages.workspace import Workspace
+from cgtgan.runtime.artifacts import atomic_path
 
 CHECKPOINTS = 10  # of the contrastive training, evenly spread
 
@@ -38,16 +38,17 @@ def backbone_producer(ws: Workspace) -> dict[str, Any]:
 
 
 def open_backbone(ws: Workspace) -> ClipBackbone:
-    """The run's backbone, loaded once a workspace: an archive of a gigabyte takes longer than many a split."""
-    if ws.backbone is None:
-        config = ws.cfg.clip_backbone
-        if config.kind != "demo":
-            ws.backbone = load_backbone(config, ws.device)
-        else:
-            folder = ws.store.path("clip", backbone_producer(ws), "")
-            ws.store.make(folder, lambda path: _train_demo_clip(ws, path))
-            ws.backbone = DemoBackbone(load_demo_clip(folder), ws.device)
-    return ws.backbone
+    """The run's backbone, loaded once per workspace: an archive of a gigabyte takes longer than many splits."""
+    return ws.once("backbone", lambda: _opened(ws))
+
+
+def _opened(ws: Workspace) -> ClipBackbone:
+    config = ws.cfg.clip_backbone
+    if config.kind != "demo":
+        return load_backbone(config, ws.device)
+    folder = ws.store.path("clip", backbone_producer(ws), "")
+    ws.store.make(folder, lambda path: _train_demo_clip(ws, path))
+    return DemoBackbone(load_demo_clip(folder), ws.device)
 
 
 def save_demo_clip(folder: Path, model: DemoClip) -> None:

@@ -11,14 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cgtgan.artifacts import read_json
+from cgtgan.assets.images import dataset_split
+from cgtgan.assets.workspace import Workspace
 from cgtgan.errors import UserError
-from cgtgan.evaluation.metrics import load_results
-from cgtgan.evaluation.published import DECODING, published_scores
-from cgtgan.evaluation.report import Change, Changes, Curve, GalleryItem, Histogram, MethodRow, Plot, is_times_100
-from cgtgan.stages.evaluate import METHODS
-from cgtgan.stages.workspace import Workspace
-from cgtgan.tracking import read_metrics
+from cgtgan.evaluation.coco_files import load_results
+from cgtgan.reporting.curves import Curve, Histogram, Plot
+from cgtgan.reporting.methods import METHODS
+from cgtgan.reporting.page import Change, Changes, GalleryItem, MethodRow, is_times_100
+from cgtgan.reporting.published import DECODING, published_scores
+from cgtgan.runtime.artifacts import read_json
+from cgtgan.runtime.tracking import read_metrics
 
 REWARDS = {"clip_agg": "CLIP-agg", "clip_cos": "CLIP-cos", "mixed": "CLIP-agg and CLIP-cos", "naturalness_only": "no semantics"}
 CURVES = (  # title, y label, factor, {label: key in metrics.jsonl}, note, level
@@ -164,7 +166,7 @@ def pictures(ws: Workspace, own: Run) -> dict[Any, GalleryItem]:
     """Every test picture by id, in the order of the ids, with the captions and scores of all of the run's methods."""
     if "cgtgan" not in own.scored:
         return {}
-    split = ws.split(own.split)
+    split = dataset_split(ws, own.split)
     paths = {record.image_id: record.path for record in split.images}
     captions = {m: own.captions(m) for m in own.scored}
     scores = {m: own.per_image(m) for m in own.scored}
@@ -224,7 +226,7 @@ def between_validations(ws: Workspace, own: Run) -> list[Changes]:
     if not differ:
         return []
     try:
-        split = ws.split("val")
+        split = dataset_split(ws, "val")
         paths, references = {record.image_id: record.path for record in split.images}, split.references
     except UserError:  # the pictures are not at hand, the captions are
         paths, references = {}, {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgtgan.artifacts import Embeddings, atomic_path, read_json
-from cgtgan.config import Config
+from cgtgan.assets.aggregated import aggregated_embeddings
+from cgtgan.assets.images import dataset_split
+from cgtgan.assets.released import released_aggregated
+from cgtgan.assets.workspace import Workspace
+from cgtgan.config import Config, WandbConfig, as_dict, variant_name
 from cgtgan.data.corpora import embedded_text
-from cgtgan.evaluation.pictures import UNREADABLE, embed
 from cgtgan.method.rewards import semantic_reward
-from cgtgan.stages.aggregate import aggregated_embeddings
-from cgtgan.stages.released import released_aggregated
-from cgtgan.stages.training import Players, Validation
-from cgtgan.stages.workspace import Workspace
-from cgtgan.tracking import read_metrics
-from cgtgan.wandb_run import run_config, run_settings
+from cgtgan.reporting.pictures import UNREADABLE, embed
+from cgtgan.runtime.artifacts import Embeddings, atomic_path, read_json
+from cgtgan.runtime.tracking import read_metrics
+from cgtgan.runtime.versions import code_version
+from cgtgan.training.parts import Players
+from cgtgan.training.validation import Validation
 
 EXAMPLES = 32
 SIDE = 200  # longest side of a picture, in pixels
 TABLE = "eval/captions"
 REWARDS = ("cos", "l1", "clip", "semantic", "naturalness")
 COLUMNS = ("image", "picture", "caption", "references", "CIDEr", *REWARDS)
+
+
+def run_settings(cfg: Config) -> WandbConfig:
+    """`cfg.wandb` with the tags that every run has: experiment, corpus, backbone and reward."""
+    own = (cfg.name, cfg.corpus.name, cfg.clip_backbone.name, cfg.reward_weights.name)
+    return replace(cfg.wandb, tags=list(dict.fromkeys([*cfg.wandb.tags, *(tag.replace("/", "-")[:64] for tag in own)])))
+
+
+def run_config(cfg: Config, made_from: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting, the variant, the code and the fingerprints of what the run was made from."""
+    return as_dict(cfg) | {"variant": variant_name(cfg), "code": code_version(), "inputs": dict(made_from)}
+
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ def validation_examples(ws: Workspace, val: Embeddings) -> Examples | None:
 
 def _thumbnails(ws: Workspace, ids: list[Any]) -> list[Path | None]:
     """Small files of the pictures, made once; None where there is no file, as with the authors' embeddings, or it cannot be read."""
-    files, folder = {record.image_id: record.path for record in ws.split("val").images}, ws.run / "validation" / "pictures"
+    files, folder = {record.image_id: record.path for record in dataset_split(ws, "val").images}, ws.run / "validation" / "pictures"
     made: list[Path | None] = []
     for number, image_id in enumerate(ids):
         found = next(folder.glob(f"{number:02d}.*"), None)
@@ -83,7 +97,7 @@ def log_captions(ws: Workspace, players: Players, examples: Examples | None, fou
         return
     captions = [found.captions[i] for i in examples.ids]
     columns = _rewards(ws.cfg, players, examples, captions)
-    references = ws.split("val").references
+    references = dataset_split(ws, "val").references
     rows = [
         [str(i), picture, caption, "\n".join(references[i]), found.per_image.get(i), *(columns[name][n] for name in REWARDS)]
         for n, (i, picture, caption) in enumerate(zip(examples.ids, examples.pictures, captions, strict=True))

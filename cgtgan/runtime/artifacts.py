@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 from filelock import FileLock
 
-from cgtgan import __version__
 from cgtgan.errors import InputError, MissingFileError
+from cgtgan.runtime.versions import __version__
 
 if TYPE_CHECKING:
     import torch

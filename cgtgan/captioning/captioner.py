@@ -20,16 +20,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cgtgan.artifacts import read_json
+from cgtgan.assets.backbone import reopen_backbone
+from cgtgan.assets.checkpoints import checkpoint_in
+from cgtgan.assets.workspace import Workspace
+from cgtgan.captioning.decoding import Scored, caption_embeddings, scored_captions
 from cgtgan.checks import validate
 from cgtgan.config import Config, DecodeConfig
 from cgtgan.data.loading import load_pixels
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.models.clip_backbone import ClipBackbone
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator
-from cgtgan.stages.backbone import reopen_backbone
-from cgtgan.stages.decoding import Scored, caption_embeddings, scored_captions
-from cgtgan.stages.workspace import Workspace
+from cgtgan.runtime.artifacts import read_json
 
 __all__ = ["Captioner", "Picture", "Scored", "checkpoint_in"]
 
@@ -121,7 +122,3 @@ class Captioner:
         return load_pixels(Path(image).expanduser(), self.backbone.pixels)
 
 
-def checkpoint_in(start: Path, which: str = "best") -> Path | None:
-    """The checkpoint folder that is `start`, or below it as a `checkpoints` or a run folder has it; links are followed."""
-    places = (start, start / which, start / "checkpoints" / which)
-    return next((place.resolve() for place in places if (place / "generator.json").is_file()), None)

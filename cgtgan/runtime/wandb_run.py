@@ -13,15 +13,14 @@ import secrets
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from cgtgan.artifacts import read_json, write_json, write_text
-from cgtgan.config import Config, WandbConfig, as_dict, variant_name
-from cgtgan.versions import code_version
+from cgtgan.config import WandbConfig
+from cgtgan.runtime.artifacts import read_json, write_json, write_text
 
 TRAIN_AXIS, EVAL_AXIS = "train/step", "eval/epoch"  # what the curves are drawn over
 AXES = dict.fromkeys(("train/*", "reward/*", "advantage/*", "caption/*", "time/*", "memory/*"), TRAIN_AXIS) | {"eval/*": EVAL_AXIS}
@@ -40,15 +39,8 @@ class About:
     rows: Sequence[Mapping[str, Any]] = ()  # of metrics.jsonl: those W&B lacks are logged again
 
 
-def run_settings(cfg: Config) -> WandbConfig:
-    """`cfg.wandb` with the tags that every run has: experiment, corpus, backbone and reward."""
-    own = (cfg.name, cfg.corpus.name, cfg.clip_backbone.name, cfg.reward_weights.name)
-    return replace(cfg.wandb, tags=list(dict.fromkeys([*cfg.wandb.tags, *(tag.replace("/", "-")[:64] for tag in own)])))
 
 
-def run_config(cfg: Config, made_from: Mapping[str, Any]) -> dict[str, Any]:
-    """Every setting, the variant, the code and the fingerprints of what the run was made from."""
-    return as_dict(cfg) | {"variant": variant_name(cfg), "code": code_version(), "inputs": dict(made_from)}
 
 
 def under_agent() -> bool:

@@ -1,16 +1,10 @@
-"""Training state as safetensors, without pickle: modules, optimisers, every random generator, and where the work stands.
-
-A checkpoint of a run is a folder `step_<n>` (the generator's own files beside `training.safetensors`); `last` and `best` are
-links to such folders, swapped by a rename, so they always point to a whole one.
-"""
+"""Training state as safetensors, without pickle: modules, optimisers, every random generator, and where the work stands."""
 
 from __future__ import annotations
 
 import json
 import random
-import shutil
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cgtgan.artifacts import atomic_path, sweep_leftovers
+from cgtgan.assets.optimizer import Optimizer
 from cgtgan.errors import InputError, MissingFileError
-from cgtgan.method.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
@@ -54,36 +47,6 @@ def state_tensors(modules: Mapping[str, nn.Module], optimizers: Mapping[str, Opt
 def save_state(path: Path, state: State, meta: Mapping[str, Any]) -> None:
     """Write a state into one file (not atomic by itself: write into an `atomic_path`)."""
     save_file(state.tensors, path, {"meta": json.dumps(meta), "rng": state.rng})
-
-
-class Background:
-    """One piece of work at a time on a thread of its own; what it raises comes with the next `wait`."""
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
-
-    def start(self, work: Callable[[], object]) -> None:
-        self.wait()
-
-        def run() -> None:
-            try:
-                work()
-            except Exception as error:  # raised where it is waited for
-                self._error = error
-
-        self._thread = threading.Thread(target=run, name="checkpoint")
-        self._thread.start()
-
-    def join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-
-    def wait(self) -> None:
-        self.join()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -123,28 +86,3 @@ def load_state(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping
     if torch.cuda.is_available() and (cuda := below("rng/cuda/")):
         torch.cuda.set_rng_state_all([cuda[key] for key in sorted(cuda, key=int)][: torch.cuda.device_count()])
     return meta
-
-
-# -------------------------------------------------------------------------------------------------- folders of a run
-
-
-def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], links: Iterable[str]) -> Path:
-    """Make `folder/step_<n>` with `write(path)` and let `links` (last, best) point to it; the two newest and what a link needs are kept."""
-    target = folder / f"step_{step:06d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep_leftovers(folder)
-    if not target.exists():
-        with atomic_path(target) as beside:
-            beside.mkdir()
-            write(beside)
-    for link in links:
-        beside = folder / f".{link}.tmp"
-        beside.unlink(missing_ok=True)
-        beside.symlink_to(target.name)
-        beside.replace(folder / link)
-    needed = {p.readlink().name for p in folder.iterdir() if p.is_symlink()}
-    needed |= {p.name for p in sorted(folder.glob("step_*"))[-2:]}  # should the newest be damaged, the one before it is used
-    for old in folder.glob("step_*"):
-        if old.name not in needed:
-            shutil.rmtree(old)
-    return target

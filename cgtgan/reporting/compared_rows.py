@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from cgtgan.artifacts import canonical_json, fingerprint
 from cgtgan.errors import InputError
 from cgtgan.evaluation.bootstrap import Difference, Scored, paired_bootstrap
-from cgtgan.evaluation.comparison import ComparedRow, TestSet
-from cgtgan.evaluation.published import DECODING
-from cgtgan.stages.evaluate import METHODS
-from cgtgan.stages.report_run import Run, published
-from cgtgan.stages.run_groups import Variant, distinguish
+from cgtgan.reporting.export import ComparedRow, TestSet
+from cgtgan.reporting.methods import METHODS
+from cgtgan.reporting.one_run import Run, published
+from cgtgan.reporting.published import DECODING
+from cgtgan.reporting.variants import Variant, distinguish
+from cgtgan.runtime.artifacts import canonical_json, fingerprint
 
 SUMMED = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR")  # of summed counts: no mean of the images' scores
 _GAN = ("train.", "reward_weights.", "discriminator.", "precision")

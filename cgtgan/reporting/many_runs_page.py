@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from cgtgan.evaluation.bootstrap import Difference
-from cgtgan.evaluation.comparison import ComparedRow, TestSet, p_value, signed_score
-from cgtgan.evaluation.curves import Plot, draw
-from cgtgan.evaluation.report import (
+from cgtgan.reporting.curves import Plot, draw
+from cgtgan.reporting.export import ComparedRow, TestSet, p_value, signed_score
+from cgtgan.reporting.page import (
     Cell,
     GalleryItem,
     PictureCard,

@@ -12,11 +12,11 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cgtgan.artifacts import write_text
 from cgtgan.config import WandbConfig
 from cgtgan.errors import Stopped
-from cgtgan.shards import Rank
-from cgtgan.wandb_run import About, WandbRun, stored_wandb_id
+from cgtgan.runtime.artifacts import write_text
+from cgtgan.runtime.shards import Rank
+from cgtgan.runtime.wandb_run import About, WandbRun, stored_wandb_id
 
 __all__ = ["Bar", "Tracker", "read_metrics", "stored_wandb_id"]
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cgtgan.artifacts import canonical_json, read_json
 from cgtgan.config import Config, scientific_settings
 from cgtgan.errors import MissingFileError, UserError
-from cgtgan.stages.report_run import Run
+from cgtgan.reporting.one_run import Run
+from cgtgan.runtime.artifacts import canonical_json, read_json
 
 NAMED = 6  # folders that a sentence names before it only counts them
 OUTPUT = "comparison"  # the folder that a comparison is written to

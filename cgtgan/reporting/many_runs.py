@@ -12,19 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from cgtgan.artifacts import fingerprint, write_text
+from cgtgan.assets.images import dataset_split
+from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config, DemoWorldConfig, ReportConfig, as_dict
 from cgtgan.data.datasets import Split
 from cgtgan.errors import UserError
-from cgtgan.evaluation.comparison import TestSet, csv_text, latex_table, signed_score
-from cgtgan.evaluation.comparison_page import Comparison, Gallery, RunLine, Said, markdown, render_comparison, split_metrics
-from cgtgan.evaluation.curves import Curve, Plot
-from cgtgan.evaluation.report import GalleryItem, comparison_table, shown_score
-from cgtgan.stages.compared import Entry, against_baseline, entries, tables_of
-from cgtgan.stages.run_groups import OUTPUT, Variant, differing, find_runs, gather, shown
-from cgtgan.stages.workspace import Workspace
-from cgtgan.tracking import Tracker
-from cgtgan.versions import code_version
+from cgtgan.reporting.compared_rows import Entry, against_baseline, entries, tables_of
+from cgtgan.reporting.curves import Curve, Plot
+from cgtgan.reporting.export import TestSet, csv_text, latex_table, signed_score
+from cgtgan.reporting.many_runs_page import Comparison, Gallery, RunLine, Said, markdown, render_comparison, split_metrics
+from cgtgan.reporting.page import GalleryItem, comparison_table, shown_score
+from cgtgan.reporting.variants import OUTPUT, Variant, differing, find_runs, gather, shown
+from cgtgan.runtime.artifacts import fingerprint, write_text
+from cgtgan.runtime.tracking import Tracker
+from cgtgan.runtime.versions import code_version
 
 CURVES = (  # title, y label, factor, key in metrics.jsonl, note, level
     ("Validation CIDEr", "CIDEr x 100", 100, "eval/CIDEr", "greedy captions of the validation images", None),
@@ -279,6 +280,6 @@ def _pictures_at_hand(cfg: Config, settings: Mapping[str, Any], entry: Entry) ->
     elif (cfg.dataset.name, cfg.dataset.kind) != (name, kind):
         return None
     try:
-        return Workspace(cfg).split(split)
+        return dataset_split(Workspace(cfg), split)
     except UserError:  # the captions are shown without
         return None

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cgtgan.evaluation.bootstrap import Difference
-from cgtgan.evaluation.report import Cell, MethodRow, is_times_100, shown_score, table_cells
+from cgtgan.reporting.page import Cell, MethodRow, is_times_100, shown_score, table_cells
 
 COLUMNS = (
     *("test_set", "experiment", "variant", "method", "row", "decoding", "metric", "n", "mean", "std", "seeds", "values"),

@@ -16,13 +16,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cgtgan.errors import OtherProcessLost
-from cgtgan.shards import Rank
+from cgtgan.runtime.shards import Rank
 
 T = TypeVar("T")
 _BUCKET = 25_000_000  # numbers of a gradient that travel at once: 100 MB of float32
 _PATIENCE = datetime.timedelta(minutes=30)  # a process that says nothing for so long is taken for dead
 # Bytes kept for the backward pass of one token in one layer of width 1, in float32: states, projections, MLP, attention, norms.
 _BYTES_A_UNIT = 34 * 4
+FEW = 256  # rows that are done before a worker process has started
 
 
 class Devices:
@@ -166,3 +167,16 @@ def tokens_that_fit(layers: int, width: int, vocab: int, memory_gb: float | None
     if memory_gb is None:
         memory_gb = torch.cuda.get_device_properties(device).total_memory / 3e9 if device.type == "cuda" else 1.0
     return max(1, int(memory_gb * 1e9 / (layers * width * _BYTES_A_UNIT + 3 * 4 * vocab)))
+
+
+def auto_workers(device: torch.device, rows: int, ranks_here: int = 1) -> int:
+    """How many worker processes pay: none for a handful of rows; beside a GPU every core.
+
+    Where the CPU encodes, a worker takes its time from the encoder, whose threads wait for each other: on 2 cores decoding between the
+    batches took 61 ms an image with ViT-B/32, one worker 67 ms, two 74 ms (benchmarks/preprocess.py). With many cores some are to spare.
+    """
+    if rows < FEW:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores //= max(1, ranks_here)
+    return min(16, max(1, cores)) if device.type == "cuda" else cores // 4

@@ -13,9 +13,9 @@ from torch import Tensor
 from cgtgan.config import DecodeConfig
 from cgtgan.data.corpora import embedded_text
 from cgtgan.method.batches import sampling_seeds
-from cgtgan.method.devices import Devices, best_precision
 from cgtgan.models.clip_backbone import ClipBackbone
 from cgtgan.models.generator_bundle import GeneratorBundle
+from cgtgan.runtime.devices import Devices, best_precision
 
 
 class Scored(NamedTuple):

@@ -6,9 +6,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cgtgan.artifacts import (
+from cgtgan.assets.workspace import Workspace
+from cgtgan.config import as_dict
+from cgtgan.data.datasets import Split
+from cgtgan.data.released import ReleasedCorpus, ReleasedImages, ReleasedPairs, read_model, read_released
+from cgtgan.errors import InputError, MissingFileError
+from cgtgan.models.released_generator import load_released_generator
+from cgtgan.runtime.artifacts import (
     Embeddings,
     atomic_path,
     file_fingerprint,
@@ -19,14 +25,6 @@ from cgtgan.artifacts import (
     save_sentences,
     write_json,
 )
-from cgtgan.config import as_dict
-from cgtgan.data.datasets import Split
-from cgtgan.data.released import ReleasedCorpus, ReleasedImages, ReleasedPairs, read_model, read_released
-from cgtgan.errors import InputError, MissingFileError
-from cgtgan.models.released_generator import load_released_generator
-
-if TYPE_CHECKING:
-    from cgtgan.stages.workspace import Workspace
 
 FIELD = "dataset.released"
 
@@ -113,9 +111,7 @@ def _role(ws: Workspace, kind: str, split: str | None) -> Imported | None:
 
 
 def _files(ws: Workspace) -> list[Imported]:
-    if ws.imported is None:
-        ws.imported = [_imported(ws, path) for path in _paths(ws.cfg.dataset.released)]
-    return ws.imported
+    return ws.once(FIELD, lambda: [_imported(ws, path) for path in _paths(ws.cfg.dataset.released)])
 
 
 def _paths(given: Any) -> list[Path]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from cgtgan.artifacts import atomic_path
+from cgtgan.runtime.artifacts import atomic_path
 
 if TYPE_CHECKING:
     import torch

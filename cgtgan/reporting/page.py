@@ -24,8 +24,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cgtgan.evaluation.curves import Curve, Histogram, Plot, draw
-from cgtgan.evaluation.pictures import UNREADABLE, embed, pick_gallery
+from cgtgan.reporting.curves import Curve, Histogram, Plot, draw
+from cgtgan.reporting.pictures import UNREADABLE, embed, pick_gallery
 
 __all__ = ["Change", "Changes", "Curve", "GalleryItem", "Histogram", "MethodRow", "Plot", "Report"]
 __all__ += ["comparison_table", "is_times_100", "markdown_table", "pick_gallery", "render_gallery", "render_report"]

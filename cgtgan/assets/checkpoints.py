@@ -1,0 +1,66 @@
+"""Which checkpoint a setting names: a folder, a run, a hub name, or the authors' model.pt."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cgtgan.assets.released import imported_checkpoint
+from cgtgan.assets.workspace import Workspace
+from cgtgan.errors import MissingFileError
+
+
+def checkpoint_in(start: Path, which: str = "best") -> Path | None:
+    """The checkpoint folder that is `start`, or below it as a `checkpoints` or a run folder has it; links are followed."""
+    places = (start, start / which, start / "checkpoints" / which)
+    return next((place.resolve() for place in places if (place / "generator.json").is_file()), None)
+
+
+def find_checkpoint(ws: Workspace) -> Path:
+    """The checkpoint folder that `checkpoint=` names (itself, a link, a `checkpoints` or a run folder, their model.pt), or this run's."""
+    which = ws.cfg.evaluate.which
+    given = ws.cfg.checkpoint
+    start = Path(given).expanduser() if given else ws.run
+    if given and start.is_file():
+        return imported_checkpoint(ws, start, "checkpoint")
+    if found := checkpoint_in(start, which):
+        return found
+    if given:
+        raise MissingFileError(
+            f"checkpoint={given}: no checkpoint is found there; name a run folder, a checkpoint or the authors' model.pt"
+        )
+    raise MissingFileError(f"{start / 'checkpoints' / which} is missing: run stage=train first, or name one with checkpoint=FOLDER")
+
+
+def init_checkpoint(ws: Workspace) -> Path:
+    """The checkpoint folder of `train.init_from`: itself, that of a run folder, or made from the authors' model.pt."""
+    given = str(ws.cfg.train.init_from)
+    start = Path(given).expanduser()
+    if not start.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", given):
+        start = _from_hub(given)
+    if start.is_file():
+        return imported_checkpoint(ws, start, "train.init_from")
+    for place in (start, start / "best", start / "checkpoints" / "best"):
+        if (place / "generator.json").is_file():
+            return place.resolve()
+    raise MissingFileError(
+        f"train.init_from={given}: no checkpoint is found there; name a run folder, a checkpoint, the authors' model.pt, or a hub's "
+        "owner/name that holds a checkpoint or a model.pt"
+    )
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of a checkpoint, or the model.pt, that a hub holds under this name; what was fetched before needs no network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["generator.json", "generator.safetensors", "tokenizer.json", "checkpoint.json", "model.pt"]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MissingFileError(
+            f"train.init_from={name}: no such file or folder here, and no hub has it ({first}); name a run folder, a checkpoint or the "
+            "authors' model.pt"
+        ) from None
+    return folder / "model.pt" if (folder / "model.pt").is_file() else folder

@@ -1,0 +1,157 @@
+"""The images of a data set: where they lie, their splits, and their embeddings."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cgtgan.assets.backbone import backbone_producer, open_backbone
+from cgtgan.assets.encoding import Encoder, check_finite, fill_shards, read_vectors
+from cgtgan.assets.released import released_images, released_split
+from cgtgan.assets.workspace import Workspace
+from cgtgan.config import as_dict
+from cgtgan.data.datasets import ImageRecord, Split, load_split
+from cgtgan.data.demo_world import write_demo_world
+from cgtgan.data.loading import decoded
+from cgtgan.errors import InputError
+from cgtgan.runtime.artifacts import (
+    Embeddings,
+    fingerprint,
+    load_embeddings,
+    read_json,
+    write_embeddings,
+    write_json,
+)
+from cgtgan.runtime.shards import Shards, read_meta
+from cgtgan.runtime.tracking import Bar
+
+
+def data_root(ws: Workspace) -> Path:
+    """The folder of the data set; the demo world is drawn there when first needed."""
+    if ws.cfg.dataset.kind != "demo":
+        return Path(ws.cfg.dataset.root).expanduser()
+    return ws.once("data root", lambda: _demo_world(ws))
+
+
+def _demo_world(ws: Workspace) -> Path:
+    world = ws.cfg.dataset.world
+    root = ws.store.root / "demo_world" / f"world-{fingerprint(as_dict(world))}"
+    if not (root / "world.json").is_file():
+        images = world.train_images + world.val_images + world.test_images
+        with ws.store.lock(root), ws.tracker.progress("drawing the demo world", images) as bar:
+            write_demo_world(world, root, lambda _done: bar.advance())
+    return root
+
+
+def dataset_split(ws: Workspace, name: str) -> Split:
+    """Images and references of a split: from the authors' files where they are given, else from the data set's folder."""
+    return ws.once(("split", name), lambda: released_split(ws, name) or load_split(ws.cfg.dataset, name, data_root(ws)))
+
+
+def dataset_identity(ws: Workspace) -> dict[str, Any]:
+    """What the images of a data set depend on beside their list."""
+    d = ws.cfg.dataset
+    return {"kind": d.kind} | ({"world": as_dict(d.world)} if d.kind == "demo" else {})
+
+
+def image_embeddings(ws: Workspace, name: str) -> Embeddings:
+    """(N, D) of a split, ids in `ids`; images that cannot be read are left out, as far as `dataset.max_bad_images` allows."""
+    if (given := released_images(ws, name)) is not None:
+        return given
+    images = dataset_split(ws, name).images
+    # COCO's and Flickr30k's ids name one picture everywhere; in folders of one's own 1.jpg may be any
+    told_by = _size if ws.cfg.dataset.kind == "folder" else lambda _path: None
+    listed = fingerprint([[i.image_id, i.path.name, *filter(None, [told_by(i.path)])] for i in images])
+    producer = dataset_identity(ws) | {"split": name, "images": listed, "backbone": backbone_producer(ws)}
+    producer |= {"jpeg_draft": True} if ws.cfg.dataset.jpeg_draft else {}
+    path = ws.store.path("image_embeddings", producer, ".safetensors")
+    report = path.with_suffix(".bad.json")
+    cut = ws.cfg.clip_backbone.image_shard
+    shards = Shards(path, -(-len(images) // cut), cut, path.exists)
+    if not path.exists():
+        shards.discard(_is_stale)
+        fill_shards(ws, shards, f"{name} images", len(images), lambda claims, bar: _encode_images(ws, shards, images, claims, bar))
+
+        def write(path: Path) -> None:
+            metas = [read_meta(shards.file(i)) or {} for i in range(shards.count)]
+            bad = [b for meta in metas for b in meta["bad"]]
+            ids = [images[row].image_id for meta in metas for row in meta["rows"]]
+            report.unlink(missing_ok=True)  # of an earlier try
+            if bad:
+                write_json(report, [{"image_id": images[b["row"]].image_id, "why": b["why"]} for b in bad])
+                _check_bad(ws, name, report, len(images), none_left=not ids)
+            pieces = (read_vectors(shards, i) for i in range(shards.count))
+            write_embeddings(path, pieces, read_vectors(shards, 0).shape[1], ids, kind="image_embeddings", producer=producer)
+
+        ws.store.make(path, write)
+        shards.remove()
+    if report.is_file():
+        _check_bad(ws, name, report, len(images))
+    return load_embeddings(path, kind="image_embeddings", fingerprint=fingerprint(producer))
+
+
+def _check_bad(ws: Workspace, name: str, report: Path, images: int, *, none_left: bool = False) -> None:
+    bad, allowed = read_json(report), ws.cfg.dataset.max_bad_images
+    if len(bad) > allowed or none_left:
+        mend = "mend them" if none_left else f"mend them, or allow them with dataset.max_bad_images={len(bad)} (now {allowed})"
+        raise InputError(
+            f"{len(bad)} of {images} {name} images cannot be read, the first: {bad[0]['why']}; all are listed in {report}; {mend}"
+        )
+    message = f"{len(bad)} of {images} {name} images cannot be read and are left out: {report}"
+    ws.once(("message", report), lambda: ws.tracker.say(message))
+
+
+def _encode_images(ws: Workspace, shards: Shards, images: list[ImageRecord], claims: Iterator[int], bar: Bar) -> None:
+    backbone = open_backbone(ws)
+    size, paths = ws.cfg.clip_backbone.image_batch_size, [i.path for i in images]
+    encoder = Encoder(ws, backbone.encode_images, "clip_backbone.image_batch_size", size)
+    claimed: deque[int] = deque()  # the loader reads the claims ahead of what it has decoded
+
+    def batches() -> Iterator[list[int]]:
+        for piece in claims:
+            claimed.append(piece)
+            rows = range(piece * shards.cut, min((piece + 1) * shards.cut, len(images)))
+            yield from (list(rows[i : i + size]) for i in range(0, len(rows), size))
+
+    vectors: list[Tensor] = []
+    rows: list[int] = []
+    bad: list[dict[str, Any]] = []
+    draft = 2 * backbone.image_size if ws.cfg.dataset.jpeg_draft else 0
+    for batch in decoded(paths, backbone.pixels, batches(), workers=ws.workers(len(images)), draft=draft):
+        if batch.pixels is not None:
+            vectors.append(encoder(batch.pixels))
+            check_finite(vectors[-1], [paths[row] for row in batch.rows])
+        rows += batch.rows
+        bad += [{"row": row, "why": why, "path": str(paths[row]), "state": _state(paths[row])} for row, why in batch.unreadable]
+        bar.advance(len(batch.rows) + len(batch.unreadable))
+        piece = claimed[0]
+        if len(rows) + len(bad) == min((piece + 1) * shards.cut, len(images)) - piece * shards.cut:
+            whole = torch.cat(vectors) if vectors else torch.empty(0, backbone.dim, dtype=torch.float16)
+            shards.keep(piece, {"vectors": whole}, {"rows": rows, "bad": bad})
+            claimed.popleft()
+            vectors, rows, bad = [], [], []
+
+
+def _size(path: Path) -> int | None:
+    state = _state(path)
+    return None if state is None else state[0]
+
+
+def _state(path: Path) -> list[int] | None:
+    """What tells whether a file was mended since."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _is_stale(piece: Path) -> bool:
+    """Whether a piece is damaged, or has a bad image that is another file now."""
+    meta = read_meta(piece)
+    return meta is None or any(_state(Path(b["path"])) != b["state"] for b in meta["bad"])

@@ -1,0 +1,89 @@
+"""What every stage works with: the run folder, the device, the process's rank, the artifact store, and what is reported where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from cgtgan.config import Config, run_folder
+from cgtgan.errors import InputError
+from cgtgan.runtime.artifacts import ArtifactStore, locked, read_json, write_json
+from cgtgan.runtime.devices import auto_workers
+from cgtgan.runtime.shards import Rank
+from cgtgan.runtime.tracking import Tracker
+
+T = TypeVar("T")
+
+
+@dataclass
+class Workspace:
+    """Opened once per stage, or once for the whole pipeline. Costs nothing until a part is used, and reads no data itself."""
+
+    cfg: Config
+    tracker: Tracker = field(default_factory=Tracker)
+    _kept: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """`make()`, called the first time that `key` is asked for and kept from then on: a split, the backbone, a message."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    @cached_property
+    def store(self) -> ArtifactStore:
+        return ArtifactStore(Path(self.cfg.artifacts_dir), self.tracker.say)
+
+    @cached_property
+    def run(self) -> Path:
+        return run_folder(self.cfg)
+
+    def hold_run(self) -> AbstractContextManager[None]:
+        """Lock the run folder, so that one job works there: a child of a killed `make` may still run. The first process locks."""
+        if self.rank.number:
+            return nullcontext()
+        return locked(self.run, lambda: self.tracker.say(f"waiting for another process that works in {self.run}"))
+
+    @cached_property
+    def rank(self) -> Rank:
+        return Rank.here()
+
+    @cached_property
+    def device(self) -> torch.device:
+        if self.cfg.threads is not None:
+            torch.set_num_threads(self.cfg.threads)
+        name = self.cfg.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cuda":  # one card per process of this machine, where a scheduler shows all of them
+            name = f"cuda:{self.rank.local % max(1, torch.cuda.device_count())}"
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            raise InputError(f"device={self.cfg.device}: torch sees no CUDA device here; set device=cpu or device=auto")
+        return torch.device(name)
+
+    def workers(self, rows: int) -> int:
+        """How many processes prepare `rows` images or texts ahead of the encoder."""
+        return auto_workers(self.device, rows, self.rank.neighbours) if self.cfg.workers is None else self.cfg.workers
+
+    def check_same_run(self, name: str, expected: Mapping[str, Any]) -> None:
+        """Record `expected` in `<name>.json` of the run folder, or compare with what is there.
+
+        A run folder belongs to one set of scientific settings and inputs. Raises `InputError` naming what differs.
+        """
+        path = self.run / f"{name}.json"
+        if not path.is_file():
+            write_json(path, expected)
+            return
+        stored: Mapping[str, Any] = read_json(path)
+        keys = sorted({*stored, *expected})
+        changed = [f"{k} was {stored.get(k)}, is {expected.get(k)}" for k in keys if stored.get(k) != expected.get(k)]
+        if changed:
+            raise InputError(
+                f"{self.run} holds a run with other {name} ({'; '.join(changed)}): give this one a folder of its own "
+                "with variant=NAME, or remove that folder"
+            )

@@ -1,0 +1,170 @@
+"""`checkpoints/` of a run: whole folders `step_<n>`, and the links `last` and `best` to two of them."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_model
+
+from cgtgan.assets.backbone import save_demo_clip
+from cgtgan.assets.training_state import load_state, read_meta, save_state, state_tensors
+from cgtgan.assets.workspace import Workspace
+from cgtgan.config import as_dict
+from cgtgan.errors import InputError, UserError
+from cgtgan.models.clip_backbone import ClipBackbone, DemoBackbone
+from cgtgan.runtime.artifacts import atomic_path, file_fingerprint, read_json, sweep_leftovers, write_json
+from cgtgan.training.parts import Players
+
+
+class Background:
+    """One piece of work at a time on a thread of its own; what it raises comes with the next `wait`."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def start(self, work: Callable[[], object]) -> None:
+        self.wait()
+
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:  # raised where it is waited for
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name="checkpoint")
+        self._thread.start()
+
+    def join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def wait(self) -> None:
+        self.join()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
+def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], links: Iterable[str]) -> Path:
+    """Make `folder/step_<n>` with `write(path)` and let `links` (last, best) point to it; the two newest and what a link needs are kept."""
+    target = folder / f"step_{step:06d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep_leftovers(folder)
+    if not target.exists():
+        with atomic_path(target) as beside:
+            beside.mkdir()
+            write(beside)
+    for link in links:
+        beside = folder / f".{link}.tmp"
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(target.name)
+        beside.replace(folder / link)
+    needed = {p.readlink().name for p in folder.iterdir() if p.is_symlink()}
+    needed |= {p.name for p in sorted(folder.glob("step_*"))[-2:]}  # should the newest be damaged, the one before it is used
+    for old in folder.glob("step_*"):
+        if old.name not in needed:
+            shutil.rmtree(old)
+    return target
+
+
+class Checkpoints:
+    """`checkpoints/` of a run: whole folders `step_<n>` with a list of their files' fingerprints, written while training goes on."""
+
+    def __init__(self, ws: Workspace):
+        self.ws, self.folder = ws, ws.run / "checkpoints"
+        self.writer = Background()
+        self.written = time.monotonic()
+        self.found = self._newest()
+
+    def _newest(self) -> Path | None:
+        """The newest whole folder; damaged ones are named, and set aside."""
+        damaged = None
+        for folder in sorted(self.folder.glob("step_*"), reverse=True):
+            try:
+                for name, wanted in read_json(folder / "checkpoint.json").get("files", {}).items():
+                    if file_fingerprint(folder / name) != wanted:
+                        raise InputError(f"{folder / name} is not as it was written")
+                read_meta(folder / "training.safetensors")
+            except (UserError, OSError) as error:
+                damaged = folder
+                if self.ws.rank.number == 0 and folder.exists():
+                    aside = folder.with_name(f"damaged_{folder.name}")
+                    shutil.rmtree(aside, ignore_errors=True)
+                    folder.rename(aside)
+                    self.ws.tracker.say(f"damaged checkpoint, set aside as damaged_{folder.name}: {error}")
+                continue
+            return folder
+        if damaged is not None:
+            raise InputError(f"{self.folder} has no whole checkpoint any more: remove it, and training starts again from its first step")
+        return None
+
+    def steps_done(self) -> int:
+        return 0 if self.found is None else int(self.found.name.removeprefix("step_"))
+
+    def meta(self) -> dict[str, Any]:
+        """What the newest checkpoint says of the run."""
+        return read_meta(self.folder / "last" / "training.safetensors")
+
+    def resume(self, players: Players) -> dict[str, Any]:
+        """Put everything back as the newest checkpoint has it; returns what it says of the run."""
+        found = players.devices.from_first(lambda: self.found)
+        fresh = {"step": 0, "best": -1.0, "best_step": 0, "wandb_id": None, "health": {}}
+        if found is None:
+            return fresh
+        load_model(players.bundle.model, str(found / "generator.safetensors"))
+        modules = {name: module for name, module in players.modules.items() if name != "generator"}
+        return fresh | load_state(found / "training.safetensors", modules, players.optimizers)
+
+    def due(self, step: int) -> bool:
+        t = self.ws.cfg.train
+        late = t.checkpoint_minutes is not None and time.monotonic() - self.written > 60 * t.checkpoint_minutes
+        return step % t.checkpoint_every == 0 or late
+
+    def write(self, players: Players, meta: Mapping[str, Any], *, best: bool) -> None:
+        """Copy the state now, write it while the next steps go on. `best` first: killed between the two links, the run goes on from the
+        newest folder and comes to the same `best` again."""
+        self.written = time.monotonic()
+        if not players.devices.first:
+            return
+        self.writer.wait()  # one at a time: a second copy of the state is enough
+        bundle, meta = players.bundle.copy(), dict(meta)
+        modules = {name: module for name, module in players.modules.items() if name != "generator"}
+        tensors = state_tensors(modules, players.optimizers)
+
+        def write(path: Path) -> None:
+            bundle.save(path)
+            save_state(path / "training.safetensors", tensors, meta)
+            describe_checkpoint(self.ws, path, players.backbone, meta["step"])
+
+        links = ["best", "last"] if best else ["last"]
+        self.writer.start(lambda: write_checkpoint(self.folder, meta["step"], write, links))
+
+    def finish(self) -> None:
+        """Wait until everything is on disk; raises what went wrong there."""
+        self.writer.wait()
+
+    def close(self) -> None:
+        self.writer.join()
+
+
+def best_validation(ws: Workspace) -> float | None:
+    """The run's best CIDEr (a fraction) on the validation images; None where nothing was validated, and in all processes but the first."""
+    if ws.rank.number:
+        return None
+    best = read_meta(ws.run / "checkpoints" / "last" / "training.safetensors")["best"]
+    return None if best < 0 else float(best)
+
+
+def describe_checkpoint(ws: Workspace, path: Path, backbone: ClipBackbone, step: int) -> None:
+    """What `caption` needs to know: the backbone (the demo's own is small and comes along), the decoding, and what the files should be."""
+    if isinstance(backbone, DemoBackbone):
+        save_demo_clip(path / "clip", backbone.model)
+    files = {str(file.relative_to(path)): file_fingerprint(file) for file in sorted(path.rglob("*")) if file.is_file()}
+    description = {"step": step, "clip_backbone": as_dict(ws.cfg.clip_backbone), "decode": as_dict(ws.cfg.decode), "files": files}
+    write_json(path / "checkpoint.json", description)

@@ -1,0 +1,65 @@
+"""Means over everything a step adds up, and where its time goes."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cgtgan.runtime.devices import Devices
+
+
+class Means:
+    """Means over everything that was added, over all parts and processes; on the device until `over` asks for them once a step."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[Tensor, int]] = {}
+
+    def add(self, name: str, values: Tensor) -> None:
+        total, count = self.sums.get(name, (torch.zeros((), device=values.device), 0))
+        self.sums[name] = (total + values.detach().float().sum(), count + values.numel())
+
+    def over(self, devices: Devices, norms: Mapping[str, Tensor]) -> dict[str, float]:
+        """Every mean, and the gradient norms, which every process has alike; the one wait for the device in a step."""
+        names = sorted(self.sums)
+        sums = torch.stack([self.sums[name][0] for name in names])
+        counts = torch.tensor([self.sums[name][1] for name in names], dtype=torch.float32, device=sums.device)
+        means = torch.stack([sums, counts]) if devices.world == 1 else devices.sum(torch.stack([sums, counts]))
+        found = torch.cat([means[0] / means[1], *(norm[None] for norm in norms.values())]).tolist()
+        return dict(zip([*names, *(f"train/{name[0]}_grad_norm" for name in norms)], found, strict=True))
+
+
+class Clock:
+    """Where the time of a step goes. On a GPU by events of its own queue, read when the row is logged."""
+
+    def __init__(self, device: torch.device):
+        self.cuda = device.type == "cuda"
+        self.device = device
+        self.marks: list[tuple[str, Any]] = []
+        self.mark("")
+
+    def mark(self, name: str) -> None:
+        """What happened since the last mark was `name`."""
+        if self.cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append((name, event))
+        else:
+            self.marks.append((name, time.perf_counter()))
+
+    def metrics(self, images: int) -> dict[str, float]:
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
+        spent: dict[str, float] = {}
+        for (_, before), (name, after) in pairwise(self.marks):
+            seconds = before.elapsed_time(after) / 1000 if self.cuda else after - before
+            spent[name] = spent.get(name, 0.0) + seconds
+        total = sum(spent.values())
+        peak = torch.cuda.max_memory_allocated(self.device) if self.cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        shares = {f"time/{name.replace(' ', '_')}": seconds / total for name, seconds in spent.items()}
+        return {"train/seconds": total, "train/images_per_second": images / total, "memory/peak_gb": peak / 1e9, **shares}
