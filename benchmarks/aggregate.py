@@ -86,7 +86,10 @@ def exact(images: Tensor, texts: Tensor, t: float) -> Tensor:
     queries = unit(images.double())
     cosines = torch.cat([queries @ unit(part.double()).T for part in texts.split(50_000)], dim=1)
     weights = torch.softmax(t * cosines, dim=1)
-    return sum((w @ part.double() for w, part in zip(weights.split(50_000, 1), texts.split(50_000), strict=True)), torch.tensor(0.0))
+    return sum(
+        (w @ part.double() for w, part in zip(weights.split(50_000, 1), texts.split(50_000), strict=True)),
+        torch.tensor(0.0),
+    )
 
 
 def cone(rows: int, dim: int, seed: int) -> Tensor:
@@ -136,9 +139,13 @@ def measure(images: Tensor, path: str, t: float, device: str, repeats: int) -> s
             out.addmm_(queries @ k.T, v)
 
     works = (ours, sdpa, products)  # in turn, so that a noisy moment hits all alike
-    own, fused, limit = (min(times) / n for times in zip(*[[seconds(w, device) for w in works] for _ in range(repeats)], strict=True))
+    own, fused, limit = (
+        min(times) / n for times in zip(*[[seconds(w, device) for w in works] for _ in range(repeats)], strict=True)
+    )
     truth = exact(images[:16].cpu(), texts, t)
-    error, fused_error = (float((x[:16].cpu().double() - truth).abs().max() / truth.abs().max()) for x in (ours(), sdpa()))
+    error, fused_error = (
+        float((x[:16].cpu().double() - truth).abs().max() / truth.abs().max()) for x in (ours(), sdpa())
+    )
     three = seconds(lambda: aggregate_at_temperatures(images, texts, [t, 1.5 * t, 1.75 * t], device=device), device) / n
     nearest = seconds(lambda: aggregate_nearest(images, texts, [t], 100, device=device), device) / n
     return (

@@ -42,10 +42,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.manual_seed(0)
-    model = CaptionGenerator(GPT2LMHeadModel(GPT2Config()), MLPMapper(DIM, 768, 10), max_length=LENGTH).to(args.device).eval()
+    model = (
+        CaptionGenerator(GPT2LMHeadModel(GPT2Config()), MLPMapper(DIM, 768, 10), max_length=LENGTH)
+        .to(args.device)
+        .eval()
+    )
     head: Any = model.gpt.get_output_embeddings()
     direction = F.normalize(torch.randn(768), dim=0).to(args.device)
-    with torch.no_grad():  # as in a trained model, the stop grows likelier with the position, and differs from caption to caption
+    with (
+        torch.no_grad()
+    ):  # as in a trained model, the stop grows likelier with the position, and differs from caption to caption
         places: Any = model.gpt.get_parameter("transformer.wpe.weight")
         places += torch.arange(1024, device=args.device)[:, None] * 0.02 * direction
     limit = math.inf
@@ -72,7 +78,9 @@ def main() -> None:
         prefix = model.prefix(x)
         mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=x.device)
         ids = {"eos_token_id": 13, "pad_token_id": 50256}
-        return language_model.generate(inputs_embeds=prefix, attention_mask=mask, do_sample=False, max_new_tokens=LENGTH, **ids)
+        return language_model.generate(
+            inputs_embeds=prefix, attention_mask=mask, do_sample=False, max_new_tokens=LENGTH, **ids
+        )
 
     def seconds(work: Callable[[Tensor], Tensor], x: Tensor) -> float:
         if args.device != "cpu":
@@ -94,7 +102,9 @@ def main() -> None:
         repeats = max(1, 16 // size)
         pairs = [[seconds(work, x) for work in (ours, theirs)] for _ in range(args.rounds * repeats)]
         a, b = (statistics.median(column) for column in zip(*pairs, strict=True))
-        table.add_row(str(size), f"{size / a:.1f}", f"{size / b:.1f}", f"{b / a:.2f}", f"{lengths:.1f}", "yes" if same else "NO")
+        table.add_row(
+            str(size), f"{size / a:.1f}", f"{size / b:.1f}", f"{b / a:.2f}", f"{lengths:.1f}", "yes" if same else "NO"
+        )
     Console(width=120).print(table)
 
 

@@ -44,7 +44,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         command = [sys.executable, str(ROOT / "run.py"), f"experiment={args.experiment}", *args.overrides]
         started, peak = time.perf_counter(), 0
-        with subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        with subprocess.Popen(
+            command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
             log = Path(home) / "log.txt"
 
             def keep() -> None:

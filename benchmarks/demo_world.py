@@ -25,7 +25,8 @@ def measure(config: DemoWorldConfig) -> dict[str, float]:
     world = DemoWorld(config)
     references, human = world.references("test"), world.human("test")
     cider, _ = Cider().compute_score(
-        {i: [plain(s) for s in sentences] for i, sentences in references.items()}, {i: [plain(s)] for i, s in human.items()}
+        {i: [plain(s) for s in sentences] for i, sentences in references.items()},
+        {i: [plain(s)] for i, s in human.items()},
     )
     corpus, external = world.corpus(), world.corpus(external=True)
     narrated = [len(s.split()) for kind, s in world.corpus_by_kind(external=True) if kind == "narrated"]

@@ -109,7 +109,9 @@ def main() -> None:
                 sys.exit(done.stderr)
             scores[kind] = json.loads(done.stdout.splitlines()[-1])
     apart = max(abs(a[k] - b[k]) for a, b in zip(scores["ours"], scores["theirs"], strict=True) for k in b)
-    table = Table(title=f"{args.images} images x 5 references, {args.methods} captions an image, {os.cpu_count()} cores")
+    table = Table(
+        title=f"{args.images} images x 5 references, {args.methods} captions an image, {os.cpu_count()} cores"
+    )
     for column in ("", "seconds (median)", "range", "times as fast"):
         table.add_column(column, justify="right")
     base = statistics.median(seconds["theirs"])

@@ -36,12 +36,47 @@ from cgtgan.data.corpora import embedded_text
 from cgtgan.models.clip_inputs import CONTEXT, by_length, clip_module, preprocess
 
 SIZES: dict[str, dict[str, Any]] = {
-    "ViT-B/32": {"embed_dim": 512, "vision_layers": 12, "vision_width": 768, "vision_patch_size": 32, "image_resolution": 224},
-    "ViT-L/14": {"embed_dim": 768, "vision_layers": 24, "vision_width": 1024, "vision_patch_size": 14, "image_resolution": 224},
-    "RN50x4": {"embed_dim": 640, "vision_layers": (4, 6, 10, 6), "vision_width": 80, "vision_patch_size": None, "image_resolution": 288},
+    "ViT-B/32": {
+        "embed_dim": 512,
+        "vision_layers": 12,
+        "vision_width": 768,
+        "vision_patch_size": 32,
+        "image_resolution": 224,
+    },
+    "ViT-L/14": {
+        "embed_dim": 768,
+        "vision_layers": 24,
+        "vision_width": 1024,
+        "vision_patch_size": 14,
+        "image_resolution": 224,
+    },
+    "RN50x4": {
+        "embed_dim": 640,
+        "vision_layers": (4, 6, 10, 6),
+        "vision_width": 80,
+        "vision_patch_size": None,
+        "image_resolution": 288,
+    },
 }
 WIDTHS = {"ViT-B/32": 512, "ViT-L/14": 768, "RN50x4": 640}
-WORDS = ["a", "man", "riding", "wave", "on", "top", "of", "the", "surfboard", "two", "dogs", "with", "red", "ball", "in", "street"]
+WORDS = [
+    "a",
+    "man",
+    "riding",
+    "wave",
+    "on",
+    "top",
+    "of",
+    "the",
+    "surfboard",
+    "two",
+    "dogs",
+    "with",
+    "red",
+    "ball",
+    "in",
+    "street",
+]
 
 
 def write_weights(name: str, path: Path) -> None:
@@ -69,12 +104,19 @@ def write_images(folder: Path, count: int, photos: str | None) -> None:
 def write_captions(path: Path, count: int) -> None:
     random = np.random.default_rng(1)
     lengths = np.clip(np.round(random.normal(10.5, 2.4, count)), 6, 40).astype(int)  # of COCO's captions
-    path.write_text("".join(" ".join(random.choice(WORDS, n)) + f" {i}.\n" for i, n in enumerate(lengths)), encoding="utf-8")
+    path.write_text(
+        "".join(" ".join(random.choice(WORDS, n)) + f" {i}.\n" for i, n in enumerate(lengths)), encoding="utf-8"
+    )
 
 
 def settings(home: Path, model: str, device: str, **dataset: Any) -> Config:
     cfg = Config(device=device, artifacts_dir=str(home / "artifacts"))
-    cfg.dataset.kind, cfg.dataset.root, cfg.dataset.val_fraction, cfg.dataset.test_fraction = "folder", str(home / "photos"), 0.0, 0.0
+    cfg.dataset.kind, cfg.dataset.root, cfg.dataset.val_fraction, cfg.dataset.test_fraction = (
+        "folder",
+        str(home / "photos"),
+        0.0,
+        0.0,
+    )
     for name, value in dataset.items():
         setattr(cfg.dataset, name, value)
     cfg.corpus.kind, cfg.corpus.rule, cfg.corpus.path = "text_file", "coco", str(home / "captions.txt")
@@ -84,7 +126,10 @@ def settings(home: Path, model: str, device: str, **dataset: Any) -> Config:
 
 def table(title: str, unit: str, one: float, ours: float, alone: float) -> None:
     print(f"{title:<9} one at a time {one:7.2f} {unit}/s   ours {ours:7.2f}   encoder alone {alone:7.2f}", end="   ")
-    print(f"ours is {ours / one:.2f} times as fast; encoder {ours / alone:.0%} of our time, overhead {1 - ours / alone:.0%}", flush=True)
+    print(
+        f"ours is {ours / one:.2f} times as fast; encoder {ours / alone:.0%} of our time, overhead {1 - ours / alone:.0%}",
+        flush=True,
+    )
 
 
 @torch.no_grad()
@@ -106,7 +151,9 @@ def main() -> None:
         backbone: Any = open_backbone(ws)
         paths = [i.path for i in dataset_split(ws, "train").images]
         sentences = corpus_sentences(ws)[0]
-        print(f"{args.model}, random weights, {ws.device}, {torch.get_num_threads()} threads, {ws.workers(len(paths))} workers")
+        print(
+            f"{args.model}, random weights, {ws.device}, {torch.get_num_threads()} threads, {ws.workers(len(paths))} workers"
+        )
 
         few = paths[: min(48, len(paths))]
         started = time.perf_counter()
@@ -135,7 +182,9 @@ def main() -> None:
         sentence_embeddings(ws)
         ours = len(texts) / (time.perf_counter() - started)
         rows = backbone.tokens(texts)
-        batches = [[rows[same[0]] for same in places] for places in by_length(rows, ws.cfg.clip_backbone.text_batch_size)]
+        batches = [
+            [rows[same[0]] for same in places] for places in by_length(rows, ws.cfg.clip_backbone.text_batch_size)
+        ]
         started = time.perf_counter()
         for ids in batches:
             backbone.encode_tokens(ids).cpu()
@@ -148,7 +197,9 @@ def main() -> None:
             draft = image_embeddings(draft_ws, "train").vectors.float()
             rate = len(paths) / (time.perf_counter() - started)
             cosine = torch.nn.functional.cosine_similarity(exact, draft)
-            print(f"jpeg_draft: {rate:.2f} images/s; cosine with the exact embedding {cosine.mean():.6f}, at least {cosine.min():.6f}")
+            print(
+                f"jpeg_draft: {rate:.2f} images/s; cosine with the exact embedding {cosine.mean():.6f}, at least {cosine.min():.6f}"
+            )
 
 
 if __name__ == "__main__":

@@ -76,8 +76,14 @@ class TextTower(OpenAIBackbone):
 def sentences(count: int) -> list[str]:
     """Captions as corpora have them, by a handful of words."""
     rng = random.Random(0)
-    who, does = ["A man", "Two women", "A small dog", "A group of people"], ["riding", "looking at", "standing next to", "holding"]
-    what, where = ["a brown horse", "a red bus", "some fruit", "a surfboard"], ["in the street", "on the beach near a pier", "at night", ""]
+    who, does = (
+        ["A man", "Two women", "A small dog", "A group of people"],
+        ["riding", "looking at", "standing next to", "holding"],
+    )
+    what, where = (
+        ["a brown horse", "a red bus", "some fruit", "a surfboard"],
+        ["in the street", "on the beach near a pier", "at night", ""],
+    )
     made = [[rng.choice(part) for part in (who, ["in a park", "in white"], does, what, where)] for _ in range(count)]
     return [" ".join(" ".join(parts).split()) + "." for parts in made]
 
@@ -90,11 +96,15 @@ def make(args: argparse.Namespace) -> tuple[Config, Players, Callable[[int], Bat
     words = load_tokenizer(str(Path(args.tokenizers) / "gpt2"), "--tokenizers", [END_OF_TEXT])
     pieces = load_tokenizer(str(Path(args.tokenizers) / "roberta"), "--tokenizers", ROBERTA_SPECIALS)
     generator = CaptionGenerator(GPT2LMHeadModel(GPT2Config()), MLPMapper(DIM, 768, 10), max_length=LENGTH)
-    encoder = RobertaModel(RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1))
+    encoder = RobertaModel(
+        RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1)
+    )
     judge = Discriminator(encoder, pieces, LENGTH + 2)
     backbone = TextTower(ClipBackboneConfig(kind="random"), device)
     if args.tokens < LENGTH:
-        ending = 1 / args.tokens  # chance that a token is the stop, given those before: their mean number is then a little below `tokens`
+        ending = (
+            1 / args.tokens
+        )  # chance that a token is the stop, given those before: their mean number is then a little below `tokens`
         head: Any = generator.gpt.get_output_embeddings()
         raise_by = torch.zeros(50257, device=device)
         raise_by[13] = math.log(ending / (1 - ending) * 50257)
@@ -189,7 +199,9 @@ class Published:
         labels = torch.cat([torch.ones(len(batch.real)), torch.zeros(len(samples))]).to(natural.device)
         logits = torch.cat([d(*self.tokens(batch.real)), d(*self.tokens(samples))])
         d_loss = F.binary_cross_entropy_with_logits(logits, labels)
-        owner = torch.cat([torch.arange(len(batch.ids)).repeat_interleave(k), torch.arange(len(batch.ids))]).to(natural.device)
+        owner = torch.cat([torch.arange(len(batch.ids)).repeat_interleave(k), torch.arange(len(batch.ids))]).to(
+            natural.device
+        )
         text = torch.cat([self.embed(samples), self.embed(greedies)])
         agg, scale = batch.target[owner], 100.0
         cos = (F.normalize(agg, dim=-1) @ F.normalize(text, dim=-1).T).diag() * scale
@@ -208,7 +220,11 @@ class Published:
 
 
 def peak_gb(device: str) -> float:
-    return torch.cuda.max_memory_allocated() / 1e9 if device != "cpu" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return (
+        torch.cuda.max_memory_allocated() / 1e9
+        if device != "cpu"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    )
 
 
 def rate(dtype: torch.dtype, device: str) -> float:
@@ -271,12 +287,27 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = {}
     for kind in kinds:
         command = [sys.executable, *sys.argv, "--one", kind]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)})
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+        )
         if done.returncode:
             sys.exit(done.stderr)
         found[kind] = json.loads(done.stdout.splitlines()[-1])
-    table = Table(title=f"{args.images} images x {args.samples}, at most {LENGTH} tokens, {args.device}, {torch.get_num_threads()} threads")
-    columns = ("step", "seconds", "times as fast", "peak GB", "share of memory", "tokens", "TFLOP", "floor s", "times the floor", "parts")
+    table = Table(
+        title=f"{args.images} images x {args.samples}, at most {LENGTH} tokens, {args.device}, {torch.get_num_threads()} threads"
+    )
+    columns = (
+        "step",
+        "seconds",
+        "times as fast",
+        "peak GB",
+        "share of memory",
+        "tokens",
+        "TFLOP",
+        "floor s",
+        "times the floor",
+        "parts",
+    )
     for column in columns:
         table.add_column(column, justify="right")
     base = found["published"]

@@ -20,7 +20,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")  # without a network the local copy is used after this, not after minutes
+os.environ.setdefault(
+    "HF_HUB_ETAG_TIMEOUT", "5"
+)  # without a network the local copy is used after this, not after minutes
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing, and `cgtgan.cli` says it in a sentence
 
 
@@ -61,12 +63,19 @@ def job(raw: DictConfig) -> float | None:
 
 
 def main() -> int:
-    argv = sorted(cli.quote_paths(sys.argv[1:]), key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants -m before or behind all
+    argv = sorted(
+        cli.quote_paths(sys.argv[1:]), key=lambda word: word not in ("-m", "--multirun")
+    )  # Hydra wants -m before or behind all
     sys.argv[1:] = argv
     if "--help" in argv or "-h" in argv:
         print(cli.help_text())
         return 0
-    if refused := cli.unknown_flag(argv) or cli.unknown_hydra_part(argv) or cli.expanded_pattern(argv) or cli.launcher_of_one(argv):
+    if (
+        refused := cli.unknown_flag(argv)
+        or cli.unknown_hydra_part(argv)
+        or cli.expanded_pattern(argv)
+        or cli.launcher_of_one(argv)
+    ):
         print(f"error: {refused}", file=sys.stderr)
         return 2
 

@@ -32,7 +32,10 @@ def _is_temperature(value: Any) -> bool:
 _CHECKS: dict[str, Check] = {
     "stage": _one_of(*STAGES),
     "seed": ("0 to 2**31-1", lambda v: 0 <= v < 2**31),
-    "device": ("auto, cpu, cuda or cuda:N", lambda v: v in ("auto", "cpu", "cuda") or (v.startswith("cuda:") and v[5:].isdigit())),
+    "device": (
+        "auto, cpu, cuda or cuda:N",
+        lambda v: v in ("auto", "cpu", "cuda") or (v.startswith("cuda:") and v[5:].isdigit()),
+    ),
     "threads": _AT_LEAST_1,
     "workers": _NOT_NEGATIVE,
     "dataset.kind": _one_of("demo", "coco", "flickr30k", "folder"),
@@ -163,7 +166,9 @@ def validate(cfg: Config) -> None:
 def _comparison(cfg: Config) -> Iterator[str]:
     runs = cfg.runs
     several = [runs] if isinstance(runs, str) else runs
-    if runs is not None and not (isinstance(several, list) and several and all(isinstance(r, str) and r for r in several)):
+    if runs is not None and not (
+        isinstance(several, list) and several and all(isinstance(r, str) and r for r in several)
+    ):
         yield f"runs={runs!r} is not accepted: it must be a folder or a pattern such as runs/demo/*/seed=*, or a list of them"
     elif runs is not None and cfg.report.runs:
         yield f"runs={runs} and report.runs={cfg.report.runs} contradict each other: they are one setting, leave one of them out"
@@ -181,7 +186,9 @@ def _comparison(cfg: Config) -> Iterator[str]:
 def _contradictions(cfg: Config) -> Iterator[str]:
     g, d, t, r = cfg.generator, cfg.discriminator, cfg.train, cfg.reward_weights
     if not (
-        cfg.images is None or isinstance(cfg.images, str) or (isinstance(cfg.images, list) and all(isinstance(i, str) for i in cfg.images))
+        cfg.images is None
+        or isinstance(cfg.images, str)
+        or (isinstance(cfg.images, list) and all(isinstance(i, str) for i in cfg.images))
     ):
         yield f"images={cfg.images!r} is not accepted: it must be a file or folder, or a list of them"
     yield from _comparison(cfg)
@@ -193,13 +200,20 @@ def _contradictions(cfg: Config) -> Iterator[str]:
             "a run each: -m aggregation_t.t=" + ",".join(f"{t:g}" for t in cfg.aggregation_t.temperatures)
         )
     files = cfg.dataset.released
-    if not (files is None or isinstance(files, str) or (isinstance(files, list) and files and all(isinstance(f, str) for f in files))):
+    if not (
+        files is None
+        or isinstance(files, str)
+        or (isinstance(files, list) and files and all(isinstance(f, str) for f in files))
+    ):
         yield f"dataset.released={files!r} is not accepted: it must be a file or folder, or a list of them"
     if cfg.dataset.kind == "folder" and not cfg.dataset.root and cfg.stage != "caption":
         yield "dataset.root is empty: dataset.kind=folder needs dataset.root=FOLDER, where the pictures are"
     if cfg.corpus.kind == "text_file" and not cfg.corpus.path and cfg.stage != "caption":
         yield "corpus.path is null: corpus.kind=text_file needs corpus.path=FILE, one sentence a line"
-    for side, demo in (("corpus", cfg.corpus.kind.startswith("demo")), ("clip_backbone", cfg.clip_backbone.kind == "demo")):
+    for side, demo in (
+        ("corpus", cfg.corpus.kind.startswith("demo")),
+        ("clip_backbone", cfg.clip_backbone.kind == "demo"),
+    ):
         if demo and cfg.dataset.kind != "demo" and cfg.stage != "caption":
             kind = getattr(cfg, side).kind
             demo_only = f"the demo's {side} only fits dataset=demo"

@@ -36,7 +36,17 @@ STAGE_HELP = {
     "pipeline": "all that a scored run needs; skips what is made (the default)",
 }
 _FLAGS = (
-    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--shell-completion"),
+    *(
+        "--help",
+        "--hydra-help",
+        "--version",
+        "--cfg",
+        "--resolve",
+        "--package",
+        "--run",
+        "--multirun",
+        "--shell-completion",
+    ),
     *("--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--info"),
 )
 
@@ -80,7 +90,9 @@ def help_text(conf: Path = CONF) -> str:
         "",
         "Groups (* is the default)",
     ]
-    shown = {g: [f"{o}*" if o == group_defaults(conf).get(g) else o for o in options] for g, options in groups(conf).items()}
+    shown = {
+        g: [f"{o}*" if o == group_defaults(conf).get(g) else o for o in options] for g, options in groups(conf).items()
+    }
     shown["hydra/launcher"] = ["basic*", *(p.stem for p in sorted((conf / "hydra/launcher").glob("*.yaml")))]
     for group, options in shown.items():
         lines += textwrap.wrap(" ".join(options), 98, initial_indent=f"  {group:<15} ", subsequent_indent=" " * 18)
@@ -123,7 +135,13 @@ def quote_paths(argv: Sequence[str]) -> list[str]:
     quoted = []
     for word in argv:
         field, _, value = word.partition("=")
-        plain = bool(value) and value[0] not in "['\"" and value != "null" and "${" not in value and not (several and "," in value)
+        plain = (
+            bool(value)
+            and value[0] not in "['\""
+            and value != "null"
+            and "${" not in value
+            and not (several and "," in value)
+        )
         if field in _PATHS and plain and not re.fullmatch(r"[\w./~:-]*", value):
             escaped = value.replace("\\", "\\\\").replace("'", "\\'")
             word = f"{field}='{escaped}'"
@@ -187,7 +205,9 @@ def _unknown_setting(path: str) -> str:
     near = list(dict.fromkeys(k for k in near if k != parent))[:3]
     if not near and is_dataclass(settings().get(parent)):
         return f"no setting {path}; {parent} has {', '.join(f.name for f in fields(settings()[parent]))}"
-    hint = f"did you mean {_or(near)}?" if near else "`python run.py --help` lists the groups, `--cfg job` every setting"
+    hint = (
+        f"did you mean {_or(near)}?" if near else "`python run.py --help` lists the groups, `--cfg job` every setting"
+    )
     return f"no setting {path}; {hint}"
 
 
@@ -202,12 +222,17 @@ def _unknown_hydra_setting(path: str, error: Exception | None = None) -> str:
         return f"no setting {path}; " + (f"did you mean hydra/{near[0]}?" if near else f"hydra/ has {', '.join(known)}")
     for cause in _chain(error):
         if (parent := getattr(cause, "parent_node", None)) is not None:
-            path, known = str(getattr(cause, "full_key", path)), [str(key) for key in parent if not str(key).startswith("_")]
+            path, known = (
+                str(getattr(cause, "full_key", path)),
+                [str(key) for key in parent if not str(key).startswith("_")],
+            )
     place, _, name = path.rpartition(".")
     if not known:
         return f"no setting {path}: hydra/launcher=basic has none; choose another first, hydra/launcher=slurm or submitit_local"
     near = difflib.get_close_matches(name, known, 2)
-    return f"no setting {path}; " + (f"did you mean {_or([f'{place}.{n}' for n in near])}?" if near else f"{place} has {', '.join(known)}")
+    return f"no setting {path}; " + (
+        f"did you mean {_or([f'{place}.{n}' for n in near])}?" if near else f"{place} has {', '.join(known)}"
+    )
 
 
 def unknown_hydra_part(argv: Sequence[str]) -> str | None:
@@ -301,7 +326,9 @@ def config_sentence(error: Exception, argv: Sequence[str]) -> str | None:
                 return _unknown_option(group, arg.partition("=")[2], options)
     if found := re.match(r"Ambiguous value for argument '(.*?)'\n", message):
         return f"{found[1]} has several values: add -m to run each, or write them as a list, [a,b]"
-    if found := re.match(r"Could not (?:override|append to config|delete from config).*?'([\w./@]+)'", message, re.DOTALL):
+    if found := re.match(
+        r"Could not (?:override|append to config|delete from config).*?'([\w./@]+)'", message, re.DOTALL
+    ):
         if "delete" in found[0]:
             return f"~{found[1]} cannot be taken away: give it a value, or null where null is accepted"
         return _unknown_hydra_setting(found[1], error) if re.match(r"hydra\b", found[1]) else _unknown_setting(found[1])
@@ -330,7 +357,17 @@ def config_sentence(error: Exception, argv: Sequence[str]) -> str | None:
 
 
 # What a disk or a folder may do to any write; other OSErrors (a missing file that we should have asked for) are bugs of ours.
-_DISK = (errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EEXIST)
+_DISK = (
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+    errno.EEXIST,
+)
 
 
 def _disk_sentence(error: Exception) -> str | None:
@@ -367,7 +404,9 @@ def report_failure(error: Exception, argv: Sequence[str]) -> int:
     if isinstance(error, Stopped):
         print(error, file=sys.stderr)
         return error.code
-    newcomer = "" if argv else "\n`python run.py experiment=demo` needs no download; `python run.py --help` explains the rest"
+    newcomer = (
+        "" if argv else "\n`python run.py experiment=demo` needs no download; `python run.py --help` explains the rest"
+    )
     print(f"error: {error}{newcomer}", file=sys.stderr)
     return 2 if isinstance(error, ConfigError) else 1
 
@@ -377,5 +416,10 @@ def exit_code(argv: Sequence[str]) -> int:
     if not failures:
         return 0
     if {"-m", "--multirun"} & set(argv) or any(a.startswith("sweep=") for a in argv):
-        print(f"error: {len(failures)} failed:", *(f"  {overrides}" for overrides, _ in failures), sep="\n", file=sys.stderr)
+        print(
+            f"error: {len(failures)} failed:",
+            *(f"  {overrides}" for overrides, _ in failures),
+            sep="\n",
+            file=sys.stderr,
+        )
     return max(code for _, code in failures)

@@ -49,7 +49,9 @@ class DatasetConfig:
     max_images: int | None = None  # of every split, the first by id
     max_bad_images: int = 0
     jpeg_draft: bool = False  # decode JPEGs at half, a quarter or an eighth of their size where CLIP's is still half of that: not exact
-    released: Any = None  # the authors' embedding pickles in the place of images: a file, a list of files, or a folder with them
+    released: Any = (
+        None  # the authors' embedding pickles in the place of images: a file, a list of files, or a folder with them
+    )
     world: DemoWorldConfig = field(default_factory=DemoWorldConfig)
 
 
@@ -94,7 +96,9 @@ class ClipBackboneConfig:
     dtype: str = "float32"
     image_batch_size: int = 64
     text_batch_size: int = 256
-    image_shard: int = 256  # images, sentences that are written at once: what a kill costs, and what processes share the work by
+    image_shard: int = (
+        256  # images, sentences that are written at once: what a kill costs, and what processes share the work by
+    )
     text_shard: int = 4096
     demo: DemoClipConfig = field(default_factory=DemoClipConfig)
 
@@ -131,7 +135,9 @@ class GeneratorConfig:
 
     name: str = "gpt2"
     language_model: str = "gpt2"
-    tokenizer: str = "pretrained"  # pretrained | corpus (byte-level BPE trained on it) | a folder with vocab.json, merges.txt
+    tokenizer: str = (
+        "pretrained"  # pretrained | corpus (byte-level BPE trained on it) | a folder with vocab.json, merges.txt
+    )
     vocab_size: int = 1000
     layers: int = 12
     width: int = 768
@@ -194,7 +200,9 @@ class InitializeConfig:
     batch_size: int = 16
     noise_std: float = 0.0
     checkpoint_every: int = 500
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=2e-5, warmup_steps=5000, eps=1e-6, grad_clip=0.0))
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=2e-5, warmup_steps=5000, eps=1e-6, grad_clip=0.0)
+    )
 
 
 @dataclass
@@ -208,7 +216,9 @@ class TrainConfig:
     baseline: str = "greedy"  # greedy | leave_one_out
     use_discriminator: bool = True
     use_initialization: bool = True
-    init_from: str | None = None  # a checkpoint of ours, the authors' model.pt or a hub name to start from, in the place of `initialize`
+    init_from: str | None = (
+        None  # a checkpoint of ours, the authors' model.pt or a hub name to start from, in the place of `initialize`
+    )
     reward_scale: float | None = None  # null: the backbone's own exp(logit_scale)
     kl_weight: float = 0.0  # a leash to the initial generator
     dropout: bool = False  # samples are drawn, and the discriminator learns, with dropout on, as in the released program (METHOD, slip 8)
@@ -257,7 +267,9 @@ class ReportConfig:
     output: str | None = None  # the page's file
     gallery: int = 12
     warning: str | None = None
-    baseline: str | None = None  # several runs: what they are tested against; an experiment, a variant, or a method such as init
+    baseline: str | None = (
+        None  # several runs: what they are tested against; an experiment, a variant, or a method such as init
+    )
     resamples: int = 10_000  # several runs: test sets that the bootstrap draws
 
 
@@ -282,7 +294,9 @@ class WandbConfig:
     group: str | None = None  # null: the name of the sweep that started it (run.py)
     tags: list[str] = field(default_factory=list)  # beside experiment, corpus, backbone and reward, which every run has
     artifacts: bool = False  # the best checkpoint, and captions and scores, as artifacts
-    finish_seconds: float = 10.0  # how long the end of a run waits for W&B to take the rest; with artifacts it may need more
+    finish_seconds: float = (
+        10.0  # how long the end of a run waits for W&B to take the rest; with artifacts it may need more
+    )
 
 
 @dataclass
@@ -293,13 +307,19 @@ class Config:
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     threads: int | None = None  # torch's threads on the CPU; null: torch's own choice
-    workers: int | None = None  # processes that decode images and split texts into tokens ahead of the encoder; null: by the cores
+    workers: int | None = (
+        None  # processes that decode images and split texts into tokens ahead of the encoder; null: by the cores
+    )
     runs_dir: str = "runs"
     artifacts_dir: str = "artifacts"
     checkpoint: str | None = None  # evaluate, caption, serve: a checkpoint or a run folder; null: this run's own
-    captions: str | None = None  # evaluate: captions made elsewhere, in COCO's results format, scored in the place of a checkpoint
+    captions: str | None = (
+        None  # evaluate: captions made elsewhere, in COCO's results format, scored in the place of a checkpoint
+    )
     images: Any = None  # caption, and the examples of serve: a file or folder, or a list of them; -: standard input, a path a line
-    output: str | None = None  # folder of stage=caption (null: captions/ in the run folder), of captions=FILE (null: FILE_scores beside it)
+    output: str | None = (
+        None  # folder of stage=caption (null: captions/ in the run folder), of captions=FILE (null: FILE_scores beside it)
+    )
     runs: Any = None  # report: folders or glob patterns of the runs to compare, one or a list; null: this run alone
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
@@ -332,7 +352,19 @@ class Config:
 
 # What may change between two starts of one run without changing its numbers.
 _NOT_SCIENTIFIC = (
-    *("stage", "device", "threads", "workers", "runs_dir", "artifacts_dir", "checkpoint", "captions", "images", "output", "runs"),
+    *(
+        "stage",
+        "device",
+        "threads",
+        "workers",
+        "runs_dir",
+        "artifacts_dir",
+        "checkpoint",
+        "captions",
+        "images",
+        "output",
+        "runs",
+    ),
     *("report", "serve", "wandb", "evaluate", "decode", "caption"),
 )
 _NOT_SCIENTIFIC_FIELDS = (
@@ -376,7 +408,9 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
 def scientific_settings(cfg: Config) -> dict[str, Any]:
     """Field path -> value of every setting that changes a trained generator; two runs are one run if these agree."""
     every = {name: value for name, _, value in leaves(cfg)}
-    return {k: v for k, v in every.items() if k.split(".")[0] not in _NOT_SCIENTIFIC and k not in _NOT_SCIENTIFIC_FIELDS}
+    return {
+        k: v for k, v in every.items() if k.split(".")[0] not in _NOT_SCIENTIFIC and k not in _NOT_SCIENTIFIC_FIELDS
+    }
 
 
 # (cos_weight, clip_weight, max_weight) that conf/reward_weights/<name>.yaml stands for: other numbers show in the folder's name.

@@ -70,7 +70,9 @@ class _JobLauncher(Launcher):
     cluster = ""
 
     def __init__(self, **fields: Any) -> None:
-        self.fields = {name: OmegaConf.to_container(f, resolve=True) if OmegaConf.is_config(f) else f for name, f in fields.items()}
+        self.fields = {
+            name: OmegaConf.to_container(f, resolve=True) if OmegaConf.is_config(f) else f for name, f in fields.items()
+        }
         self.config: Any = None
         self.context: Any = None
         self.function: Any = None
@@ -83,7 +85,14 @@ class _JobLauncher(Launcher):
 
         config, loader = self.config, self.context.config_loader
         sweep = config.hydra.runtime.choices.get("sweep")
-        return launch(self.cluster, self.fields, lambda words: loader.load_sweep_config(config, words), self.function, sweep, job_overrides)
+        return launch(
+            self.cluster,
+            self.fields,
+            lambda words: loader.load_sweep_config(config, words),
+            self.function,
+            sweep,
+            job_overrides,
+        )
 
 
 class SlurmLauncher(_JobLauncher):

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads cost several times the time under load
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # before torch: spinning threads cost several times the time under load
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +46,9 @@ def browser() -> Iterator[Any]:
     except ImportError:
         sync_playwright = None
     if chromium is None or sync_playwright is None:
-        reason = f"left out: {'no Chromium on the PATH' if chromium is None else 'no playwright (pip install -e .[dev])'}"
+        reason = (
+            f"left out: {'no Chromium on the PATH' if chromium is None else 'no playwright (pip install -e .[dev])'}"
+        )
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)

@@ -35,7 +35,12 @@ def make_run(
 ) -> Path:
     """A run whose methods have these CIDErs an image; ROUGE-L is half of CIDEr, BLEU-4 of the whole no mean; METEOR is by chance."""
     folder = root / experiment / variant / f"seed={seed}"
-    given = {"dataset.name": "demo", "dataset.kind": "demo", "corpus.name": "demo", "clip_backbone.kind": "demo"} | dict(settings or {})
+    given = {
+        "dataset.name": "demo",
+        "dataset.kind": "demo",
+        "corpus.name": "demo",
+        "clip_backbone.kind": "demo",
+    } | dict(settings or {})
     write(folder / "settings.json", scientific_settings(Config()) | {"name": experiment, "seed": seed} | given)
     for method, cider in scores.items():
         home = folder / "evaluation" / split / method
@@ -46,7 +51,10 @@ def make_run(
         corpus = {"BLEU-4": 0.25, "METEOR": 0.2, "ROUGE-L": float(np.mean(cider)) / 2, "CIDEr": float(np.mean(cider))}
         about = {"failed": {}, "excluded": [], "tokenizer": "ptb", "images": len(cider), "decoding": decoding}
         write(home / "per_image.json", rows)
-        write(home / "captions.json", [{"image_id": r["image_id"], "caption": f"{method} of {variant}, {r['image_id']}"} for r in rows])
+        write(
+            home / "captions.json",
+            [{"image_id": r["image_id"], "caption": f"{method} of {variant}, {r['image_id']}"} for r in rows],
+        )
         write(home / "scores.json", {"scores": corpus} | about | {"made_from": {"references": references}})
     history = [{"step": s, "eval/CIDEr": s / 100 + seed, "train/kl": 0.1 * seed, "reward/cos": None} for s in steps]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")

@@ -20,7 +20,12 @@ from cgtgan.stages.train import gan_step
 from cgtgan.training.batches import Batch
 from cgtgan.training.parts import Players
 
-SENTENCES = ["A red dog runs over the grass.", "Two cats sleep on a blue sofa.", "A man rides a horse.", "The sea is calm."]
+SENTENCES = [
+    "A red dog runs over the grass.",
+    "Two cats sleep on a blue sofa.",
+    "A man rides a horse.",
+    "The sea is calm.",
+]
 
 
 def players(
@@ -29,7 +34,13 @@ def players(
     """Everything a step of the GAN needs, tiny, from seed 0."""
     cfg = Config()
     sizes: dict[str, Any] = {"tokenizer": "corpus", "vocab_size": 300, "width": 16, "heads": 2}
-    prefix: dict[str, Any] = {"mapper": mapper, "prefix_length": 3, "clip_length": 2, "mapper_layers": 1, "mapper_heads": 2}
+    prefix: dict[str, Any] = {
+        "mapper": mapper,
+        "prefix_length": 3,
+        "clip_length": 2,
+        "mapper_layers": 1,
+        "mapper_heads": 2,
+    }
     cfg.generator = GeneratorConfig(language_model="scratch", layers=2, max_length=6, **sizes, **prefix)
     cfg.discriminator = DiscriminatorConfig(encoder="scratch", layers=1, **sizes)
     cfg.reward_weights.delay_steps, cfg.reward_weights.ramp_steps = 0, 0
@@ -41,8 +52,13 @@ def players(
         backbone = DemoBackbone(DemoClip(clip, train_tokenizer(SENTENCES, 300, [END_OF_TEXT]), 32), torch.device("cpu"))
     bundle = make_generator(cfg.generator, make_tokenizer(cfg.generator, SENTENCES), backbone.dim, seed=1)
     reference = copy.deepcopy(bundle.model).eval().requires_grad_(False) if kl_weight else None
-    judge = make_discriminator(cfg.discriminator, SENTENCES, cfg.generator.max_length, seed=2) if discriminator else None
-    g_optimizer, d_optimizer = Optimizer(bundle.model, rate, 10), Optimizer(judge, rate, 10) if judge is not None else None
+    judge = (
+        make_discriminator(cfg.discriminator, SENTENCES, cfg.generator.max_length, seed=2) if discriminator else None
+    )
+    g_optimizer, d_optimizer = (
+        Optimizer(bundle.model, rate, 10),
+        Optimizer(judge, rate, 10) if judge is not None else None,
+    )
     return cfg, Players(bundle, reference, judge, backbone, g_optimizer, d_optimizer)
 
 
@@ -53,7 +69,9 @@ def step_inputs(made: Players, step: int) -> Tensor:
 
 def tiny_batch(cfg: Config, made: Players, step: int) -> Batch:
     image, target = step_inputs(made, step)
-    return Batch(list(range(4)), image, target, sampling_seeds(0, step, range(4), cfg.train.num_samples), SENTENCES * 3, 4)
+    return Batch(
+        list(range(4)), image, target, sampling_seeds(0, step, range(4), cfg.train.num_samples), SENTENCES * 3, 4
+    )
 
 
 def one_step(cfg: Config, made: Players, step: int, *, logged: bool = True) -> dict[str, float]:

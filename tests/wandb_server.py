@@ -108,7 +108,14 @@ class _Handler(BaseHTTPRequestHandler):
                 return {"model": {**project, "bucket": None}}
             lines = {"historyLineCount": len(run.history), "eventsLineCount": 0, "logLineCount": 0}
             tail = {"historyTail": json.dumps([json.dumps(row) for row in run.history[-1:]]), "eventsTail": "[]"}
-            known = {"id": "b", "name": v["name"], "displayName": v["name"], "tags": [], "notes": "", "wandbConfig": '{"t": 1}'}
+            known = {
+                "id": "b",
+                "name": v["name"],
+                "displayName": v["name"],
+                "tags": [],
+                "notes": "",
+                "wandbConfig": '{"t": 1}',
+            }
             bucket = {**known, **lines, **tail, "summaryMetrics": json.dumps(run.summary), "config": "{}"}
             return {"model": {**project, "bucket": bucket}}
         if name == "UpsertBucket":

@@ -20,7 +20,13 @@ from cgtgan.assets.images import image_embeddings
 from cgtgan.assets.released import released_aggregated
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import AggregationConfig
-from cgtgan.method.aggregation import PartialAggregate, aggregate_at_temperatures, aggregate_nearest, aggregate_part, image_block
+from cgtgan.method.aggregation import (
+    PartialAggregate,
+    aggregate_at_temperatures,
+    aggregate_nearest,
+    aggregate_part,
+    image_block,
+)
 from cgtgan.runtime.artifacts import Embeddings, fingerprint, load_embeddings, read_json, write_embeddings, write_json
 from cgtgan.runtime.shards import Shards, read_meta
 from cgtgan.runtime.tracking import Bar
@@ -56,7 +62,9 @@ def aggregated_at_temperatures(ws: Workspace, name: str, config: AggregationConf
             shards.fill(
                 lambda claims: _make_pieces(ws, shards, blocks, texts.vectors, wanted, claims, bar),
                 lambda found: bar.reach(min(len(images.ids) * parts, found * BLOCK)),
-                lambda missing: ws.tracker.say(f"aggregating {name}: waiting for other processes that work on {missing} pieces"),
+                lambda missing: ws.tracker.say(
+                    f"aggregating {name}: waiting for other processes that work on {missing} pieces"
+                ),
             )
         for i, t in enumerate(wanted):
             ws.store.make(paths[t], lambda path, i=i, t=t: _join(shards, len(blocks), i, path, images, producers[t]))
@@ -69,7 +77,9 @@ def aggregated_at_temperatures(ws: Workspace, name: str, config: AggregationConf
         if config.top_k:
             ws.once(("message", path), lambda t=t, path=path: _say_dropped(ws, name, t, path))
     return [
-        load_embeddings(paths[t], kind="aggregated_embeddings", fingerprint=fingerprint(producers[t]), rows=len(images.ids))
+        load_embeddings(
+            paths[t], kind="aggregated_embeddings", fingerprint=fingerprint(producers[t]), rows=len(images.ids)
+        )
         for t in config.temperatures
     ]
 
@@ -80,17 +90,33 @@ def _producer(images: Embeddings, texts: Embeddings, config: AggregationConfig, 
 
 
 def _shards(
-    ws: Workspace, images: Embeddings, texts: Embeddings, config: AggregationConfig, wanted: list[float], paths: list[Path]
+    ws: Workspace,
+    images: Embeddings,
+    texts: Embeddings,
+    config: AggregationConfig,
+    wanted: list[float],
+    paths: list[Path],
 ) -> Shards:
     """A piece for each block of images and part of the corpus; the k nearest sentences are searched in the whole of it."""
     blocks = -(-len(images.ids) // BLOCK)
     parts = 1 if config.top_k else -(-len(texts.ids) // PART)
     together = {"t": wanted} | {k: v for k, v in _producer(images, texts, config, 0).items() if k != "t"}
-    return Shards(ws.store.path("aggregated_embeddings", together, ""), blocks * parts, BLOCK, lambda: all(path.exists() for path in paths))
+    return Shards(
+        ws.store.path("aggregated_embeddings", together, ""),
+        blocks * parts,
+        BLOCK,
+        lambda: all(path.exists() for path in paths),
+    )
 
 
 def _make_pieces(
-    ws: Workspace, shards: Shards, blocks: list[Tensor], texts: Tensor, wanted: list[float], claims: Iterator[int], bar: Bar
+    ws: Workspace,
+    shards: Shards,
+    blocks: list[Tensor],
+    texts: Tensor,
+    wanted: list[float],
+    claims: Iterator[int],
+    bar: Bar,
 ) -> None:
     config = ws.cfg.aggregation_t
     chunk_bytes, parts = config.chunk_mb * 2**20, shards.count // len(blocks)
@@ -100,22 +126,37 @@ def _make_pieces(
         block, part = piece // parts, piece % parts
         images = blocks[block]
         if config.top_k:
-            found, dropped = aggregate_nearest(images, texts, wanted, config.top_k, chunk_bytes=chunk_bytes, device=ws.device)
+            found, dropped = aggregate_nearest(
+                images, texts, wanted, config.top_k, chunk_bytes=chunk_bytes, device=ws.device
+            )
             tensors = {"result": found.half(), "dropped": dropped}
         elif parts == 1:
-            tensors = {"result": aggregate_at_temperatures(images, texts, wanted, chunk_bytes=chunk_bytes, device=ws.device).half()}
+            tensors = {
+                "result": aggregate_at_temperatures(
+                    images, texts, wanted, chunk_bytes=chunk_bytes, device=ws.device
+                ).half()
+            }
         else:
             tensors = _part_of(images, texts, wanted, part, chunk_bytes, ws.device)
         shards.keep(piece, {name: tensor.cpu() for name, tensor in tensors.items()}, {})
         bar.advance(len(images))
 
 
-def _part_of(images: Tensor, texts: Tensor, wanted: list[float], part: int, chunk_bytes: int, device: torch.device) -> dict[str, Tensor]:
+def _part_of(
+    images: Tensor, texts: Tensor, wanted: list[float], part: int, chunk_bytes: int, device: torch.device
+) -> dict[str, Tensor]:
     """A `PartialAggregate` of these images over one part of the corpus, as tensors."""
     first = part * PART
     rows = image_block(images, texts, len(wanted), chunk_bytes)
     found = [
-        aggregate_part(images[i : i + rows], texts[first : first + PART], wanted, chunk_bytes=chunk_bytes, device=device, first_text=first)
+        aggregate_part(
+            images[i : i + rows],
+            texts[first : first + PART],
+            wanted,
+            chunk_bytes=chunk_bytes,
+            device=device,
+            first_text=first,
+        )
         for i in range(0, len(images), rows)
     ]
     return {
@@ -135,7 +176,9 @@ def _join(shards: Shards, blocks: int, index: int, path: Path, images: Embedding
             if "result" in pieces[0]:
                 yield pieces[0]["result"]
                 continue
-            merged, *rest = [PartialAggregate((producer["t"],), p["highest"], p["total"][None], p["weighted"][None]) for p in pieces]
+            merged, *rest = [
+                PartialAggregate((producer["t"],), p["highest"], p["total"][None], p["weighted"][None]) for p in pieces
+            ]
             for part in rest:
                 merged = merged.merge(part)
             yield merged.result()[0]

@@ -33,7 +33,11 @@ def backbone_producer(ws: Workspace) -> dict[str, Any]:
     config = ws.cfg.clip_backbone
     if config.kind == "demo":
         world = ws.cfg.dataset.world
-        return {"kind": "demo", "clip": as_dict(config.demo), "world": {"seed": world.seed, "image_size": world.image_size}}
+        return {
+            "kind": "demo",
+            "clip": as_dict(config.demo),
+            "world": {"seed": world.seed, "image_size": world.image_size},
+        }
     return backbone_identity(config)
 
 
@@ -55,7 +59,9 @@ def save_demo_clip(folder: Path, model: DemoClip) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, str(folder / "clip.safetensors"))
     (folder / "tokenizer.json").write_text(model.tokenizer.to_json(), encoding="utf-8")
-    (folder / "clip.json").write_text(json.dumps({"config": as_dict(model.config), "image_size": model.image_size}), encoding="utf-8")
+    (folder / "clip.json").write_text(
+        json.dumps({"config": as_dict(model.config), "image_size": model.image_size}), encoding="utf-8"
+    )
 
 
 def load_demo_clip(folder: Path) -> DemoClip:
@@ -65,9 +71,13 @@ def load_demo_clip(folder: Path) -> DemoClip:
         model = DemoClip(DemoClipConfig(**description["config"]), tokenizer, description["image_size"])
         load_model(model, str(folder / "clip.safetensors"))
     except FileNotFoundError as e:
-        raise MissingFileError(f"{e.filename} is missing: remove the folder {folder} and the demo's CLIP is trained again") from None
+        raise MissingFileError(
+            f"{e.filename} is missing: remove the folder {folder} and the demo's CLIP is trained again"
+        ) from None
     except Exception as e:  # every way in which foreign bytes can fail to be a model
-        raise InputError(f"{folder} is not a whole demo CLIP ({type(e).__name__}: {e}): remove it and it is trained again") from None
+        raise InputError(
+            f"{folder} is not a whole demo CLIP ({type(e).__name__}: {e}): remove it and it is trained again"
+        ) from None
     return model
 
 
@@ -79,7 +89,9 @@ def reopen_backbone(description: dict[str, Any], folder: Path, device: torch.dev
     return load_backbone(ClipBackboneConfig(**fields), device)
 
 
-def _draw_pairs(c: DemoClipConfig, world: DemoWorldConfig, drawn: Callable[[], object]) -> tuple[Tensor, list[list[str]]]:
+def _draw_pairs(
+    c: DemoClipConfig, world: DemoWorldConfig, drawn: Callable[[], object]
+) -> tuple[Tensor, list[list[str]]]:
     """(pairs, 3, H, W) uint8 and the captions of each picture, of the world's clip pool"""
     images = torch.empty(c.pairs, 3, world.image_size, world.image_size, dtype=torch.uint8)
     captions: list[list[str]] = []
@@ -98,7 +110,9 @@ def _train_demo_clip(ws: Workspace, path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed(c.seed, "demo clip"))
         model = DemoClip(c, tokenizer, world.image_size).to(ws.device)
-    optimizer = Optimizer(model, OptimizerConfig(lr=c.lr, warmup_steps=50, final_lr_ratio=0.01, weight_decay=0.1), c.steps)
+    optimizer = Optimizer(
+        model, OptimizerConfig(lr=c.lr, warmup_steps=50, final_lr_ratio=0.01, weight_decay=0.1), c.steps
+    )
     order = EpochOrder(c.pairs, c.seed, "demo clip pairs")
     state = path.with_name(f"{path.name}.training")
     done = load_state(state, {"clip": model}, {"clip": optimizer})["step"] if state.is_file() else 0

@@ -29,7 +29,9 @@ def find_checkpoint(ws: Workspace) -> Path:
         raise MissingFileError(
             f"checkpoint={given}: no checkpoint is found there; name a run folder, a checkpoint or the authors' model.pt"
         )
-    raise MissingFileError(f"{start / 'checkpoints' / which} is missing: run stage=train first, or name one with checkpoint=FOLDER")
+    raise MissingFileError(
+        f"{start / 'checkpoints' / which} is missing: run stage=train first, or name one with checkpoint=FOLDER"
+    )
 
 
 def init_checkpoint(ws: Workspace) -> Path:

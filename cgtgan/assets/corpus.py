@@ -74,7 +74,13 @@ def sentence_embeddings(ws: Workspace) -> Embeddings:
     shards = Shards(path, -(-len(sentences) // cut), cut, path.exists)
     if not path.exists():
         shards.discard(lambda piece: read_meta(piece) is None)
-        fill_shards(ws, shards, "sentences", len(sentences), lambda claims, bar: _encode_texts(ws, shards, sentences, claims, bar))
+        fill_shards(
+            ws,
+            shards,
+            "sentences",
+            len(sentences),
+            lambda claims, bar: _encode_texts(ws, shards, sentences, claims, bar),
+        )
 
         def write(path: Path) -> None:
             dim = read_vectors(shards, 0).shape[1]

@@ -15,7 +15,9 @@ from cgtgan.runtime.shards import Shards
 from cgtgan.runtime.tracking import Bar
 
 
-def fill_shards(ws: Workspace, shards: Shards, what: str, rows: int, make: Callable[[Iterator[int], Bar], None]) -> None:
+def fill_shards(
+    ws: Workspace, shards: Shards, what: str, rows: int, make: Callable[[Iterator[int], Bar], None]
+) -> None:
     there = min(rows, (shards.count - len(shards.missing())) * shards.cut)
     if there:
         ws.tracker.say(f"encoding {what}: going on after {there:,} of {rows:,}")
@@ -23,7 +25,9 @@ def fill_shards(ws: Workspace, shards: Shards, what: str, rows: int, make: Calla
         shards.fill(
             lambda claims: make(claims, bar),
             lambda found: bar.reach(min(rows, found * shards.cut)),
-            lambda missing: ws.tracker.say(f"encoding {what}: waiting for other processes that work on {missing} pieces of {shards.cut}"),
+            lambda missing: ws.tracker.say(
+                f"encoding {what}: waiting for other processes that work on {missing} pieces of {shards.cut}"
+            ),
         )
 
 
@@ -57,7 +61,9 @@ class Encoder:
                 parts.append(part)
                 done += len(part)
             elif self.size == 1:
-                raise UserError(f"{self.field}: memory does not even hold a batch of one; use a smaller backbone or another device")
+                raise UserError(
+                    f"{self.field}: memory does not even hold a batch of one; use a smaller backbone or another device"
+                )
             else:
                 self.size = max(1, min(self.size, len(batch) - done) // 2)
                 if torch.cuda.is_available():

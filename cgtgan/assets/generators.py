@@ -24,10 +24,7 @@ from cgtgan.data.datasets import load_pairs
 from cgtgan.errors import InputError
 from cgtgan.method.batches import EpochOrder, stable_seed
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator, make_generator, make_tokenizer
-from cgtgan.runtime.artifacts import (
-    atomic_path,
-    fingerprint,
-)
+from cgtgan.runtime.artifacts import atomic_path, fingerprint
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,14 @@ def initial_generator(ws: Workspace) -> GeneratorBundle:
         return _fresh(ws, sentences, sentence_embeddings(ws).header.dim)
     embeddings = sentence_embeddings(ws)
     producer = _producer(ws) | {"sentences": embeddings.header.fingerprint}
-    return _made(ws, "initial", producer, sentences, Pairs(sentences, embeddings.vectors, range(len(sentences))), ws.cfg.initialize)
+    return _made(
+        ws,
+        "initial",
+        producer,
+        sentences,
+        Pairs(sentences, embeddings.vectors, range(len(sentences))),
+        ws.cfg.initialize,
+    )
 
 
 def supervised_generator(ws: Workspace) -> GeneratorBundle:
@@ -61,8 +65,19 @@ def supervised_generator(ws: Workspace) -> GeneratorBundle:
     images = image_embeddings(ws, "train")
     c = ws.cfg.initialize
     steps = initialization_steps(c, len(sentences)) + total_steps(ws.cfg.train, len(images.ids))
-    producer = _producer(ws) | source | {"images": images.header.fingerprint, "tokens_from": fingerprint(sentences), "steps": steps}
-    return _made(ws, "supervised", producer, sentences, Pairs(texts, images.vectors, rows), replace(c, steps=steps, noise_std=0.0))
+    producer = (
+        _producer(ws)
+        | source
+        | {"images": images.header.fingerprint, "tokens_from": fingerprint(sentences), "steps": steps}
+    )
+    return _made(
+        ws,
+        "supervised",
+        producer,
+        sentences,
+        Pairs(texts, images.vectors, rows),
+        replace(c, steps=steps, noise_std=0.0),
+    )
 
 
 def caption_pairs(ws: Workspace) -> tuple[list[str], list[int], dict[str, Any]]:
@@ -90,7 +105,12 @@ def total_steps(t: TrainConfig, images: int) -> int:
 def _producer(ws: Workspace) -> dict[str, Any]:
     config = as_dict(ws.cfg.initialize)
     del config["checkpoint_every"]
-    return {"generator": as_dict(ws.cfg.generator), "initialize": config, "dropout": ws.cfg.train.dropout, "seed": ws.cfg.seed}
+    return {
+        "generator": as_dict(ws.cfg.generator),
+        "initialize": config,
+        "dropout": ws.cfg.train.dropout,
+        "seed": ws.cfg.seed,
+    }
 
 
 def _fresh(ws: Workspace, sentences: Sequence[str], dim: int) -> GeneratorBundle:
@@ -111,7 +131,9 @@ def _made(
     return load_generator(path)
 
 
-def _reconstruct(ws: Workspace, kind: str, bundle: GeneratorBundle, pairs: Pairs, c: InitializeConfig, path: Path) -> None:
+def _reconstruct(
+    ws: Workspace, kind: str, bundle: GeneratorBundle, pairs: Pairs, c: InitializeConfig, path: Path
+) -> None:
     """Cross-entropy of each text given its vector; a killed run goes on from its last state."""
     seed, device = ws.cfg.seed, ws.device
     model = bundle.model.to(device).train(ws.cfg.train.dropout)

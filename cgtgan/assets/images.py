@@ -19,14 +19,7 @@ from cgtgan.data.datasets import ImageRecord, Split, load_split
 from cgtgan.data.demo_world import write_demo_world
 from cgtgan.data.loading import decoded
 from cgtgan.errors import InputError
-from cgtgan.runtime.artifacts import (
-    Embeddings,
-    fingerprint,
-    load_embeddings,
-    read_json,
-    write_embeddings,
-    write_json,
-)
+from cgtgan.runtime.artifacts import Embeddings, fingerprint, load_embeddings, read_json, write_embeddings, write_json
 from cgtgan.runtime.shards import Shards, read_meta
 from cgtgan.runtime.tracking import Bar
 
@@ -75,7 +68,13 @@ def image_embeddings(ws: Workspace, name: str) -> Embeddings:
     shards = Shards(path, -(-len(images) // cut), cut, path.exists)
     if not path.exists():
         shards.discard(_is_stale)
-        fill_shards(ws, shards, f"{name} images", len(images), lambda claims, bar: _encode_images(ws, shards, images, claims, bar))
+        fill_shards(
+            ws,
+            shards,
+            f"{name} images",
+            len(images),
+            lambda claims, bar: _encode_images(ws, shards, images, claims, bar),
+        )
 
         def write(path: Path) -> None:
             metas = [read_meta(shards.file(i)) or {} for i in range(shards.count)]
@@ -86,7 +85,9 @@ def image_embeddings(ws: Workspace, name: str) -> Embeddings:
                 write_json(report, [{"image_id": images[b["row"]].image_id, "why": b["why"]} for b in bad])
                 _check_bad(ws, name, report, len(images), none_left=not ids)
             pieces = (read_vectors(shards, i) for i in range(shards.count))
-            write_embeddings(path, pieces, read_vectors(shards, 0).shape[1], ids, kind="image_embeddings", producer=producer)
+            write_embeddings(
+                path, pieces, read_vectors(shards, 0).shape[1], ids, kind="image_embeddings", producer=producer
+            )
 
         ws.store.make(path, write)
         shards.remove()
@@ -98,7 +99,11 @@ def image_embeddings(ws: Workspace, name: str) -> Embeddings:
 def _check_bad(ws: Workspace, name: str, report: Path, images: int, *, none_left: bool = False) -> None:
     bad, allowed = read_json(report), ws.cfg.dataset.max_bad_images
     if len(bad) > allowed or none_left:
-        mend = "mend them" if none_left else f"mend them, or allow them with dataset.max_bad_images={len(bad)} (now {allowed})"
+        mend = (
+            "mend them"
+            if none_left
+            else f"mend them, or allow them with dataset.max_bad_images={len(bad)} (now {allowed})"
+        )
         raise InputError(
             f"{len(bad)} of {images} {name} images cannot be read, the first: {bad[0]['why']}; all are listed in {report}; {mend}"
         )
@@ -127,7 +132,10 @@ def _encode_images(ws: Workspace, shards: Shards, images: list[ImageRecord], cla
             vectors.append(encoder(batch.pixels))
             check_finite(vectors[-1], [paths[row] for row in batch.rows])
         rows += batch.rows
-        bad += [{"row": row, "why": why, "path": str(paths[row]), "state": _state(paths[row])} for row, why in batch.unreadable]
+        bad += [
+            {"row": row, "why": why, "path": str(paths[row]), "state": _state(paths[row])}
+            for row, why in batch.unreadable
+        ]
         bar.advance(len(batch.rows) + len(batch.unreadable))
         piece = claimed[0]
         if len(rows) + len(bad) == min((piece + 1) * shards.cut, len(images)) - piece * shards.cut:

@@ -29,7 +29,11 @@ class ReleasedAdamW(torch.optim.Optimizer):
                     continue
                 state = self.state[p]
                 if not state:
-                    state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                    state |= {
+                        "step": torch.zeros(()),
+                        "exp_avg": torch.zeros_like(p),
+                        "exp_avg_sq": torch.zeros_like(p),
+                    }
                 state["step"] += 1
                 state["exp_avg"].mul_(beta1).add_(p.grad, alpha=1 - beta1)
                 state["exp_avg_sq"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
@@ -52,7 +56,10 @@ class Optimizer:
                 self.parameters.append(p)
         decays = [self._decays(name, p) for name, p in zip(self.names, self.parameters, strict=True)]
         groups = [
-            {"params": [p for p, yes in zip(self.parameters, decays, strict=True) if yes is wanted], "weight_decay": decay}
+            {
+                "params": [p for p, yes in zip(self.parameters, decays, strict=True) if yes is wanted],
+                "weight_decay": decay,
+            }
             for wanted, decay in ((True, config.weight_decay), (False, 0.0))
         ]
         groups = [g for g in groups if g["params"]]
@@ -106,7 +113,9 @@ class Optimizer:
 
     def learning_rate(self, step: int) -> float:
         c = self.config
-        return c.lr * learning_rate_factor(step, warmup_steps=c.warmup_steps, total_steps=self.total_steps, final_ratio=c.final_lr_ratio)
+        return c.lr * learning_rate_factor(
+            step, warmup_steps=c.warmup_steps, total_steps=self.total_steps, final_ratio=c.final_lr_ratio
+        )
 
     def apply(self, step: int) -> None:
         """The update itself, from the gradients there are."""

@@ -120,14 +120,18 @@ def _paths(given: Any) -> list[Path]:
         path = Path(name).expanduser()
         if path.is_dir():
             # the cache of tokens and ShutterStock's raw pickle lie beside what is meant
-            below = sorted(p for p in path.glob("*.pkl") if not p.stem.endswith("_tokens") and p.name != "sentences.pkl")
+            below = sorted(
+                p for p in path.glob("*.pkl") if not p.stem.endswith("_tokens") and p.name != "sentences.pkl"
+            )
             if not below:
                 raise MissingFileError(f"{FIELD}={name}: the folder holds none of the authors' *.pkl files")
             paths += below
         elif path.is_file():
             paths.append(path)
         else:
-            raise MissingFileError(f"{FIELD}={name} does not exist: name the authors' *.pkl files, or the folder they are in")
+            raise MissingFileError(
+                f"{FIELD}={name} does not exist: name the authors' *.pkl files, or the folder they are in"
+            )
     return list(dict.fromkeys(paths))
 
 
@@ -148,18 +152,35 @@ def _imported(ws: Workspace, path: Path) -> Imported:
                     vectors, ids = vectors[keep], [ids[i] for i in keep]
                     ws.tracker.say(f"{path}: {bare} images have no caption and are left out")
                 save_embeddings(beside / "images.safetensors", vectors, ids, kind="image_embeddings", producer=producer)
-                write_json(beside / "references.json", [[i, content.references[i]] for i in ids if i in content.references], indent=0)
+                write_json(
+                    beside / "references.json",
+                    [[i, content.references[i]] for i in ids if i in content.references],
+                    indent=0,
+                )
             elif isinstance(content, ReleasedPairs):
                 kind, rows = "pairs", range(len(content.images))
-                save_embeddings(beside / "images.safetensors", content.images, rows, kind="image_embeddings", producer=producer)
+                save_embeddings(
+                    beside / "images.safetensors", content.images, rows, kind="image_embeddings", producer=producer
+                )
                 aggregated = beside / "aggregated.safetensors"
                 save_embeddings(aggregated, content.aggregated, rows, kind="aggregated_embeddings", producer=producer)
             else:
                 kind, n = "sentences", len(content.sentences)
                 if isinstance(content, ReleasedCorpus):
                     kind = "corpus"
-                    save_embeddings(beside / "texts.safetensors", content.vectors, range(n), kind="sentence_embeddings", producer=producer)
-                save_sentences(beside / "sentences.safetensors", content.sentences, producer=producer, counts={"read": n, "kept": n})
+                    save_embeddings(
+                        beside / "texts.safetensors",
+                        content.vectors,
+                        range(n),
+                        kind="sentence_embeddings",
+                        producer=producer,
+                    )
+                save_sentences(
+                    beside / "sentences.safetensors",
+                    content.sentences,
+                    producer=producer,
+                    counts={"read": n, "kept": n},
+                )
             write_json(beside / "released.json", {"kind": kind, "file": path.name})
 
     ws.store.make(folder, write)
@@ -179,7 +200,9 @@ def imported_checkpoint(ws: Workspace, path: Path, field: str) -> Path:
         bundle = load_released_generator(read_model(path, field), ws.cfg.generator, f"{field}={path}")
         with atomic_path(folder) as beside:
             bundle.save(beside)
-            write_json(beside / "checkpoint.json", {"step": 0, "clip_backbone": backbone, "decode": as_dict(ws.cfg.decode)})
+            write_json(
+                beside / "checkpoint.json", {"step": 0, "clip_backbone": backbone, "decode": as_dict(ws.cfg.decode)}
+            )
 
     ws.store.make(folder, write)
     return folder

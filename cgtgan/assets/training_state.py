@@ -57,7 +57,9 @@ def read_meta(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as f:
             return json.loads(f.metadata()["meta"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
-        raise InputError(f"{path} is not a whole training state ({e}): remove this file, and its training starts again") from None
+        raise InputError(
+            f"{path} is not a whole training state ({e}): remove this file, and its training starts again"
+        ) from None
 
 
 def load_state(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> dict[str, Any]:

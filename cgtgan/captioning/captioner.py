@@ -50,7 +50,9 @@ class Captioner:
     batch_size: int = 64  # pictures that CLIP encodes at once
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, device: str = "auto", decode: DecodeConfig | None = None) -> Captioner:
+    def load(
+        cls, path: str | os.PathLike[str], *, device: str = "auto", decode: DecodeConfig | None = None
+    ) -> Captioner:
         """`path`: a checkpoint, a link to one, or a run folder, of which the best one is taken. decode: None for the checkpoint's own.
 
         Raises `MissingFileError` or `InputError`, with what to do about it.
@@ -69,13 +71,17 @@ class Captioner:
             decode = decode or DecodeConfig(**told["decode"])
             clip = told["clip_backbone"]
         except (KeyError, TypeError) as e:
-            raise InputError(f"{folder / 'checkpoint.json'} does not say its CLIP and decoding ({e}): another version wrote it") from None
+            raise InputError(
+                f"{folder / 'checkpoint.json'} does not say its CLIP and decoding ({e}): another version wrote it"
+            ) from None
         cfg = Config(device=device, decode=decode)
         validate(cfg)
         bundle = load_generator(folder)
         backbone = reopen_backbone(clip, folder / "clip", Workspace(cfg).device)
         if backbone.dim != bundle.clip_dim:
-            raise InputError(f"{folder} reads embeddings of {bundle.clip_dim} numbers and its CLIP, {clip['name']}, gives {backbone.dim}")
+            raise InputError(
+                f"{folder} reads embeddings of {bundle.clip_dim} numbers and its CLIP, {clip['name']}, gives {backbone.dim}"
+            )
         bundle.model.to(backbone.device).eval()
         return cls(bundle, backbone, decode)
 
@@ -84,7 +90,13 @@ class Captioner:
         captions: list[str] = []
         for vectors, names in self._encoded(images):
             captions += caption_embeddings(
-                self.bundle, vectors, self.decode, self.backbone.device, seed=self.seed, names=names, backbone=self.backbone
+                self.bundle,
+                vectors,
+                self.decode,
+                self.backbone.device,
+                seed=self.seed,
+                names=names,
+                backbone=self.backbone,
             )
         return captions
 
@@ -99,7 +111,14 @@ class Captioner:
         found: list[list[Scored]] = []
         for vectors, names in self._encoded(images):
             found += scored_captions(
-                self.bundle, vectors, self.decode, self.backbone, draws, self.backbone.device, seed=self.seed, names=names
+                self.bundle,
+                vectors,
+                self.decode,
+                self.backbone,
+                draws,
+                self.backbone.device,
+                seed=self.seed,
+                names=names,
             )
         return [ranked[:n] for ranked in found]
 
@@ -111,7 +130,9 @@ class Captioner:
         """Embeddings of a batch, and what the draws of each picture hang on: its pixels, wherever it comes from and whatever is beside."""
         each = iter([images] if isinstance(images, str | os.PathLike | Image.Image) else images)
         while batch := [self._pixels(image) for image in islice(each, self.batch_size)]:
-            names = [hashlib.blake2b(pixels.contiguous().numpy().tobytes(), digest_size=16).hexdigest() for pixels in batch]
+            names = [
+                hashlib.blake2b(pixels.contiguous().numpy().tobytes(), digest_size=16).hexdigest() for pixels in batch
+            ]
             yield self.backbone.encode_images(torch.stack(batch)), names
 
     def _pixels(self, image: Picture) -> Tensor:
@@ -120,5 +141,3 @@ class Captioner:
         if isinstance(image, Image.Image):
             return self.backbone.pixels(image)
         return load_pixels(Path(image).expanduser(), self.backbone.pixels)
-
-

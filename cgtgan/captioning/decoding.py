@@ -47,7 +47,16 @@ def caption_embeddings(
     if decode.name == "best_of_n" and not greedy:
         assert backbone is not None
         ranked = scored_captions(
-            bundle, vectors, decode, backbone, decode.best_of, device, seed=seed, names=names, images=images, captioned=captioned
+            bundle,
+            vectors,
+            decode,
+            backbone,
+            decode.best_of,
+            device,
+            seed=seed,
+            names=names,
+            images=images,
+            captioned=captioned,
         )
         return [best.caption for best, *_ in ranked]
     model = bundle.model.to(device).eval()
@@ -62,7 +71,9 @@ def caption_embeddings(
             elif decode.name == "beam":
                 drawn = model.beam(batch, decode.beam_size, length_penalty=decode.length_penalty)
             else:
-                drawn = model.sample(batch, 1, seeds=sampling_seeds(seed, 0, names[rows], 1), temperature=decode.temperature)
+                drawn = model.sample(
+                    batch, 1, seeds=sampling_seeds(seed, 0, names[rows], 1), temperature=decode.temperature
+                )
         captions += bundle.texts(drawn.token_ids)
         captioned(len(batch))
     return captions
@@ -97,13 +108,19 @@ def scored_captions(
             likeliest = model.greedy(batch)
             seeds = sampling_seeds(seed, 0, names[rows], num_samples)
             samples = model.sample(batch, num_samples, seeds=seeds, temperature=decode.temperature)
-            token_ids, drawn, log_probs = (torch.cat([a[:, None], b], dim=1) for a, b in zip(likeliest, samples, strict=True))
+            token_ids, drawn, log_probs = (
+                torch.cat([a[:, None], b], dim=1) for a, b in zip(likeliest, samples, strict=True)
+            )
             if decode.temperature != 1:  # the samples' are those of the warmed distribution
                 log_probs = model.log_probs(batch, drawn)
         texts = bundle.texts(token_ids)
-        embedded = backbone.encode_texts([embedded_text(text) for text in texts]).to(device).unflatten(0, drawn.shape[:2])
+        embedded = (
+            backbone.encode_texts([embedded_text(text) for text in texts]).to(device).unflatten(0, drawn.shape[:2])
+        )
         cosines = F.cosine_similarity(embedded, images[rows].float().to(device)[:, None], dim=-1)
-        every = [Scored(*one) for one in zip(texts, cosines.flatten().tolist(), log_probs.flatten().tolist(), strict=True)]
+        every = [
+            Scored(*one) for one in zip(texts, cosines.flatten().tolist(), log_probs.flatten().tolist(), strict=True)
+        ]
         for i in range(0, len(every), num_samples + 1):
             distinct = {one.caption: one for one in every[i : i + num_samples + 1]}
             found.append(sorted(distinct.values(), key=lambda one: -one.clip_similarity))

@@ -57,11 +57,15 @@ def missing_file(path: Path, field: str, where: str | None = None) -> MissingFil
         field += " (or dataset.root)"
     for above in (path, *path.parents):
         if above.is_file():
-            return MissingFileError(f"{path} cannot be there: {above} is a file and a folder is needed; unpack it, or set {field}")
+            return MissingFileError(
+                f"{path} cannot be there: {above} is a file and a folder is needed; unpack it, or set {field}"
+            )
     if path.is_dir():
         return MissingFileError(f"{path} is a folder and a file is needed: set {field} to the file")
     if path.is_symlink():
-        return MissingFileError(f"{path} is a link to {path.readlink()}, which does not exist: mend it, or set {field} to where it is")
+        return MissingFileError(
+            f"{path} is a link to {path.readlink()}, which does not exist: mend it, or set {field} to where it is"
+        )
     get = f"get it from {where}, or " if where else ""
     return MissingFileError(f"{path} does not exist: {get}set {field} to where it is")
 
@@ -111,13 +115,17 @@ def read_json(path: Path, field: str, where: str | None = None) -> Any:
             return json.loads(stream.read().decode("utf-8-sig"))
         except json.JSONDecodeError as error:
             at = f"line {error.lineno}, column {error.colno}: {error.msg}"
-            raise InputError(f"{path} ({field}) is not whole JSON ({at}): it is damaged or cut off, download it again") from error
+            raise InputError(
+                f"{path} ({field}) is not whole JSON ({at}): it is damaged or cut off, download it again"
+            ) from error
         except UnicodeDecodeError as error:
             raise InputError(f"{path} ({field}) is not UTF-8 text at byte {error.start}: {error.reason}") from error
         except RecursionError as error:
             raise InputError(f"{path} ({field}) is JSON nested too deeply to be a caption file") from error
         except ValueError as error:  # Python's own limit on the digits of a number
-            raise InputError(f"{path} ({field}) has a number of thousands of digits: it is damaged, download it again") from error
+            raise InputError(
+                f"{path} ({field}) has a number of thousands of digits: it is damaged, download it again"
+            ) from error
         except (OSError, EOFError, zlib.error) as error:
             raise broken(path, error) from error
 
@@ -133,7 +141,9 @@ def text_lines(path: Path, field: str, notes: Counter[str] | None = None) -> Ite
             for n, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), ""), 1):
                 if len(line) == LONGEST_LINE or (n <= 100 and "\0" in line):
                     wrong = "has zero bytes" if "\0" in line else f"has {LONGEST_LINE:,} characters or more"
-                    raise InputError(f"{path} ({field}) is no text: line {n} {wrong}; one sentence or name a line, in UTF-8, is needed")
+                    raise InputError(
+                        f"{path} ({field}) is no text: line {n} {wrong}; one sentence or name a line, in UTF-8, is needed"
+                    )
                 if not line.isascii() and _BAD_BYTES.search(line):
                     line = _BAD_BYTES.sub("\ufffd", line)
                     if notes is not None:
@@ -189,7 +199,9 @@ def captions_by_image(rows: Iterable[tuple[ImageId, object]], path: Path) -> Cap
 def images_in_file(content: Any, path: Path, split: str) -> dict[ImageId, str | None]:
     """id -> file name (None where the file gives none) of the images of `split`, captions left alone."""
     if is_karpathy(content):
-        listed = {_karpathy_id(image, where): image["filename"] for where, image in _karpathy_images(content, path, split)}
+        listed = {
+            _karpathy_id(image, where): image["filename"] for where, image in _karpathy_images(content, path, split)
+        }
     elif isinstance(content, dict) and isinstance(content.get("images"), list):
         listed = {}
         for n, image in enumerate(content["images"]):
@@ -233,7 +245,9 @@ def _karpathy_images(content: dict[str, Any], path: Path, split: str) -> list[tu
     for n, image in enumerate(content["images"]):
         where = f"{path}, entry images[{n}]"
         if not isinstance(image, dict) or not all(isinstance(image.get(key), str) for key in ("filename", "split")):
-            raise InputError(f"{where}: 'filename', 'split' and 'sentences' are needed, as in Karpathy's dataset_*.json")
+            raise InputError(
+                f"{where}: 'filename', 'split' and 'sentences' are needed, as in Karpathy's dataset_*.json"
+            )
         part = "train" if image["split"] == "restval" else image["split"]
         if part != (other := found_in.setdefault(image["filename"], part)):
             raise InputError(f"{where}: {image['filename']} is in {part} and in {other}: take it out of one")

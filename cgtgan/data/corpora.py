@@ -61,8 +61,14 @@ class CleanedCorpus:
 
     def summary(self) -> str:
         """One sentence for the log: how many were read and kept, and why the others went."""
-        reasons = [f"{n:,} {why.replace('_', ' ')}" for why, n in self.counts.items() if why not in ("read", "kept", "bad_bytes")]
-        repaired = f"; {self.counts['bad_bytes']:,} lines had bytes that are not UTF-8" if self.counts.get("bad_bytes") else ""
+        reasons = [
+            f"{n:,} {why.replace('_', ' ')}"
+            for why, n in self.counts.items()
+            if why not in ("read", "kept", "bad_bytes")
+        ]
+        repaired = (
+            f"; {self.counts['bad_bytes']:,} lines had bytes that are not UTF-8" if self.counts.get("bad_bytes") else ""
+        )
         return f"kept {self.counts['kept']:,} of {self.counts['read']:,} captions (dropped: {', '.join(reasons) or 'none'}){repaired}"
 
 
@@ -121,7 +127,9 @@ def _cleaner(rule: str, released: bool, seed: int) -> Callable[[Any], Cleaned]:
     if rule == "gcc":
         if not released:
             return lambda raw: _gcc(_one_line(raw), generator.rand)
-        first = generator.rand()  # theirs reseeds before every draw, so it always sees the first one (0.5488 for seed 0)
+        first = (
+            generator.rand()
+        )  # theirs reseeds before every draw, so it always sees the first one (0.5488 for seed 0)
         return lambda raw: _gcc(raw, lambda: first)
     if rule == "shutterstock":
         return lambda raw: _shutterstock(raw if released else _one_line(" ".join(raw)).split(), generator.rand)
@@ -227,7 +235,9 @@ def corpus_path(config: CorpusConfig, dataset_root: Path) -> Path:
     if config.path is not None:
         return Path(config.path).expanduser()
     if config.kind not in _USUAL_PLACES:
-        raise InputError(f"corpus.path is null and corpus.kind={config.kind}: say corpus.path=FILE, with one sentence a line")
+        raise InputError(
+            f"corpus.path is null and corpus.kind={config.kind}: say corpus.path=FILE, with one sentence a line"
+        )
     places = [dataset_root / place for place in _USUAL_PLACES[config.kind]]
     return next((place for place in places if place.is_file()), places[0])
 
@@ -239,13 +249,19 @@ def load_corpus(config: CorpusConfig, path: Path, raw: Iterable[Any] | None = No
     Raises `MissingFileError` or `InputError`; an `InputError` too if no sentence is left.
     """
     notes: Counter[str] = Counter()
-    corpus = clean_corpus(config.rule, read_raw(config.kind, path, notes) if raw is None else raw, released=config.released)
+    corpus = clean_corpus(
+        config.rule, read_raw(config.kind, path, notes) if raw is None else raw, released=config.released
+    )
     counts = {**corpus.counts, **notes}
     counts["read"] += notes[NO_TAB]  # rows without a caption never reached the cleaning
     if not corpus.sentences:
         problem = CleanedCorpus([], counts).summary()
-        raise InputError(f"{path}: no sentence is left for corpus.kind={config.kind} and corpus.rule={config.rule}: {problem}")
-    sentences = corpus.sentences if config.kind == "shutterstock" else shuffle_sentences(corpus.sentences, config.shuffle_seed)
+        raise InputError(
+            f"{path}: no sentence is left for corpus.kind={config.kind} and corpus.rule={config.rule}: {problem}"
+        )
+    sentences = (
+        corpus.sentences if config.kind == "shutterstock" else shuffle_sentences(corpus.sentences, config.shuffle_seed)
+    )
     if config.released:
         sentences = shuffle_sentences(sentences, config.shuffle_seed)
     return CleanedCorpus(sentences[: config.max_sentences], counts)
@@ -276,13 +292,17 @@ def read_raw(kind: str, path: Path, notes: Counter[str] | None = None) -> Iterat
         return _sentences(path, text_lines(path, "corpus.path", notes))
     if kind in ("demo", "demo_external"):
         return text_lines(path, "corpus.path", notes)
-    raise InputError(f"corpus.kind={kind} is not accepted: one of coco, flickr30k, gcc, shutterstock, text_file, demo, demo_external")
+    raise InputError(
+        f"corpus.kind={kind} is not accepted: one of coco, flickr30k, gcc, shutterstock, text_file, demo, demo_external"
+    )
 
 
 def _sentences(path: Path, lines: Iterator[str]) -> Iterator[str]:
     for n, line in enumerate(lines):
         if n == 0 and re.match(r"\s*(\[\s*\{|\{\s*\")", line):
-            raise InputError(f"{path} (corpus.path) is JSON, not a sentence a line: use corpus=coco or corpus=flickr30k for caption files")
+            raise InputError(
+                f"{path} (corpus.path) is JSON, not a sentence a line: use corpus=coco or corpus=flickr30k for caption files"
+            )
         yield line
 
 
@@ -300,4 +320,6 @@ def _gcc_captions(path: Path, lines: Iterator[str], notes: Counter[str]) -> Iter
         good += 1
         yield caption
     if not good:
-        raise InputError(f"{path} (corpus.path) has no row caption<TAB>url in {notes[NO_TAB]:,} lines: is it a text_file?")
+        raise InputError(
+            f"{path} (corpus.path) has no row caption<TAB>url in {notes[NO_TAB]:,} lines: is it a text_file?"
+        )

@@ -74,16 +74,22 @@ def load_split(config: DatasetConfig, name: str, root: Path) -> Split:
         if len(absent) > config.max_bad_images:
             raise _absent_images(config, name, root, absent, len(ids))
         if name != "train" and not captions:
-            raise InputError(f"the annotations of the {name} split of dataset.kind={config.kind} under {root} hold no caption of it")
+            raise InputError(
+                f"the annotations of the {name} split of dataset.kind={config.kind} under {root} hold no caption of it"
+            )
         if absent:
-            log.warning("%s: %d of %d images are not on disk and left out (dataset.max_bad_images)", name, len(absent), len(ids))
+            log.warning(
+                "%s: %d of %d images are not on disk and left out (dataset.max_bad_images)", name, len(absent), len(ids)
+            )
     captions = {} if name == "train" else captions
     bare: tuple[ImageId, ...] = ()
     ids = sorted(paths, key=id_order)
     if captions:
         bare = tuple(i for i in ids if not captions.get(i))
         if bare:
-            log.warning("%s: %d of %d images have no caption and are left out, %s first", name, len(bare), len(ids), bare[0])
+            log.warning(
+                "%s: %d of %d images have no caption and are left out, %s first", name, len(bare), len(ids), bare[0]
+            )
         ids = [i for i in ids if captions.get(i)]
     ids = ids[: config.max_images]
     if not ids:
@@ -124,7 +130,11 @@ def training_captions(config: DatasetConfig, root: Path) -> list[Any]:
             )
         if bare:
             log.warning(
-                "%s: %d of %d listed train images have no caption, %s first", lists, len(bare), len(listed), min(bare, key=id_order)
+                "%s: %d of %d listed train images have no caption, %s first",
+                lists,
+                len(bare),
+                len(listed),
+                min(bare, key=id_order),
             )
         rows = own
     return [caption for _, caption in rows]
@@ -145,20 +155,34 @@ def open_image(path: Path, draft: int = 0) -> Image.Image:
     except FileNotFoundError as error:
         raise MissingFileError(f"the image {printable(path)} does not exist") from error
     # What a damaged picture raises depends on its format.
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, LookupError, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        struct.error,
+        LookupError,
+        Image.DecompressionBombError,
+    ) as error:
         raise InputError(f"the image {printable(path)} cannot be read: {error}{mend(path)}") from error
 
 
 # ------------------------------------------------------------------------------------------------ coco, flickr30k and demo
 
 
-def _listed(config: DatasetConfig, name: str, root: Path, captions_wanted: bool = False) -> tuple[list[ImageId], Captions]:
+def _listed(
+    config: DatasetConfig, name: str, root: Path, captions_wanted: bool = False
+) -> tuple[list[ImageId], Captions]:
     """Ids of a split and, of val and test or where wanted, their captions."""
     captions_wanted = captions_wanted or name != "train"
     lists = _split_lists(config, root)
     if lists is not None:
         ids = list(dict.fromkeys(_id_in_name(config.kind, line) for line in list_file(lists, name, "dataset.karpathy")))
-        captions = _captions(config, name, root, _caption_files(config, name, root, split_lists=True)) if captions_wanted else {}
+        captions = (
+            _captions(config, name, root, _caption_files(config, name, root, split_lists=True))
+            if captions_wanted
+            else {}
+        )
         captions = _under_listed_ids(captions, ids)
         return ids, {i: captions[i] for i in ids if i in captions}
     if config.kind == "demo" and name == "train" and not captions_wanted:
@@ -177,7 +201,9 @@ def _listed(config: DatasetConfig, name: str, root: Path, captions_wanted: bool 
         )
     stray = captions.keys() - set(ids)
     if stray:
-        log.warning("%s: captions of %d ids belong to no listed image, %s first", path, len(stray), min(stray, key=id_order))
+        log.warning(
+            "%s: captions of %d ids belong to no listed image, %s first", path, len(stray), min(stray, key=id_order)
+        )
     return ids, captions
 
 
@@ -205,7 +231,9 @@ def _caption_files(config: DatasetConfig, name: str, root: Path, split_lists: bo
         return [(root / given, field)]
     if config.karpathy is not None and not split_lists:
         return [(root / config.karpathy, "dataset.karpathy")]
-    if split_lists and config.kind == "coco":  # the validation part of the training split ('restval') has its captions in val2014
+    if (
+        split_lists and config.kind == "coco"
+    ):  # the validation part of the training split ('restval') has its captions in val2014
         years = ("train2014", "val2014") if name == "train" else ("val2014",)
         return [(root / "annotations" / f"captions_{year}.json", field) for year in years]
     usual = "train_caption.json" if name == "train" else f"{name}_caption_coco_format.json"

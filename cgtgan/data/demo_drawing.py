@@ -94,7 +94,9 @@ def _pattern(texture: str, colour: str, full: int) -> Image.Image:
                 draw.rectangle((i * cell, j * cell, (i + 1) * cell - 1, (j + 1) * cell - 1), fill=other)
     elif texture == "dotted":
         pitch, dot = 1.6 * cell, 0.42 * cell
-        pale = tuple(round(0.3 * channel + 0.7 * 255) for channel in base)  # tinted: white would eat the edge of a small shape
+        pale = tuple(
+            round(0.3 * channel + 0.7 * 255) for channel in base
+        )  # tinted: white would eat the edge of a small shape
         for i in range(math.ceil(side / pitch)):
             for j in range(math.ceil(side / pitch)):
                 x, y = (i + 0.5 * (j % 2)) * pitch, j * pitch

@@ -212,7 +212,11 @@ OPENERS = (
     "a rather {mood} {photo} in which {who} can make out",
     "in this {mood} {photo} from {who}, the eye falls upon",
 )
-MIDDLES = ("resting somewhere {where}", "that by pure chance lies {where}", "carefully arranged so that it stays {where}")
+MIDDLES = (
+    "resting somewhere {where}",
+    "that by pure chance lies {where}",
+    "carefully arranged so that it stays {where}",
+)
 CLOSERS = (
     "while {weather} fills the room",
     "as though nobody had ever moved it",
@@ -243,7 +247,13 @@ TOPICS: tuple[tuple[str, dict[str, Sequence[str]]], ...] = (
         {
             "what": ("heavy rain", "thick fog", "a cold wind", "light snow", "a thunderstorm"),
             "does": ("is expected", "will spread", "is moving slowly", "arrived", "should clear"),
-            "where": ("along the coast", "across the valley", "in northern towns", "over the hills", "near the harbour"),
+            "where": (
+                "along the coast",
+                "across the valley",
+                "in northern towns",
+                "over the hills",
+                "near the harbour",
+            ),
             "when": ("by tomorrow", "this weekend", "before midnight", "until friday", "after noon"),
         },
     ),
@@ -280,7 +290,9 @@ def narrate(scene: Scene, rng: random.Random) -> str:
         where = rng.choice(SPOTS[scene.layout])
     else:
         where = f"{RELATIONS['left' if scene.layout.startswith('row') else 'above'][0]} {phrases[1]}"
-    opener, middle, closer = (_fill(rng.choice(parts), FILLERS, rng, where=where) for parts in (OPENERS, MIDDLES, CLOSERS))
+    opener, middle, closer = (
+        _fill(rng.choice(parts), FILLERS, rng, where=where) for parts in (OPENERS, MIDDLES, CLOSERS)
+    )
     return _sentence(f"{opener} {phrases[0]} {middle}" + (f", {closer}" if rng.random() < 0.5 else ""))
 
 

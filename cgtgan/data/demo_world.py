@@ -24,7 +24,17 @@ from cgtgan.data.demo_drawing import render
 from cgtgan.data.demo_grammar import Scene, Thing, describe, digress, draw_scene, narrate
 from cgtgan.errors import InputError
 
-__all__ = ["SPLITS", "DemoWorld", "DemoWorldConfig", "Scene", "Thing", "describe", "pool_of", "render", "write_demo_world"]
+__all__ = [
+    "SPLITS",
+    "DemoWorld",
+    "DemoWorldConfig",
+    "Scene",
+    "Thing",
+    "describe",
+    "pool_of",
+    "render",
+    "write_demo_world",
+]
 
 FORMAT_VERSION = 1
 POOL_WEIGHTS = {"clip": 32, "train": 28, "val": 8, "test": 12, "corpus": 20}  # of 100
@@ -35,7 +45,9 @@ MAX_DRAWS = 2000  # in a row without an acceptable scene or sentence: the pool i
 
 def pool_of(scene: Scene) -> str:
     """The one pool (a key of `POOL_WEIGHTS`) that a scene belongs to, whatever the seed."""
-    ticket = int.from_bytes(hashlib.blake2b(scene.key.encode(), digest_size=8).digest(), "big") % sum(POOL_WEIGHTS.values())
+    ticket = int.from_bytes(hashlib.blake2b(scene.key.encode(), digest_size=8).digest(), "big") % sum(
+        POOL_WEIGHTS.values()
+    )
     for pool, weight in POOL_WEIGHTS.items():
         if ticket < weight:
             return pool
@@ -110,7 +122,12 @@ class DemoWorld:
         rng = self._rng(purpose, "sentences")
         say = {"in-domain": describe, "narrated": narrate, "irrelevant": lambda _, rng: digress(rng)}
         return [
-            (kind, self._sentences(self._scene(rng, "corpus", set(), "corpus_sentences"), rng, 1, "corpus_sentences", say[kind])[0])
+            (
+                kind,
+                self._sentences(
+                    self._scene(rng, "corpus", set(), "corpus_sentences"), rng, 1, "corpus_sentences", say[kind]
+                )[0],
+            )
             for kind in kinds
         ]
 
@@ -128,7 +145,9 @@ class DemoWorld:
     def overlap(self, external: bool = False) -> dict[str, int | float]:
         """How many test references stand word for word in the corpus, and how many test scenes have one that does."""
         corpus = set(self.corpus(external))
-        found = [sum(reference in corpus for reference in references) for references in self.references("test").values()]
+        found = [
+            sum(reference in corpus for reference in references) for references in self.references("test").values()
+        ]
         references = len(found) * self.config.references
         hits, scenes = sum(found), sum(map(bool, found))
         return {
@@ -173,11 +192,15 @@ class DemoWorld:
                 if len(sentences) == count:
                     return sentences
         value, found = getattr(self.config, field), len(sentences)
-        raise InputError(f"{field} is {value}: the demo grammar has only {found} sentences to hand for a scene; ask for fewer.")
+        raise InputError(
+            f"{field} is {value}: the demo grammar has only {found} sentences to hand for a scene; ask for fewer."
+        )
 
     def _captions(self, name: str, purpose: str) -> dict[int, list[str]]:
         return {
-            image_id: self._sentences(scene, self._rng(f"{purpose}/{name}", index), self.config.references, "references")
+            image_id: self._sentences(
+                scene, self._rng(f"{purpose}/{name}", index), self.config.references, "references"
+            )
             for index, (image_id, scene) in enumerate(self.split(name))
         }
 
@@ -207,9 +230,13 @@ def write_demo_world(config: DemoWorldConfig, root: Path, progress: Callable[[in
         there = json.loads((root / "world.json").read_text(encoding="utf-8"))
         wanted = {"format_version": FORMAT_VERSION, **asdict(config)}
         found = {"format_version": there.get("format_version"), **there.get("config", {})}
-        changed = [f"{name} {found.get(name)} (wanted {value})" for name, value in wanted.items() if found.get(name) != value]
+        changed = [
+            f"{name} {found.get(name)} (wanted {value})" for name, value in wanted.items() if found.get(name) != value
+        ]
         if changed:
-            raise InputError(f"root {root} holds another demo world, with {', '.join(changed)}; name another folder or remove it.")
+            raise InputError(
+                f"root {root} holds another demo world, with {', '.join(changed)}; name another folder or remove it."
+            )
         return root
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"root {root} exists and is no demo world; name a new or empty folder.")
@@ -241,10 +268,18 @@ def _write(world: DemoWorld, folder: Path, progress: Callable[[int], None]) -> N
     listed = [f"images/train/{image_id:08d}.png" for image_id, _ in world.split("train")]
     _write_lines(folder / "train_images.txt", listed)
     pairs = world.paired_captions("train")
-    _write_json(folder / "annotations/train_caption.json", [{"image_id": i, "caption": c} for i, cs in pairs.items() for c in cs])
+    _write_json(
+        folder / "annotations/train_caption.json",
+        [{"image_id": i, "caption": c} for i, cs in pairs.items() for c in cs],
+    )
     for name in ("val", "test"):
-        _write_json(folder / f"annotations/{name}_caption_coco_format.json", _coco(world.references(name), world.config.image_size))
-        _write_json(folder / f"human_{name}.json", [{"image_id": i, "caption": c} for i, c in world.human(name).items()])
+        _write_json(
+            folder / f"annotations/{name}_caption_coco_format.json",
+            _coco(world.references(name), world.config.image_size),
+        )
+        _write_json(
+            folder / f"human_{name}.json", [{"image_id": i, "caption": c} for i, c in world.human(name).items()]
+        )
     _write_lines(folder / "corpus/corpus.txt", world.corpus())
     _write_lines(folder / "corpus/external.txt", world.corpus(external=True))
     counts = {f"{name}_images": len(world.split(name)) for name in SPLITS}
@@ -260,9 +295,16 @@ def _write(world: DemoWorld, folder: Path, progress: Callable[[int], None]) -> N
 def _coco(captions: dict[int, list[str]], size: int) -> dict[str, object]:
     flat = [(image_id, caption) for image_id, sentences in captions.items() for caption in sentences]
     return {
-        "info": {"description": "cgtgan demo world", "version": str(FORMAT_VERSION), "year": 2025, "contributor": "cgtgan"},
+        "info": {
+            "description": "cgtgan demo world",
+            "version": str(FORMAT_VERSION),
+            "year": 2025,
+            "contributor": "cgtgan",
+        },
         "licenses": [{"id": 1, "name": "as the package that made it", "url": ""}],
-        "images": [{"id": i, "license": 1, "file_name": f"{i:08d}.png", "width": size, "height": size} for i in captions],
+        "images": [
+            {"id": i, "license": 1, "file_name": f"{i:08d}.png", "width": size, "height": size} for i in captions
+        ],
         "annotations": [{"id": n, "image_id": i, "caption": caption} for n, (i, caption) in enumerate(flat, start=1)],
     }
 

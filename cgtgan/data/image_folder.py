@@ -41,17 +41,25 @@ if importlib.util.find_spec("pillow_heif"):
 
 def mend(path: Path) -> str:
     """What makes a file of this kind readable that is not, to go behind the reason; or nothing."""
-    return "; HEIC needs: pip install pillow-heif" if path.suffix.lower() in _HEIC and not importlib.util.find_spec("pillow_heif") else ""
+    return (
+        "; HEIC needs: pip install pillow-heif"
+        if path.suffix.lower() in _HEIC and not importlib.util.find_spec("pillow_heif")
+        else ""
+    )
 
 
 def folder_split(config: DatasetConfig, name: str, root: Path) -> tuple[dict[ImageId, Path], Captions]:
     """Pictures of a split and every caption there is; ids are the references' where a picture has some, else its relative path."""
-    base = root / config.images if config.images is not None else (root / "images" if (root / "images").is_dir() else root)
+    base = (
+        root / config.images if config.images is not None else (root / "images" if (root / "images").is_dir() else root)
+    )
     if not base.is_dir():
         raise missing_file(base, "dataset.images")
     files = _pictures(base)
     if not files:
-        raise InputError(f"{base} holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))}): set dataset.images to a folder that does")
+        raise InputError(
+            f"{base} holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))}): set dataset.images to a folder that does"
+        )
     captions: Captions = {}
     if config.references is not None:
         path = root / config.references
@@ -69,7 +77,14 @@ def folder_split(config: DatasetConfig, name: str, root: Path) -> tuple[dict[Ima
             )
         if stray:
             first = min(stray, key=id_order)
-            log.warning("%s: %d of %d images with captions are not in %s, %s first", path, len(stray), len(captions), base, first)
+            log.warning(
+                "%s: %d of %d images with captions are not in %s, %s first",
+                path,
+                len(stray),
+                len(captions),
+                base,
+                first,
+            )
     if config.karpathy is not None:
         lines = list_file(root / config.karpathy, name, "dataset.karpathy")
         chosen = _picked(files, base, lines, config)
@@ -77,7 +92,9 @@ def folder_split(config: DatasetConfig, name: str, root: Path) -> tuple[dict[Ima
         chosen = {i: p for i, p in files.items() if _drawn_split(i, config) == name}
         share = {"train": 1.0, "val": config.val_fraction, "test": config.test_fraction}[name]
         if not chosen and share > 0:
-            raise InputError(f"none of the {len(files)} pictures in {base} falls in {name}: raise its dataset.*_fraction or name lists")
+            raise InputError(
+                f"none of the {len(files)} pictures in {base} falls in {name}: raise its dataset.*_fraction or name lists"
+            )
     return chosen, captions
 
 
@@ -92,8 +109,14 @@ def find_images(paths: list[str]) -> list[Path]:
         if name == "-":
             lines = [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().splitlines() if line.strip()]
             if not lines:
-                raise InputError("images=-: standard input lists no picture; give a path a line, as of `find photos -name '*.jpg'`")
-            found += [picture for line in lines for picture in (pictures_below(line, PHOTO_SUFFIXES) if line.is_dir() else [line])]
+                raise InputError(
+                    "images=-: standard input lists no picture; give a path a line, as of `find photos -name '*.jpg'`"
+                )
+            found += [
+                picture
+                for line in lines
+                for picture in (pictures_below(line, PHOTO_SUFFIXES) if line.is_dir() else [line])
+            ]
         elif path.is_dir():
             below = pictures_below(path, PHOTO_SUFFIXES)
             if not below:
@@ -120,7 +143,9 @@ def pictures_below(base: Path, suffixes: frozenset[str]) -> list[Path]:
         if real in seen:
             continue
         seen.add(real)
-        paths += [Path(folder, n) for n in sorted(names) if not n.startswith(".") and Path(n).suffix.lower() in suffixes]
+        paths += [
+            Path(folder, n) for n in sorted(names) if not n.startswith(".") and Path(n).suffix.lower() in suffixes
+        ]
     return paths
 
 
@@ -130,17 +155,22 @@ def _pictures(base: Path) -> dict[ImageId, Path]:
     for path in pictures_below(base, IMAGE_SUFFIXES):
         stems.setdefault(printable(path.relative_to(base).with_suffix("")), []).append(path)
     alone = {stem: found[0] for stem, found in stems.items() if len(found) == 1}
-    return alone | {printable(path.relative_to(base)): path for found in stems.values() if len(found) > 1 for path in found}
+    return alone | {
+        printable(path.relative_to(base)): path for found in stems.values() if len(found) > 1 for path in found
+    }
 
 
-def _with_reference_ids(files: dict[ImageId, Path], references: dict[ImageId, str], base: Path, path: Path) -> dict[ImageId, Path]:
+def _with_reference_ids(
+    files: dict[ImageId, Path], references: dict[ImageId, str], base: Path, path: Path
+) -> dict[ImageId, Path]:
     """The same pictures under the ids of the references, which come with the name that each gives its picture (or its id).
 
     A picture is found by its path below `base`, else by the last part of it, else by the number that ends it; the ending may be left out.
     """
     fitting: dict[ImageId, ImageId] = {}
     names = {
-        own: [_ways(printable(f.relative_to(base))), _ways(printable(f.relative_to(base).with_suffix("")))] for own, f in files.items()
+        own: [_ways(printable(f.relative_to(base))), _ways(printable(f.relative_to(base).with_suffix("")))]
+        for own, f in files.items()
     }
     for way in range(3):
         free: dict[str | None, list[ImageId]] = {}
@@ -182,7 +212,9 @@ def _picked(files: dict[ImageId, Path], base: Path, lines: list[str], config: Da
         fitting = {exact[line]} if line in exact else loose.get(line, set())
         if len(fitting) > 1:
             one, two = sorted(str(files[i]) for i in fitting)[:2]
-            raise InputError(f"{line}, listed by dataset.karpathy={config.karpathy}, may be {one} or {two}: list its path below {base}")
+            raise InputError(
+                f"{line}, listed by dataset.karpathy={config.karpathy}, may be {one} or {two}: list its path below {base}"
+            )
         found.update((line, i) for i in fitting)
     absent = [line for line in lines if line not in found]
     if len(absent) > config.max_bad_images:
@@ -195,7 +227,10 @@ def _picked(files: dict[ImageId, Path], base: Path, lines: list[str], config: Da
 
 def _drawn_split(image_id: ImageId, config: DatasetConfig) -> str:
     """A picture's split hangs on its own id alone, so further pictures move none."""
-    share = int.from_bytes(hashlib.blake2b(str(image_id).encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") / 2**64
+    share = (
+        int.from_bytes(hashlib.blake2b(str(image_id).encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+        / 2**64
+    )
     if share < config.test_fraction:
         return "test"
     return "val" if share < config.test_fraction + config.val_fraction else "train"

@@ -42,9 +42,9 @@ def load_pixels(path: Path, transform: Callable[[Image.Image], Tensor], draft: i
     try:
         return transform(image)
     except (ValueError, OSError) as e:
-        raise InputError(f"the image {printable(path)} ({image.mode}, {image.size[0]} x {image.size[1]}) cannot be resized: {e}") from None
-
-
+        raise InputError(
+            f"the image {printable(path)} ({image.mode}, {image.size[0]} x {image.size[1]}) cannot be resized: {e}"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,12 @@ class _Texts:
 
 
 def decoded(
-    paths: Sequence[Path], transform: Callable[[Image.Image], Tensor], batches: Iterable[list[int]], *, workers: int, draft: int = 0
+    paths: Sequence[Path],
+    transform: Callable[[Image.Image], Tensor],
+    batches: Iterable[list[int]],
+    *,
+    workers: int,
+    draft: int = 0,
 ) -> Iterator[PixelBatch]:
     """The pictures of each batch of rows, in the batches' order; a bad picture is listed, not raised."""
     return _ahead(_Pictures(paths, transform, draft), batches, workers)
@@ -97,7 +102,14 @@ def _ahead(source: Any, items: Iterable[Any], workers: int) -> Iterator[Any]:
             yield source[item]
         return
     # `items` may be endless or claim work as it is read: the loader reads it in this process, two items a worker ahead
-    loader = DataLoader(source, batch_size=None, sampler=_Once(items), num_workers=workers, collate_fn=_as_is, worker_init_fn=_quiet_worker)
+    loader = DataLoader(
+        source,
+        batch_size=None,
+        sampler=_Once(items),
+        num_workers=workers,
+        collate_fn=_as_is,
+        worker_init_fn=_quiet_worker,
+    )
     try:
         yield from loader
     except RuntimeError as e:

@@ -96,7 +96,9 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:  # called for every class or function the pickle asks for
         if (module, name) not in self.allowed:
-            raise InputError(f"it asks for {module}.{name}; only plain lists, dicts, strings, numbers and tensors are read")
+            raise InputError(
+                f"it asks for {module}.{name}; only plain lists, dicts, strings, numbers and tensors are read"
+            )
         return self.allowed[module, name]
 
 
@@ -124,10 +126,22 @@ def _load(unpickler: type[_Unpickler], path: Path, field: str, where: str | None
                 raise InputError(f"{path} ({field}) is refused: a tensor in it asks for {_asked(error)}") from error
             raise InputError(f"{path} ({field}) is no whole pickle ({error}): download it again") from error
         # What the C unpickler and torch raise on bytes that are no pickle depends on the bytes.
-        except (ArithmeticError, AttributeError, EOFError, ImportError, LookupError, MemoryError, RecursionError) as error:
-            raise InputError(f"{path} ({field}) is no whole pickle ({type(error).__name__}: {error}): download it again") from error
+        except (
+            ArithmeticError,
+            AttributeError,
+            EOFError,
+            ImportError,
+            LookupError,
+            MemoryError,
+            RecursionError,
+        ) as error:
+            raise InputError(
+                f"{path} ({field}) is no whole pickle ({type(error).__name__}: {error}): download it again"
+            ) from error
         except (OSError, RuntimeError, TypeError, ValueError, zlib.error) as error:
-            raise InputError(f"{path} ({field}) is no whole pickle ({type(error).__name__}: {error}): download it again") from error
+            raise InputError(
+                f"{path} ({field}) is no whole pickle ({type(error).__name__}: {error}): download it again"
+            ) from error
 
 
 # ------------------------------------------------------------------------------------------------------------ their contents
@@ -140,7 +154,9 @@ def read_released(path: Path, field: str) -> ReleasedImages | ReleasedCorpus | R
         if isinstance(content, dict) and {"clip_embedding", "captions"} <= content.keys():
             return _embedded(content["clip_embedding"], content["captions"])
         if isinstance(content, list) and content and isinstance(content[0], dict):
-            return ReleasedPairs(*(_stacked([_entry(row, key) for row in content], key) for key in ("image", "caption")))
+            return ReleasedPairs(
+                *(_stacked([_entry(row, key) for row in content], key) for key in ("image", "caption"))
+            )
         if isinstance(content, list) and content and all(isinstance(sentence, str) for sentence in content):
             return ReleasedSentences(content)
     except InputError as error:
@@ -206,15 +222,23 @@ def read_model(path: Path, field: str) -> dict[str, Tensor]:
     Raises `MissingFileError` or `InputError`; weights are all that is read.
     """
     if not path.is_file():
-        raise MissingFileError(f"{field}={path} does not exist: name a checkpoint folder, a run folder or the authors' model.pt")
+        raise MissingFileError(
+            f"{field}={path} does not exist: name a checkpoint folder, a run folder or the authors' model.pt"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InputError(f"{field}={path} is refused or no whole file: it asks for {_asked(error)}; only weights are read") from error
+        raise InputError(
+            f"{field}={path} is refused or no whole file: it asks for {_asked(error)}; only weights are read"
+        ) from error
     except Exception as error:  # every way in which foreign bytes can fail to be weights
-        raise InputError(f"{field}={path} cannot be read as weights ({type(error).__name__}: {_first_line(error)})") from error
+        raise InputError(
+            f"{field}={path} cannot be read as weights ({type(error).__name__}: {_first_line(error)})"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise InputError(f"{field}={path} holds a {type(state).__name__}: the authors' model.pt is a state dict, name -> tensor")
+        raise InputError(
+            f"{field}={path} holds a {type(state).__name__}: the authors' model.pt is a state dict, name -> tensor"
+        )
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return {key: value for key, value in state.items() if not key.endswith((".attn.bias", ".attn.masked_bias"))}

@@ -57,7 +57,9 @@ class Difference:
         return self.seeds is not None and self.seeds.sign == self.sign != 0
 
 
-def paired_bootstrap(systems: Sequence[Scored], pairs: Sequence[tuple[int, int]], *, resamples: int, seed: int) -> list[Difference]:
+def paired_bootstrap(
+    systems: Sequence[Scored], pairs: Sequence[tuple[int, int]], *, resamples: int, seed: int
+) -> list[Difference]:
     """The difference systems[a] - systems[b] for each (a, b) of `pairs`, with 95% intervals.
 
     All systems have the same images, in the same order, and every pair meets the same resampled sets: its result does not hang on which
@@ -65,12 +67,16 @@ def paired_bootstrap(systems: Sequence[Scored], pairs: Sequence[tuple[int, int]]
     """
     sizes = sorted({system.scores.shape[1] for system in systems})
     if len(sizes) != 1 or not sizes[0]:
-        raise InputError(f"the systems have scores of {' and '.join(map(str, sizes)) or 'no'} images: pairs need the same ones")
+        raise InputError(
+            f"the systems have scores of {' and '.join(map(str, sizes)) or 'no'} images: pairs need the same ones"
+        )
     if not pairs:
         return []
     images = sizes[0]
     # what is resampled is the difference an image: exactly 0 where two systems agree, however the sums are ordered
-    each = np.stack([systems[a].scores.mean(0) - systems[b].scores.mean(0) for a, b in pairs], axis=1)  # (images, pairs)
+    each = np.stack(
+        [systems[a].scores.mean(0) - systems[b].scores.mean(0) for a, b in pairs], axis=1
+    )  # (images, pairs)
     draws, rng = np.empty((resamples, len(pairs))), np.random.default_rng(seed)
     rows = max(1, CELLS // images)
     for start in range(0, resamples, rows):

@@ -36,6 +36,8 @@ def ref_clip_scores(scores: Tensor, captions: Tensor, references: Sequence[Tenso
     Args: `clip_scores` (N,), their captions (N, D), and N tensors (R_i, D) with at least one reference each. Returns: (N,) float32
     """
     pairs = zip(captions.float(), references, strict=True)
-    nearest = torch.stack([cosine_similarity(caption[None], refs.float(), dim=1).max() for caption, refs in pairs]).clamp(min=0)
+    nearest = torch.stack(
+        [cosine_similarity(caption[None], refs.float(), dim=1).max() for caption, refs in pairs]
+    ).clamp(min=0)
     total = scores + nearest
     return torch.where(total > 0, 2 * scores * nearest / total, 0.0)

@@ -26,7 +26,9 @@ def _read_json(path: Path, what: str) -> Any:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise MissingFileError(f"the {what} {path} cannot be read ({error.strerror}): give the path of a JSON file") from None
+        raise MissingFileError(
+            f"the {what} {path} cannot be read ({error.strerror}): give the path of a JSON file"
+        ) from None
     try:
         text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error) as error:
@@ -34,14 +36,20 @@ def _read_json(path: Path, what: str) -> Any:
     except UnicodeDecodeError as error:
         raise InputError(f"the {what} {path} is not UTF-8 text at byte {error.start}: save it as UTF-8 JSON") from None
     if text.lstrip()[:1] == "<":
-        raise InputError(f"the {what} {path} is a web page, not JSON: its download was probably answered by an error page")
+        raise InputError(
+            f"the {what} {path} is a web page, not JSON: its download was probably answered by an error page"
+        )
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno} of {len(text)} characters"
-        raise InputError(f"the {what} {path} is not whole JSON at {place} ({error.msg}): write or fetch it again") from None
+        raise InputError(
+            f"the {what} {path} is not whole JSON at {place} ({error.msg}): write or fetch it again"
+        ) from None
     except RecursionError:
-        raise InputError(f"the {what} {path} is nested too deeply to be captions: check that it is the right file") from None
+        raise InputError(
+            f"the {what} {path} is nested too deeply to be captions: check that it is the right file"
+        ) from None
 
 
 def _rows(rows: Any, path: Path, where: str) -> list[tuple[ImageId, str]]:
@@ -95,7 +103,9 @@ def load_references(path: str | Path) -> dict[ImageId, list[str]]:
         raise InputError(f"{path} has no list 'annotations' at its top: give a file in COCO's captions format")
     images = document.get("images") or []
     if not isinstance(images, list) or not all(isinstance(i, dict) and type(i.get("id")) in (int, str) for i in images):
-        raise InputError(f"{path}: 'images' is not a list of entries with an 'id': give a file in COCO's captions format")
+        raise InputError(
+            f"{path}: 'images' is not a list of entries with an 'id': give a file in COCO's captions format"
+        )
     references: dict[ImageId, list[str]] = {image["id"]: [] for image in images}
     for image, caption in _rows(document["annotations"], path, "annotations"):
         references.setdefault(image, []).append(caption)

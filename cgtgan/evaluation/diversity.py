@@ -36,7 +36,9 @@ def known_sentences(captions: Iterable[str], corpus: Iterable[str]) -> set[tuple
     return {sentence for sentence in (tuple(words(text)) for text in corpus) if sentence in wanted}
 
 
-def diversity(captions: Sequence[str], known: set[tuple[str, ...]] | None = None) -> tuple[dict[str, float], dict[str, list[float]]]:
+def diversity(
+    captions: Sequence[str], known: set[tuple[str, ...]] | None = None
+) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Diversity of one caption an image: corpus values, and N values an image of those that are means over the images.
 
     Distinct-1, Distinct-2: as `distinct`. Vocabulary: different words. Length: mean number of words. Novel: share of the captions
@@ -94,7 +96,9 @@ def cider_kernel(captions: Sequence[Words], frequency: Mapping[Words, int], imag
     vectors = []
     for caption in captions:
         tf = [Counter(_ngrams(caption, n)) for n in range(1, 5)]
-        vectors.append([{g: c * math.log(images / max(1, frequency.get(g, 0))) for g, c in counts.items()} for counts in tf])
+        vectors.append(
+            [{g: c * math.log(images / max(1, frequency.get(g, 0))) for g, c in counts.items()} for counts in tf]
+        )
     norms = [[math.sqrt(math.fsum(w * w for w in vector.values())) for vector in four] for four in vectors]
     kernel = np.zeros((len(captions), len(captions)))
     for i, hypothesis in enumerate(vectors):

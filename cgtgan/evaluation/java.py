@@ -28,7 +28,9 @@ from cgtgan.evaluation.paraphrases import cut_table, start_preparing
 HOW_TO_INSTALL = "install a Java runtime, for example `apt-get install default-jre-headless` or `conda install -c conda-forge openjdk`"
 SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 # SPICE's serialiser reaches into these packages by reflection, which Java 16 and later forbid by default.
-_SPICE_OPENS = [f"--add-opens=java.base/java.{p}=ALL-UNNAMED" for p in ("lang", "math", "util", "util.concurrent", "net", "text")]
+_SPICE_OPENS = [
+    f"--add-opens=java.base/java.{p}=ALL-UNNAMED" for p in ("lang", "math", "util", "util.concurrent", "net", "text")
+]
 _SERIAL = "-XX:+UseSerialGC"  # one collector thread: the other cores have work of their own
 _QUICK = "-XX:TieredStopAtLevel=1"  # the first compiler alone
 # METEOR's captions up to which Java's second compiler costs more than it saves (5,000: 3.8 against 6.4 s of CPU; 20,000: the same)
@@ -55,7 +57,9 @@ def package_folder(name: str) -> Path:
     for place in (spec.submodule_search_locations or []) if spec else []:
         if (Path(place) / name).is_dir():
             return Path(place) / name
-    raise JavaError(f"the package pycocoevalcap has no folder {name!r} here: reinstall it with `pip install pycocoevalcap`")
+    raise JavaError(
+        f"the package pycocoevalcap has no folder {name!r} here: reinstall it with `pip install pycocoevalcap`"
+    )
 
 
 def clean_line(caption: str) -> str:
@@ -180,11 +184,16 @@ class MeteorRun:
             timeout_s: seconds for the whole run; then the process is killed and `result` raises.
         """
         requests = [[_score_request(h, r) for h, r in zip(*group, strict=True)] for group in groups]
-        texts = [h for hypotheses, _ in groups for h in hypotheses], [r for _, each in groups for references in each for r in references]
+        texts = (
+            [h for hypotheses, _ in groups for h in hypotheses],
+            [r for _, each in groups for references in each for r in references],
+        )
         table = cut_table(self._table, *texts)
         if table is None:
             self._preparing = start_preparing(self._table)
-        self._talker = threading.Thread(target=self._talk, args=(table, requests, timeout_s), name="meteor", daemon=True)
+        self._talker = threading.Thread(
+            target=self._talk, args=(table, requests, timeout_s), name="meteor", daemon=True
+        )
         self._watchdog = threading.Timer(timeout_s, self._expire)
         self._watchdog.daemon = True
         self._watchdog.start()
@@ -233,7 +242,9 @@ class MeteorRun:
         self._process.stdin.flush()
 
     def _send(self, lines: list[str]) -> None:
-        with contextlib.suppress(OSError, ValueError):  # of a METEOR that ends early, whoever reads its answers says why
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # of a METEOR that ends early, whoever reads its answers says why
             self._ask(*lines)
 
     def _answer(self) -> str:
@@ -290,12 +301,7 @@ def missing_spice_jars() -> str | None:
 
 
 def spice(
-    java: str,
-    hypotheses: list[str],
-    references: list[list[str]],
-    *,
-    timeout_s: float,
-    scratch: Path | None = None,
+    java: str, hypotheses: list[str], references: list[list[str]], *, timeout_s: float, scratch: Path | None = None
 ) -> tuple[float, list[float]]:
     """SPICE F-scores (Anderson et al., 2016): (mean, n scores), fractions. JavaError when it fails or runs out of time."""
     pairs = zip(hypotheses, references, strict=True)
@@ -304,7 +310,15 @@ def spice(
         cache.mkdir()
         source.write_text(json.dumps([{"image_id": i, "test": h, "refs": r} for i, (h, r) in enumerate(pairs)]))
         # its cache unpacks a native library where Java's temporary files go
-        command = [java, *_SPICE_OPENS, f"-Djava.io.tmpdir={cache.resolve()}", "-Xmx8G", "-jar", "spice-1.0.jar", str(source.resolve())]
+        command = [
+            java,
+            *_SPICE_OPENS,
+            f"-Djava.io.tmpdir={cache.resolve()}",
+            "-Xmx8G",
+            "-jar",
+            "spice-1.0.jar",
+            str(source.resolve()),
+        ]
         command += ["-cache", str(cache.resolve()), "-out", str(target.resolve()), "-subset", "-silent"]
         _run("SPICE", command, package_folder("spice"), "", timeout_s, scratch)
         rows = json.loads(target.read_text())

@@ -30,7 +30,9 @@ _NAMES = {
     "spice": ("SPICE",),
 }
 _NO_JAVA = f"no `java` program was found on PATH or under JAVA_HOME; {jvm.HOW_TO_INSTALL}"
-Columns = tuple[dict[str, float], dict[str, list[float]]]  # name -> corpus score, and name -> n scores, of those that have them
+Columns = tuple[
+    dict[str, float], dict[str, list[float]]
+]  # name -> corpus score, and name -> n scores, of those that have them
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,12 @@ def score_captions(
     Raises: InputError for an unknown metric, ids that do not match, values of the wrong type, or nothing left to score.
     """
     return score_many(
-        {"captions": captions}, references, metrics, scratch=scratch, meteor_timeout_s=meteor_timeout_s, ptb_timeout_s=ptb_timeout_s
+        {"captions": captions},
+        references,
+        metrics,
+        scratch=scratch,
+        meteor_timeout_s=meteor_timeout_s,
+        ptb_timeout_s=ptb_timeout_s,
     )["captions"]
 
 
@@ -98,7 +105,9 @@ def score_many(
     java = jvm.find_java()
     with contextlib.ExitStack() as processes:
         meteor: jvm.MeteorRun | jvm.JavaError | None = None
-        if "meteor" in families and results:  # started first: it loads while texts are split, and works while Python counts n-grams
+        if (
+            "meteor" in families and results
+        ):  # started first: it loads while texts are split, and works while Python counts n-grams
             meteor = _start_meteor(java, sum(len(result.ids) for result in results.values()), scratch)
             if isinstance(meteor, jvm.MeteorRun):
                 processes.enter_context(meteor)
@@ -150,7 +159,9 @@ class _Result:
         return cls(ids, excluded, [captions[i] for i in ids], [list(references[i]) for i in ids])
 
     def tokenize(self, java: str | None, timeout_s: float | None, scratch: Path | None) -> None:
-        self.hypotheses, self.references, self.problem = _tokenize(java, self.hypotheses, self.references, timeout_s, scratch)
+        self.hypotheses, self.references, self.problem = _tokenize(
+            java, self.hypotheses, self.references, timeout_s, scratch
+        )
 
     def record(self, family: str, compute: Callable[[], Columns]) -> None:
         try:
@@ -227,7 +238,9 @@ def _check_inputs(captions: Mapping[Any, str], references: Mapping[Any, Sequence
         raise InputError(f"{id_list(unknown)} a caption but no entry among the references: {mend}")
     silent = [i for i, texts in references.items() if i not in captions and _has_reference(texts)]
     if silent:
-        raise InputError(f"{id_list(silent)} references but no caption: caption them, or leave them out of the references")
+        raise InputError(
+            f"{id_list(silent)} references but no caption: caption them, or leave them out of the references"
+        )
 
 
 def _tokenize(
@@ -242,9 +255,13 @@ def _tokenize(
             raise jvm.JavaError(_NO_JAVA)
         # Two runs, as pycocoevalcap makes: the tokeniser looks ahead over line ends, so joining them could change a token.
         with ThreadPoolExecutor(2) as pool:
-            hypotheses, flat = pool.map(lambda texts: jvm.ptb_tokenize(java, texts, timeout_s=limit, scratch=scratch), (captions, flat))
+            hypotheses, flat = pool.map(
+                lambda texts: jvm.ptb_tokenize(java, texts, timeout_s=limit, scratch=scratch), (captions, flat)
+            )
     except (jvm.JavaError, OSError) as error:
-        problem = f"{error}; PTB tokenisation was approximated in Python, so the other scores may differ slightly from COCO's"
+        problem = (
+            f"{error}; PTB tokenisation was approximated in Python, so the other scores may differ slightly from COCO's"
+        )
         hypotheses = [approximate_tokenize(text) for text in captions]
         flat = [approximate_tokenize(text) for text in flat]
     rows = iter(flat)
@@ -257,7 +274,14 @@ _PTB_TOKEN = re.compile(
     r"|\w+?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b"
     r"|\w+(?:[-&/.]\w+|[:,](?=\d)\w+|'(?!(?:s|re|ve|ll|d|m)\b)\w+)*|[^\s\w]"
 )
-_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}  # kept, as PTB's lower case is
+_BRACKETS = {
+    "(": "-lrb-",
+    ")": "-rrb-",
+    "[": "-lsb-",
+    "]": "-rsb-",
+    "{": "-lcb-",
+    "}": "-rcb-",
+}  # kept, as PTB's lower case is
 _DROPPED = frozenset("'`\".?!,:;-")
 
 

@@ -158,7 +158,9 @@ class ParaphraseTable:
         lines = [b"1\n"] * (3 * int(kept.sum()))  # METEOR does not look at a pair's probability
         for place, side in enumerate((first[kept], second[kept]), start=1):
             begins = np.where(side > 0, ends[side - 1], 0)
-            lines[place::3] = [bytes(text[a:b]) + b"\n" for a, b in zip(begins.tolist(), ends[side].tolist(), strict=True)]
+            lines[place::3] = [
+                bytes(text[a:b]) + b"\n" for a, b in zip(begins.tolist(), ends[side].tolist(), strict=True)
+            ]
         return b"".join(lines)
 
     def _within(self, texts: Runs) -> NDArray[np.bool_]:
@@ -167,13 +169,17 @@ class ParaphraseTable:
         known = np.fromiter((word in texts.single for word in self.words), np.bool_, count)
         numbers = {word: number for number, word in enumerate(self.words) if known[number]}
         follow = np.zeros(_SLOTS, np.bool_)
-        follow[[(numbers[a] * count + numbers[b]) % _SLOTS for a, b in texts.pairs if a in numbers and b in numbers]] = True
+        follow[
+            [(numbers[a] * count + numbers[b]) % _SLOTS for a, b in texts.pairs if a in numbers and b in numbers]
+        ] = True
         good = known[self.runs]
         later = np.ones(len(self.runs), np.bool_)  # the run before it is of the same phrase
         later[self.starts] = False
         later[1:] &= good[1:] & good[:-1]
         places = later.nonzero()[0]
-        hashes = self.runs[places - 1].astype(np.uint32) * np.uint32(count) + self.runs[places]  # what overflows is beyond _SLOTS
+        hashes = (
+            self.runs[places - 1].astype(np.uint32) * np.uint32(count) + self.runs[places]
+        )  # what overflows is beyond _SLOTS
         good[places] = follow[hashes % np.uint32(_SLOTS)]
         within = np.ones(len(self.filled), np.bool_)  # nothing is known of phrases without a run: they stay
         if len(self.starts):
@@ -236,7 +242,10 @@ def _blocks(table: Path) -> Iterator[tuple[list[bytes], list[bytes]]]:
             lines = left + lines
             whole = len(lines) - len(lines) % 3
             left = lines[whole:]
-            yield [line.rstrip(b"\r") for line in islice(lines, 1, whole, 3)], [line.rstrip(b"\r") for line in islice(lines, 2, whole, 3)]
+            yield (
+                [line.rstrip(b"\r") for line in islice(lines, 1, whole, 3)],
+                [line.rstrip(b"\r") for line in islice(lines, 2, whole, 3)],
+            )
         if rest and len(left) == 2:
             yield [left[1]], [rest]
 

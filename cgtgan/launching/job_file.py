@@ -23,7 +23,16 @@ NAME = "job.json"
 # What says that a stage did its work; whichever of these is there when a job ends must still be there, and as long, for it to be done.
 _MADE = ("settings.json", "checkpoints/last/*.*", "checkpoints/best/*.*", "evaluation/*/*/scores.json", "report.html")
 # Settings that name files.
-_INPUTS = ("dataset.", "corpus.path", "train.init_from", "evaluate.references", "clip_backbone.model", "checkpoint", "captions", "images")
+_INPUTS = (
+    "dataset.",
+    "corpus.path",
+    "train.init_from",
+    "evaluate.references",
+    "clip_backbone.model",
+    "checkpoint",
+    "captions",
+    "images",
+)
 # Stages that leave everything they make in the run folder. The others are quick where all is made, and are started again.
 _IN_THE_RUN_FOLDER = ("train", "pipeline")
 
@@ -57,7 +66,10 @@ def update_failed(folder: Path, reason: str, code: int, *, follows: bool) -> Non
     with locked(folder / NAME, lambda: None):
         found = read(folder)
         if found.get("state") != "failed" or (found.get("follows") and not follows):
-            write_json(folder / NAME, found | {"state": "failed", "reason": reason, "code": code, "follows": follows, "ended": now()})
+            write_json(
+                folder / NAME,
+                found | {"state": "failed", "reason": reason, "code": code, "follows": follows, "ended": now()},
+            )
 
 
 # -------------------------------------------------------------------------------------------------------------- done or not
@@ -72,7 +84,12 @@ def inputs_fingerprint(cfg: Config) -> str:
     """Of the size and time of every file that a setting names; of a folder, of the files in it. Contents would take minutes."""
     root = Path(cfg.dataset.root)
     named = [value for name, _, value in leaves(cfg) if name.startswith(_INPUTS)]
-    words = [word for value in named for word in (value if isinstance(value, list) else [value]) if isinstance(word, str) and word]
+    words = [
+        word
+        for value in named
+        for word in (value if isinstance(value, list) else [value])
+        if isinstance(word, str) and word
+    ]
     stamps: dict[str, Any] = {}
     for path in [root, *map(Path, words), *(root / word for word in words)]:
         try:
@@ -86,7 +103,12 @@ def inputs_fingerprint(cfg: Config) -> str:
 
 def made(folder: Path) -> dict[str, int]:
     """Path in the run folder -> size, of what its stages leave there."""
-    return {str(p.relative_to(folder)): p.stat().st_size for pattern in _MADE for p in sorted(folder.glob(pattern)) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.stat().st_size
+        for pattern in _MADE
+        for p in sorted(folder.glob(pattern))
+        if p.is_file()
+    }
 
 
 def is_done(folder: Path, cfg: Config, record: Mapping[str, Any]) -> bool:

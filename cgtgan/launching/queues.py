@@ -57,7 +57,9 @@ def open_queue(cluster: str, settings: Mapping[str, Any]) -> Queue:
     try:
         import submitit  # noqa: F401
     except ImportError:
-        raise ConfigError("hydra/launcher needs the extra `slurm`, which is not installed: pip install -e '.[slurm]'") from None
+        raise ConfigError(
+            "hydra/launcher needs the extra `slurm`, which is not installed: pip install -e '.[slurm]'"
+        ) from None
     root = str(Path(__file__).resolve().parents[2])  # a job must find this package, wherever it was started
     known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if root not in known:
@@ -65,7 +67,14 @@ def open_queue(cluster: str, settings: Mapping[str, Any]) -> Queue:
     return Slurm(settings) if cluster == "slurm" else Local(settings)
 
 
-_LEAST = {"nodes": 1, "tasks_per_node": 1, "array_parallelism": 1, "timeout_min": 1, "cpus_per_task": 1, "mem_gb": 0.001}
+_LEAST = {
+    "nodes": 1,
+    "tasks_per_node": 1,
+    "array_parallelism": 1,
+    "timeout_min": 1,
+    "cpus_per_task": 1,
+    "mem_gb": 0.001,
+}
 _LEAST |= {"gpus_per_node": 0, "signal_delay_s": 0, "max_num_timeout": 0}
 
 
@@ -92,7 +101,18 @@ def _said(error: Exception) -> str:
 
 # -------------------------------------------------------------------------------------------------------------------- SLURM
 
-_NOT_THE_END = ("PENDING", "RUNNING", "REQUEUED", "COMPLETING", "CONFIGURING", "RESIZING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING")
+_NOT_THE_END = (
+    "PENDING",
+    "RUNNING",
+    "REQUEUED",
+    "COMPLETING",
+    "CONFIGURING",
+    "RESIZING",
+    "SUSPENDED",
+    "STOPPED",
+    "STAGE_OUT",
+    "SIGNALING",
+)
 _SHARED = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node", "stderr_to_stdout")
 _OURS = ("name", "submitit_folder", "max_num_timeout", "additional_parameters", *_SHARED)
 
@@ -114,12 +134,16 @@ class Slurm:
         from submitit.core.utils import FailedJobError
 
         s = self.settings
-        parameters = {key: s[key] for key in _SHARED} | {f"slurm_{key}": value for key, value in s.items() if key not in _OURS}
+        parameters = {key: s[key] for key in _SHARED} | {
+            f"slurm_{key}": value for key, value in s.items() if key not in _OURS
+        }
         parameters = {key: value for key, value in parameters.items() if value is not None}
         # queued again whatever the cluster's default is; and a process that dies takes the others of its job along
         parameters["slurm_additional_parameters"] = {"requeue": True, **(s["additional_parameters"] or {})}
         parameters["slurm_srun_args"] = ["--kill-on-bad-exit=1"]
-        executor = submitit.AutoExecutor(s["submitit_folder"], cluster="slurm", slurm_max_num_timeout=s["max_num_timeout"])
+        executor = submitit.AutoExecutor(
+            s["submitit_folder"], cluster="slurm", slurm_max_num_timeout=s["max_num_timeout"]
+        )
         executor.update_parameters(name=name, **parameters)
         try:
             with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # submitit prints what it also raises
@@ -135,10 +159,20 @@ class Slurm:
 
     def ended(self, job_id: str) -> str | None:
         try:
-            rows = [row.split("|") for row in _run("sacct", "-n", "-P", f"--jobs={job_id}", "--format=State,ExitCode").splitlines()]
+            rows = [
+                row.split("|")
+                for row in _run("sacct", "-n", "-P", f"--jobs={job_id}", "--format=State,ExitCode").splitlines()
+            ]
             state, code = rows[0] if rows else ("", "")
             # of the steps, whether a signal ended a process: the job itself only has srun's exit code
-            code = next((step[1] for step in rows if not step[1].endswith(":0") and step[0].startswith(("FAILED", "CANCELLED"))), code)
+            code = next(
+                (
+                    step[1]
+                    for step in rows
+                    if not step[1].endswith(":0") and step[0].startswith(("FAILED", "CANCELLED"))
+                ),
+                code,
+            )
         except UserError:  # no accounting: the controller knows for some minutes
             try:
                 shown = dict(re.findall(r"(\w+)=(\S+)", _run("scontrol", "--oneliner", "show", "job", job_id)))
@@ -161,7 +195,13 @@ class Slurm:
 
 def _exit_in_words(code: str) -> str:
     status, _, number = code.partition(":")
-    killed = int(number) if number.isdigit() and int(number) else int(status) - 128 if status.isdigit() and int(status) > 128 else 0
+    killed = (
+        int(number)
+        if number.isdigit() and int(number)
+        else int(status) - 128
+        if status.isdigit() and int(status) > 128
+        else 0
+    )
     if killed in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGTERM):
         hint = ": for want of memory? hydra.launcher.mem_gb" if killed == signal.SIGKILL else ""
         return f"killed by {signal.Signals(killed).name}{hint}"

@@ -19,7 +19,9 @@ from cgtgan.launching.queues import Queue, open_queue
 from cgtgan.launching.worker import Job, task_settings
 
 _LAST_WORD = 20.0  # seconds after a job has ended well in which its job.json may still come over a network file system
-_SILENCE = 120.0  # seconds after which a job that the queue no longer has, and of whose end nothing is known, is given up
+_SILENCE = (
+    120.0  # seconds after which a job that the queue no longer has, and of whose end nothing is known, is given up
+)
 
 
 @dataclass
@@ -87,7 +89,9 @@ def _checked(compose: Callable[[list[str]], DictConfig], overrides: Sequence[Seq
             sentence = str(error) if isinstance(error, UserError) else cli.config_sentence(error, list(words))
             if sentence is None:
                 raise
-            raise cli.ConfigError(f"{label}: {sentence}; nothing is submitted" if len(overrides) > 1 else sentence) from None
+            raise cli.ConfigError(
+                f"{label}: {sentence}; nothing is submitted" if len(overrides) > 1 else sentence
+            ) from None
         points.append(Point(label, composed, cfg, run_folder(cfg).absolute(), job_file.settings_fingerprint(cfg)))
     seen: dict[Path, Point] = {}
     for point in points:
@@ -104,8 +108,14 @@ def _plan(queue: Queue, settings: Mapping[str, Any], points: Sequence[Point]) ->
     """(points to submit, points whose job waits or runs already); what is done is neither."""
     records = {id(point): job_file.read(point.folder) for point in points}
     at_work: dict[str, str] = {}
-    for cluster in {str(record["cluster"]) for record in records.values() if record.get("cluster") and record.get("job_id")}:
-        there = queue if cluster == queue.cluster else open_queue(cluster, {"array_parallelism": 1, "gpus_per_node": 0, **settings})
+    for cluster in {
+        str(record["cluster"]) for record in records.values() if record.get("cluster") and record.get("job_id")
+    }:
+        there = (
+            queue
+            if cluster == queue.cluster
+            else open_queue(cluster, {"array_parallelism": 1, "gpus_per_node": 0, **settings})
+        )
         at_work |= there.alive([record["job_id"] for record in records.values() if record.get("cluster") == cluster])
     waiting, running, done = [], [], 0
     for point in points:
@@ -143,7 +153,14 @@ def _name(points: Sequence[Point], sweep: str | None) -> str:
 # ----------------------------------------------------------------------------------------------------------------- at work
 
 
-def _work(queue: Queue, name: str, function: Callable[[DictConfig], Any], waiting: list[Point], running: list[Point], total: int) -> None:
+def _work(
+    queue: Queue,
+    name: str,
+    function: Callable[[DictConfig], Any],
+    waiting: list[Point],
+    running: list[Point],
+    total: int,
+) -> None:
     """Submit `waiting`, as many at once as the queue takes, and wait until nothing of it and of `running` is left."""
     ended, started = total - len(waiting) - len(running), time.monotonic()
     silent = False
@@ -176,7 +193,14 @@ def _submit(queue: Queue, name: str, function: Callable[[DictConfig], Any], poin
     for point in points:
         point.folder.mkdir(parents=True, exist_ok=True)
         places.append(job_file.wandb_place(point.cfg, point.folder))
-        record = {"cluster": queue.cluster, "job_id": "", "name": name, "overrides": point.label, "state": "submitted", "starts": 0}
+        record = {
+            "cluster": queue.cluster,
+            "job_id": "",
+            "name": name,
+            "overrides": point.label,
+            "state": "submitted",
+            "starts": 0,
+        }
         known = {"settings": point.settings, "inputs": job_file.inputs_fingerprint(point.cfg), "wandb": places[-1]}
         job_file.write(point.folder, record | known | {"submitted": job_file.now()})
     jobs = [Job(function, point.composed, point.folder) for point in points]

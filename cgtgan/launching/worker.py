@@ -73,7 +73,9 @@ class Job:
         if here.global_rank == 0:
             made = job_file.made(self.folder)
             value = result if isinstance(result, (int, float)) else None
-            job_file.update(self.folder, state="done", reason=None, code=0, result=value, made=made, ended=job_file.now())
+            job_file.update(
+                self.folder, state="done", reason=None, code=0, result=value, made=made, ended=job_file.now()
+            )
 
 
 class _Ending:
@@ -136,7 +138,11 @@ class _Ending:
         if state == "RUNNING":
             # of the same form, so that the later is the greater; of an earlier start it does not count
             preempted = fields.get("PreemptTime", "None")
-            return "queue" if preempted not in ("None", "Unknown") and preempted >= fields.get("StartTime", "") else "unknown"
+            return (
+                "queue"
+                if preempted not in ("None", "Unknown") and preempted >= fields.get("StartTime", "")
+                else "unknown"
+            )
         return "requeued" if state else "unknown"
 
     def fail(self, error: Exception) -> NoReturn:

@@ -54,7 +54,9 @@ def aggregate_at_temperatures(
     rows = image_block(image_embeddings, text_embeddings, len(temperatures), chunk_bytes)
     for start in range(0, len(image_embeddings), rows):
         block = image_embeddings[start : start + rows]
-        part = aggregate_part(block, text_embeddings, temperatures, chunk_bytes=chunk_bytes, device=target, first_image=start)
+        part = aggregate_part(
+            block, text_embeddings, temperatures, chunk_bytes=chunk_bytes, device=target, first_image=start
+        )
         out[:, start : start + rows] = part.result()
     return out
 
@@ -116,7 +118,10 @@ def aggregate_part(
     weighted = torch.zeros(len(temperatures), *queries.shape, dtype=torch.float64, device=target)
     centre = _centre(text_embeddings, target, chunk_bytes, first_text)
     # in fresh memory for every tile some of this would take longer than the work itself
-    room, sums = torch.empty(len(queries), _tile(text_embeddings, chunk_bytes), device=target), torch.empty_like(queries)
+    room, sums = (
+        torch.empty(len(queries), _tile(text_embeddings, chunk_bytes), device=target),
+        torch.empty_like(queries),
+    )
     for values, keys in _tiles(text_embeddings, centre, chunk_bytes, first_text):
         scores = torch.mm(queries, keys.T, out=room[:, : len(keys)])
         in_tile = scores.amax(dim=1, keepdim=True)
@@ -130,11 +135,15 @@ def aggregate_part(
         for i, ratio in enumerate(ratios):
             # in place for the last one: the scores are not needed any more
             in_place = i == len(ratios) - 1
-            weights = (scores if ratio == 1 and in_place else torch.mul(scores, ratio, out=scores if in_place else None)).exp_()
+            weights = (
+                scores if ratio == 1 and in_place else torch.mul(scores, ratio, out=scores if in_place else None)
+            ).exp_()
             # Sums of very many terms lose digits in float32: the partial sums of the tiles are added up in float64.
             total[i] += weights.sum(dim=1, keepdim=True)
             weighted[i] += torch.mm(weights, values, out=sums)
-    return PartialAggregate(tuple(temperatures), highest.double() / sharpest + exact_queries @ centre.T, total, weighted)
+    return PartialAggregate(
+        tuple(temperatures), highest.double() / sharpest + exact_queries @ centre.T, total, weighted
+    )
 
 
 @torch.no_grad()
@@ -161,7 +170,9 @@ def aggregate_nearest(
         cosines, texts, total = _nearest(block, text_embeddings, temperatures, k, chunk_bytes, start)
         # the k sentences alone: exact cosines, and a softmax of (T, N, k)
         values = text_embeddings[texts.flatten().cpu()].to(target).double().view(*texts.shape, -1)
-        exact = torch.einsum("nd,nkd->nk", _unit(block, "image", start), _unit(values.flatten(0, 1), "text", 0).view_as(values))
+        exact = torch.einsum(
+            "nd,nkd->nk", _unit(block, "image", start), _unit(values.flatten(0, 1), "text", 0).view_as(values)
+        )
         weights = torch.exp(t * (exact - cosines[:, :1]))
         kept = weights.sum(dim=-1)
         found[:, start : start + rows] = (torch.einsum("tnk,nkd->tnd", weights, values) / kept[..., None]).float()
@@ -181,7 +192,9 @@ def nearest_texts(
     target = torch.device(device) if device is not None else image_embeddings.device
     rows = image_block(image_embeddings, text_embeddings, k, chunk_bytes)
     blocks = range(0, len(image_embeddings), rows)
-    found = [_nearest(image_embeddings[i : i + rows].to(target), text_embeddings, [], k, chunk_bytes, i)[1] for i in blocks]
+    found = [
+        _nearest(image_embeddings[i : i + rows].to(target), text_embeddings, [], k, chunk_bytes, i)[1] for i in blocks
+    ]
     return torch.cat(found) if found else torch.empty(0, min(k, len(text_embeddings)), dtype=torch.long, device=target)
 
 
@@ -237,12 +250,20 @@ def _tiles(texts: Tensor, centre: Tensor, chunk_bytes: int, first_text: int) -> 
 def _shrink(temperatures: Sequence[float], before: Tensor, after: Tensor) -> Tensor:
     """(T, N, 1) float64: what sums relative to the maximum `before` are multiplied by to be relative to `after`."""
     t = torch.tensor(temperatures, dtype=torch.float64, device=before.device)
-    gap = torch.where(before == -torch.inf, 0.0, before.double() - after.double())  # nothing is summed before the first tile
+    gap = torch.where(
+        before == -torch.inf, 0.0, before.double() - after.double()
+    )  # nothing is summed before the first tile
     return torch.exp(t[:, None, None] * gap)
 
 
 def _refine(
-    scores: Tensor, tile_highest: Tensor, exact: Tensor, keys: Tensor, highest: Tensor, total: Tensor, ratios: Sequence[float]
+    scores: Tensor,
+    tile_highest: Tensor,
+    exact: Tensor,
+    keys: Tensor,
+    highest: Tensor,
+    total: Tensor,
+    ratios: Sequence[float],
 ) -> None:
     """Give the scores that decide an image's answer the accuracy of a float64 product, in place.
 
@@ -253,7 +274,11 @@ def _refine(
     for i, ratio in enumerate(ratios):
         if ratio > 0:
             mass = total[i].float()
-            mass = torch.where(mass > 0, mass, (scores * ratio).exp_().sum(dim=1, keepdim=True)) if not mass.all() else mass
+            mass = (
+                torch.where(mass > 0, mass, (scores * ratio).exp_().sum(dim=1, keepdim=True))
+                if not mass.all()
+                else mass
+            )
             cut = torch.minimum(cut, torch.log(DECISIVE * mass) / ratio)
     rows = (tile_highest >= cut).nonzero()[:, 0]
     row, column = (scores[rows] >= cut[rows]).nonzero(as_tuple=True)
@@ -270,7 +295,9 @@ def _unit(x: Tensor, name: str, first_row: int) -> Tensor:
 def _reciprocal_norms(x: Tensor, name: str, first_row: int) -> Tensor:
     """(N, 1) float64, 0 for a zero vector. In float64 no square of a float32 overflows or vanishes."""
     # few rows at a time: torch makes a float64 copy of them
-    norm = torch.cat([torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64) for rows in x.split(256)])
+    norm = torch.cat(
+        [torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64) for rows in x.split(256)]
+    )
     if not torch.isfinite(norm).all():
         row = first_row + int((~torch.isfinite(norm)).nonzero()[0, 0])
         raise InputError(f"{name} embedding {row} (counted from 0) is not finite: make the embeddings again")
@@ -279,7 +306,9 @@ def _reciprocal_norms(x: Tensor, name: str, first_row: int) -> Tensor:
 
 def _check(images: Tensor, texts: Tensor, temperatures: Sequence[float]) -> None:
     if images.dim() != 2 or texts.dim() != 2 or images.shape[1] != texts.shape[1]:
-        raise InputError(f"embeddings of shapes {tuple(images.shape)} and {tuple(texts.shape)} do not fit: (N, D) and (M, D)")
+        raise InputError(
+            f"embeddings of shapes {tuple(images.shape)} and {tuple(texts.shape)} do not fit: (N, D) and (M, D)"
+        )
     if len(texts) == 0:
         raise InputError("the corpus has no embeddings: there is nothing to aggregate over")
     for t in temperatures:

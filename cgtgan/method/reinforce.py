@@ -16,7 +16,9 @@ def advantages(rewards: Tensor, greedy_rewards: Tensor | None = None) -> Tensor:
         raise ValueError(f"rewards {tuple(rewards.shape)} must be (B, K)")
     if greedy_rewards is not None:
         if greedy_rewards.shape != rewards.shape[:1]:
-            raise ValueError(f"greedy_rewards {tuple(greedy_rewards.shape)} must be ({rewards.shape[0]},), one an image")
+            raise ValueError(
+                f"greedy_rewards {tuple(greedy_rewards.shape)} must be ({rewards.shape[0]},), one an image"
+            )
         return rewards - greedy_rewards[:, None]
     samples = rewards.shape[1]
     if samples < 2:
@@ -27,7 +29,9 @@ def advantages(rewards: Tensor, greedy_rewards: Tensor | None = None) -> Tensor:
 def policy_gradient_loss(advantages: Tensor, log_probs: Tensor) -> Tensor:
     """-mean(advantage * log_prob) over (B, K); the advantages are constants for the gradient. Returns a scalar."""
     if advantages.shape != log_probs.shape:
-        raise ValueError(f"advantages {tuple(advantages.shape)} and log_probs {tuple(log_probs.shape)} must have one shape")
+        raise ValueError(
+            f"advantages {tuple(advantages.shape)} and log_probs {tuple(log_probs.shape)} must have one shape"
+        )
     return -(advantages.detach() * log_probs).mean()
 
 

@@ -20,7 +20,13 @@ class SemanticReward(NamedTuple):
 
 @torch.no_grad()
 def semantic_reward(
-    text: Tensor, aggregated: Tensor, image: Tensor, *, cos_weight: float, clip_weight: float, logit_scale: float = 100.0
+    text: Tensor,
+    aggregated: Tensor,
+    image: Tensor,
+    *,
+    cos_weight: float,
+    clip_weight: float,
+    logit_scale: float = 100.0,
 ) -> SemanticReward:
     """Reward of R captions with CLIP text embeddings `text` (R, D) against their images' targets, each (R, D), any float dtype.
 

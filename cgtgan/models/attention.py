@@ -14,7 +14,9 @@ from transformers.masking_utils import sdpa_mask
 NAME = "sdpa_float32"
 
 
-def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **settings: Any) -> tuple[Tensor, None]:
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
     if mask is not None and mask.is_floating_point():
         mask = mask.float()
     with torch.autocast(query.device.type, enabled=False):

@@ -62,7 +62,9 @@ class ClipBackbone(ABC):
     @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
         """PIL images, or a batch of `pixels`, or of preprocessed ones -> (B, D) float32"""
-        pixels = (images if isinstance(images, Tensor) else torch.stack([self.pixels(i) for i in images])).to(self.device)
+        pixels = (images if isinstance(images, Tensor) else torch.stack([self.pixels(i) for i in images])).to(
+            self.device
+        )
         return self._images(normalise(pixels, self.mean, self.std) if pixels.dtype == torch.uint8 else pixels).float()
 
     @torch.no_grad()
@@ -116,7 +118,9 @@ class OpenAIBackbone(ClipBackbone):
     def __init__(self, config: ClipBackboneConfig, device: torch.device):
         bpe = Path(config.tokenizer).expanduser() if config.tokenizer else None
         if bpe is not None and not bpe.is_file():
-            raise MissingFileError(f"clip_backbone.tokenizer={bpe} is missing: it is OpenAI's bpe_simple_vocab_16e6.txt.gz")
+            raise MissingFileError(
+                f"clip_backbone.tokenizer={bpe} is missing: it is OpenAI's bpe_simple_vocab_16e6.txt.gz"
+            )
         self.tokens = OpenAITokens(str(bpe) if bpe else None)
         build = clip_module("model")
         if config.kind == "random":
@@ -126,7 +130,9 @@ class OpenAIBackbone(ClipBackbone):
                 model = build.build_model(_openai_state(config))
             except (KeyError, RuntimeError) as e:
                 first = str(e).strip().splitlines()[0]
-                raise InputError(f"clip_backbone.model={config.model}: its weights are no CLIP of OpenAI's ({first})") from None
+                raise InputError(
+                    f"clip_backbone.model={config.model}: its weights are no CLIP of OpenAI's ({first})"
+                ) from None
         self.model = _frozen(model.float(), device, config.dtype)
         for module in self.model.modules():
             if isinstance(module, nn.LayerNorm):
@@ -177,9 +183,15 @@ def _openai_state(config: ClipBackboneConfig) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # every way in which foreign bytes can fail to be weights
         state = None
-    if isinstance(state, dict) and "token_embedding.weight" in state and any(key.startswith("visual.") for key in state):
+    if (
+        isinstance(state, dict)
+        and "token_embedding.weight" in state
+        and any(key.startswith("visual.") for key in state)
+    ):
         return state
-    raise InputError(f"{name}: {path} is not a CLIP archive in OpenAI's TorchScript format ({first}): download it again")
+    raise InputError(
+        f"{name}: {path} is not a CLIP archive in OpenAI's TorchScript format ({first}): download it again"
+    )
 
 
 def _openai_address(model: str) -> str | None:
@@ -222,7 +234,9 @@ class HuggingFaceBackbone(ClipBackbone):
                 "folder with config.json, weights, tokenizer and preprocessor_config.json"
             ) from None
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
-            raise InputError(f"{name} is a {type(model).__name__}: a dual encoder of images and texts, such as CLIP or SigLIP, is needed")
+            raise InputError(
+                f"{name} is a {type(model).__name__}: a dual encoder of images and texts, such as CLIP or SigLIP, is needed"
+            )
         self.model, self.device = _frozen(model, device, config.dtype), device
         vision, text = settings.vision_config, settings.text_config
         self._patches = settings.model_type == "siglip2"  # NaFlex; the SigLIP 2 of fixed resolution are of type siglip
@@ -231,7 +245,10 @@ class HuggingFaceBackbone(ClipBackbone):
             _fit_processor(processor, self.image_size)
         self.pixels = TransformersPixels(processor)
         length = min(int(text.max_position_embeddings), int(tokenizer.model_max_length))
-        whole = settings.model_type in ("siglip", "siglip2")  # their text towers are not causal, and pool the last position
+        whole = settings.model_type in (
+            "siglip",
+            "siglip2",
+        )  # their text towers are not causal, and pool the last position
         self.tokens = TransformersTokens(tokenizer, length, whole)
         self._masked, self._pad = "attention_mask" in tokenizer.model_input_names, tokenizer.pad_token_id or 0
         scale = getattr(self.model, "logit_scale", None)
@@ -240,7 +257,9 @@ class HuggingFaceBackbone(ClipBackbone):
 
     def _images(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(self.model.dtype)
-        return _features(self.model.get_image_features(**(unpack_patches(pixels) if self._patches else {"pixel_values": pixels})))
+        return _features(
+            self.model.get_image_features(**(unpack_patches(pixels) if self._patches else {"pixel_values": pixels}))
+        )
 
     def _tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:
         tokens = padded(rows, self._pad).to(self.device)
@@ -313,19 +332,33 @@ class _OpenClipTokens:
 
 def load_backbone(config: ClipBackboneConfig, device: torch.device) -> ClipBackbone:
     """The backbone of every kind but `demo`, which is an artifact (stages/backbone.py)."""
-    kinds = {"openai": OpenAIBackbone, "random": OpenAIBackbone, "huggingface": HuggingFaceBackbone, "open_clip": OpenClipBackbone}
+    kinds = {
+        "openai": OpenAIBackbone,
+        "random": OpenAIBackbone,
+        "huggingface": HuggingFaceBackbone,
+        "open_clip": OpenClipBackbone,
+    }
     return kinds[config.kind](config, device)
 
 
 def backbone_identity(config: ClipBackboneConfig) -> dict[str, Any]:
     """What an embedding's fingerprint must know of the backbone: the weights by content where they are a local file."""
-    identity: dict[str, Any] = {"kind": config.kind, "model": config.model, "pretrained": config.pretrained, "dtype": config.dtype}
+    identity: dict[str, Any] = {
+        "kind": config.kind,
+        "model": config.model,
+        "pretrained": config.pretrained,
+        "dtype": config.dtype,
+    }
     if config.kind == "openai" and (path := _openai_path(config)).is_file():
         # a gigabyte takes seconds to hash and never changes in place: its name, size and first and last MiB tell files apart
         with path.open("rb") as f:
             head = f.read(1 << 20)
             f.seek(-min(1 << 20, path.stat().st_size), 2)
-            identity |= {"model": path.name, "weights": hashlib.sha256(head + f.read()).hexdigest()[:12], "bytes": path.stat().st_size}
+            identity |= {
+                "model": path.name,
+                "weights": hashlib.sha256(head + f.read()).hexdigest()[:12],
+                "bytes": path.stat().st_size,
+            }
     if config.tokenizer:
         identity["tokenizer"] = Path(config.tokenizer).name
     return identity

@@ -41,14 +41,19 @@ class ClipPixels:
         short = size if self.squash else min(width, height)
         resized = (size, size)
         if not self.squash:
-            resized = (size if width == short else int(size * width / short), size if height == short else int(size * height / short))
+            resized = (
+                size if width == short else int(size * width / short),
+                size if height == short else int(size * height / short),
+            )
         image = image.resize(resized, self.resample) if resized != image.size else image
         left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
         image = image.crop((left, top, left + size, top + size)).convert("RGB")
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def preprocess(image: Image.Image, size: int, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
+def preprocess(
+    image: Image.Image, size: int, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
+) -> Tensor:
     """An image of any mode -> (3, size, size) float32, as clip's own `preprocess`."""
     return normalise(ClipPixels(size)(image), mean, std)
 
@@ -97,7 +102,9 @@ def clip_module(name: str) -> ModuleType:
     if "clip" not in sys.modules:
         spec = importlib.util.find_spec("clip")
         if spec is None or not spec.submodule_search_locations:
-            raise MissingFileError("clip_backbone: OpenAI's clip package is not installed; run: pip install 'cgtgan[clip]'")
+            raise MissingFileError(
+                "clip_backbone: OpenAI's clip package is not installed; run: pip install 'cgtgan[clip]'"
+            )
         package = ModuleType("clip")
         package.__path__ = list(spec.submodule_search_locations)
         sys.modules["clip"] = package

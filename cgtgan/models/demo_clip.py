@@ -35,12 +35,22 @@ class DemoClip(nn.Module):
             ]
         self.image_tower = nn.Sequential(*blocks)
         # as in CLIP, a norm before the projection: raw image and text vectors are then of like length
-        pooled = [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(widths[-1] * 16, 4 * d), nn.GELU(), nn.LayerNorm(4 * d)]
+        pooled = [
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(widths[-1] * 16, 4 * d),
+            nn.GELU(),
+            nn.LayerNorm(4 * d),
+        ]
         self.image_head = nn.Sequential(*pooled, nn.Linear(4 * d, d, bias=False))
         self.words = nn.Embedding(len(tokenizer), d)
         self.positions = nn.Parameter(torch.randn(MAX_TOKENS, d) * 0.01)
-        layer = nn.TransformerEncoderLayer(d, 4, 4 * d, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
-        self.text_tower = nn.TransformerEncoder(layer, config.text_layers, norm=nn.LayerNorm(d), enable_nested_tensor=False)
+        layer = nn.TransformerEncoderLayer(
+            d, 4, 4 * d, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.text_tower = nn.TransformerEncoder(
+            layer, config.text_layers, norm=nn.LayerNorm(d), enable_nested_tensor=False
+        )
         self.text_head = nn.Linear(d, d, bias=False)
         for head in (self.image_head[-1], self.text_head):
             nn.init.normal_(cast(nn.Linear, head).weight, std=cast(nn.Linear, head).in_features ** -0.5)

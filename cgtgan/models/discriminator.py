@@ -72,7 +72,9 @@ class Discriminator(nn.Module):
         logits = self(*self.tokenize(unique))
         return logits[torch.tensor([place[t] for t in texts], dtype=torch.long, device=logits.device)]
 
-    def accumulate_gradient(self, texts: Sequence[str], loss: Callable[[Tensor, Tensor], Tensor], max_tokens: int) -> Tensor:
+    def accumulate_gradient(
+        self, texts: Sequence[str], loss: Callable[[Tensor, Tensor], Tensor], max_tokens: int
+    ) -> Tensor:
         """Add the gradient of a loss that is a sum over texts, a chunk of at most `max_tokens` positions at a time, short texts first.
 
         `loss(logits (n,), rows (n,))` is the chunk's share, a scalar; rows are places among the texts. Returns all logits (N,)."""
@@ -98,7 +100,9 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, labels)
 
 
-def make_discriminator(config: DiscriminatorConfig, sentences: Sequence[str], max_length: int, seed: int) -> Discriminator:
+def make_discriminator(
+    config: DiscriminatorConfig, sentences: Sequence[str], max_length: int, seed: int
+) -> Discriminator:
     """The pretrained encoder with a fresh head, or a RoBERTa of the config's sizes; fresh weights are drawn from `seed`.
 
     `max_length` is the generator's; D reads max_length + 2 tokens (METHOD: GAN training, step 2)."""
@@ -129,7 +133,11 @@ def _encoder(config: DiscriminatorConfig, tokenizer: TextTokenizer, max_tokens: 
         # RoBERTa counts positions from pad + 1
         return RobertaModel(
             RobertaConfig(
-                vocab_size=len(tokenizer), max_position_embeddings=max_tokens + pad + 1, pad_token_id=pad, type_vocab_size=1, **sizes
+                vocab_size=len(tokenizer),
+                max_position_embeddings=max_tokens + pad + 1,
+                pad_token_id=pad,
+                type_vocab_size=1,
+                **sizes,
             )
         )
     try:

@@ -72,7 +72,9 @@ class CaptionGenerator(nn.Module):
         read = torch.cat([prefix, words[:, :-1]], dim=1)
         return self.gpt(inputs_embeds=read, use_cache=False, logits_to_keep=length).logits[:, -length:]
 
-    def token_log_probs(self, prefix_embedding: Tensor, token_ids: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    def token_log_probs(
+        self, prefix_embedding: Tensor, token_ids: Tensor, *, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """(B, D), (B, K, L) -> log-probs (B, K, L) float32 and their mask (B, K, L): true up to and including the stop token.
 
         Outside the mask the log-probs are 0. The prefix is read once an image, and the pass is as long as the longest caption.
@@ -96,7 +98,11 @@ class CaptionGenerator(nn.Module):
         return log_probs.sum(-1) / mask.sum(-1)
 
     def accumulate_gradient(
-        self, prefix_embedding: Tensor, token_ids: Tensor, loss: Callable[[Tensor, Tensor, Tensor], Tensor], max_tokens: int
+        self,
+        prefix_embedding: Tensor,
+        token_ids: Tensor,
+        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+        max_tokens: int,
     ) -> Tensor:
         """Add the gradient of a loss that is a sum over captions, a chunk of at most `max_tokens` positions (or one caption) at a time.
 
@@ -105,7 +111,9 @@ class CaptionGenerator(nn.Module):
         read once: its own backward pass comes last, with what the chunks left. Returns the token log-probs (R, L), without a graph.
         """
         mask = self.up_to_stop(token_ids)
-        owner = torch.arange(len(prefix_embedding), device=mask.device).repeat_interleave(len(token_ids) // len(prefix_embedding))
+        owner = torch.arange(len(prefix_embedding), device=mask.device).repeat_interleave(
+            len(token_ids) // len(prefix_embedding)
+        )
         out = torch.zeros(token_ids.shape, device=mask.device)
         shared = self.shares_prefix and not self.gradient_checkpointing
         # what the chunks have in common: the gradient of a vocabulary's table is as large as the table, so it is made once
@@ -114,7 +122,9 @@ class CaptionGenerator(nn.Module):
         with self._checkpointed_layers():
             for rows in chunks_by_length(mask.sum(-1) + (0 if shared else self.clip_project.prefix_length), max_tokens):
                 chunk = owner[rows], leaves[0][rows], token_ids[rows], mask[rows]
-                log_probs = self._after_prefix(leaves[1:], *chunk) if shared else self._with_prefix(prefix_embedding, *chunk)
+                log_probs = (
+                    self._after_prefix(leaves[1:], *chunk) if shared else self._with_prefix(prefix_embedding, *chunk)
+                )
                 loss(log_probs, mask[rows], rows).backward()
                 out[rows] = log_probs.detach()
         used = [(x, leaf.grad) for x, leaf in zip(read, leaves, strict=True) if leaf.grad is not None]
@@ -132,13 +142,22 @@ class CaptionGenerator(nn.Module):
             try:
                 some = next(self.clip_project.parameters())
                 with torch.no_grad(), torch.autocast(some.device.type, enabled=False):
-                    embedding = torch.linspace(-1, 1, self.clip_project.clip_dim, device=some.device, dtype=some.dtype)[None]
+                    embedding = torch.linspace(-1, 1, self.clip_project.clip_dim, device=some.device, dtype=some.dtype)[
+                        None
+                    ]
                     ids = torch.tensor([[1, 2, 3]], device=some.device)
-                    row = torch.zeros(1, dtype=torch.long, device=some.device), self.gpt.get_input_embeddings()(ids), ids, ids > 0
+                    row = (
+                        torch.zeros(1, dtype=torch.long, device=some.device),
+                        self.gpt.get_input_embeddings()(ids),
+                        ids,
+                        ids > 0,
+                    )
                     apart = self._after_prefix(self._read_prefix(embedding), *row) - self._with_prefix(embedding, *row)
                 self._shares_prefix = bool(apart.abs().max() < 1e-3)
             except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, NotImplementedError):
-                self._shares_prefix = False  # a model with a memory of another kind: each caption reads its own copy of the prefix
+                self._shares_prefix = (
+                    False  # a model with a memory of another kind: each caption reads its own copy of the prefix
+                )
             for module, mode in training.items():
                 module.training = mode
         return self._shares_prefix
@@ -147,7 +166,11 @@ class CaptionGenerator(nn.Module):
     def _checkpointed_layers(self) -> Iterator[None]:
         """transformers' layers forget their states for the backward pass only while `training` is set: set on them alone, not on what is
         inside, so that no dropout comes with it."""
-        layers = [m for m in self.gpt.modules() if isinstance(m, GradientCheckpointingLayer)] if self.gradient_checkpointing else []
+        layers = (
+            [m for m in self.gpt.modules() if isinstance(m, GradientCheckpointingLayer)]
+            if self.gradient_checkpointing
+            else []
+        )
         training = [layer.training for layer in layers]
         try:
             for layer in layers:
@@ -166,11 +189,19 @@ class CaptionGenerator(nn.Module):
         """The language model's keys and values (B, H, P, E/H) of each layer in turn, then its last state (B, 1, E)."""
         cache: Any = DynamicCache(config=self.gpt.config)
         body: Any = self.gpt.base_model
-        states = body(inputs_embeds=self.prefix(prefix_embedding), past_key_values=cache, use_cache=True).last_hidden_state
+        states = body(
+            inputs_embeds=self.prefix(prefix_embedding), past_key_values=cache, use_cache=True
+        ).last_hidden_state
         return [x for layer in cache.layers for x in (layer.keys, layer.values)] + [states[:, -1:]]
 
     def _after_prefix(
-        self, read: Sequence[Tensor], owner: Tensor, words: Tensor, token_ids: Tensor, mask: Tensor, temperature: float = 1.0
+        self,
+        read: Sequence[Tensor],
+        owner: Tensor,
+        words: Tensor,
+        token_ids: Tensor,
+        mask: Tensor,
+        temperature: float = 1.0,
     ) -> Tensor:
         """Log-probs (R, L) of tokens (R, L), embedded as words (R, L, E), behind the prefix of image `owner` (R,); 0 outside `mask`.
         Logits are only made inside it."""
@@ -234,7 +265,9 @@ class CaptionGenerator(nn.Module):
         clocks = Clocks(self._seeds(len(prefix_embedding), num_samples, seeds, generator), prefix_embedding.device)
         return self._decode(prefix_embedding, num_samples, _racing(clocks, temperature), max_length, temperature)
 
-    def sample_with_graph(self, prefix_embedding: Tensor, seeds: Sequence[Sequence[int]], max_length: int | None = None) -> Captions:
+    def sample_with_graph(
+        self, prefix_embedding: Tensor, seeds: Sequence[Sequence[int]], max_length: int | None = None
+    ) -> Captions:
         """`sample` whose log-probs carry the gradient of the very pass that drew, a copy of the prefix for each sample: with dropout on,
         every sample has masks of its own, and the log-probs are those of the network that drew it (METHOD, slip 8)."""
         batch, samples = len(seeds), len(seeds[0])
@@ -261,7 +294,9 @@ class CaptionGenerator(nn.Module):
         return Captions(*(x[:, :samples] for x in both)), Captions(*(x[:, samples] for x in both))
 
     @staticmethod
-    def _seeds(batch: int, samples: int, given: Sequence[Sequence[int]] | None, generator: torch.Generator | None) -> list[int]:
+    def _seeds(
+        batch: int, samples: int, given: Sequence[Sequence[int]] | None, generator: torch.Generator | None
+    ) -> list[int]:
         if given is None:
             device = generator.device if generator is not None else None
             return torch.randint(2**62, (batch * samples,), generator=generator, device=device).tolist()
@@ -287,7 +322,9 @@ class CaptionGenerator(nn.Module):
         if batch == 0:
             return Captions(*(x.view(0, copies, *x.shape[1:]) for x in (drawn, drawn, summed)))
         cache = DynamicCache(config=self.gpt.config)
-        out = self.gpt(inputs_embeds=self.prefix(prefix_embedding), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = self.gpt(
+            inputs_embeds=self.prefix(prefix_embedding), past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
         logits = out.logits[:, -1].float().repeat_interleave(copies, dim=0)
         if copies > 1:
             cache.batch_repeat_interleave(copies)
@@ -306,7 +343,9 @@ class CaptionGenerator(nn.Module):
             remaining = int(live.sum())
             if remaining == 0 or position == length - 1:
                 break
-            if remaining < 0.8 * len(rows) and (len(rows) > _FEW or remaining == 1):  # else copying the cache costs more than it saves
+            if remaining < 0.8 * len(rows) and (
+                len(rows) > _FEW or remaining == 1
+            ):  # else copying the cache costs more than it saves
                 kept = live.nonzero()[:, 0]
                 cache.batch_select_indices(kept)
                 rows, tokens = rows[kept], tokens[kept]
@@ -321,13 +360,17 @@ class CaptionGenerator(nn.Module):
         return Captions(*(x[:, 0] for x in captions))
 
     @torch.no_grad()
-    def beam(self, prefix_embedding: Tensor, beam_size: int, *, length_penalty: float = 1.0, max_length: int | None = None) -> Captions:
+    def beam(
+        self, prefix_embedding: Tensor, beam_size: int, *, length_penalty: float = 1.0, max_length: int | None = None
+    ) -> Captions:
         """Beam search; a finished caption of n tokens is ranked by its summed log-prob / n**length_penalty. Leading shape (B,)."""
         length, batch, beams = max_length or self.max_length, len(prefix_embedding), beam_size
         device, vocab = prefix_embedding.device, int(self.gpt.config.vocab_size)
         beams = min(beams, vocab - 1)
         cache = DynamicCache(config=self.gpt.config)
-        out = self.gpt(inputs_embeds=self.prefix(prefix_embedding), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = self.gpt(
+            inputs_embeds=self.prefix(prefix_embedding), past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
         logits = out.logits[:, -1].float().repeat_interleave(beams, dim=0)
         cache.batch_repeat_interleave(beams)
         running = torch.full((batch, beams, length), self.end_token_id, dtype=torch.long, device=device)
@@ -358,7 +401,11 @@ class CaptionGenerator(nn.Module):
                 break
             rows = (torch.arange(batch, device=device)[:, None] * beams + parent.gather(1, kept)).flatten()
             cache.batch_select_indices(rows)
-            logits = self.gpt(input_ids=running[..., position].reshape(-1, 1), past_key_values=cache, use_cache=True).logits[:, -1].float()
+            logits = (
+                self.gpt(input_ids=running[..., position].reshape(-1, 1), past_key_values=cache, use_cache=True)
+                .logits[:, -1]
+                .float()
+            )
         drawn = finished[:, 0]
         mask = self.up_to_stop(drawn)
         token_ids = drawn.clone()

@@ -92,7 +92,9 @@ def _language_model(config: GeneratorConfig, tokenizer: TextTokenizer) -> PreTra
         sizes: dict[str, Any] = {"n_layer": config.layers, "n_embd": config.width, "n_head": config.heads}
         # corpus sentences may be longer than captions are allowed to be
         positions = config.prefix_length + max(SCRATCH_POSITIONS, config.max_length)
-        return GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=positions, bos_token_id=end, eos_token_id=end, **sizes))
+        return GPT2LMHeadModel(
+            GPT2Config(vocab_size=len(tokenizer), n_positions=positions, bos_token_id=end, eos_token_id=end, **sizes)
+        )
     try:
         return AutoModelForCausalLM.from_pretrained(config.language_model, dtype=torch.float32)
     except (OSError, ValueError) as e:
@@ -103,11 +105,15 @@ def _language_model(config: GeneratorConfig, tokenizer: TextTokenizer) -> PreTra
         ) from None
 
 
-def assemble(language_model: PreTrainedModel, config: GeneratorConfig, tokenizer: TextTokenizer, clip_dim: int) -> CaptionGenerator:
+def assemble(
+    language_model: PreTrainedModel, config: GeneratorConfig, tokenizer: TextTokenizer, clip_dim: int
+) -> CaptionGenerator:
     """A fresh mapper as the config says it, before this language model."""
     width = cast(nn.Embedding, language_model.get_input_embeddings()).embedding_dim
     if config.mapper == "transformer":
-        mapper = TransformerMapper(clip_dim, width, config.prefix_length, config.clip_length, config.mapper_layers, config.mapper_heads)
+        mapper = TransformerMapper(
+            clip_dim, width, config.prefix_length, config.clip_length, config.mapper_layers, config.mapper_heads
+        )
     else:
         mapper = MLPMapper(clip_dim, width, config.prefix_length)
     end = language_model.config.eos_token_id

@@ -75,7 +75,9 @@ class _Stack(nn.Module):
 class TransformerMapper(nn.Module):
     """Linear D -> (clip_length, E), then P learned constants, pre-norm layers; the last P outputs are the prefix."""
 
-    def __init__(self, clip_dim: int, width: int, prefix_length: int, clip_length: int, layers: int = 8, heads: int = 8):
+    def __init__(
+        self, clip_dim: int, width: int, prefix_length: int, clip_length: int, layers: int = 8, heads: int = 8
+    ):
         super().__init__()
         self.clip_dim, self.prefix_length = clip_dim, prefix_length
         self.clip_length, self.width = clip_length, width

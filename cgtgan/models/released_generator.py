@@ -31,14 +31,20 @@ def load_released_generator(state: Mapping[str, Tensor], config: GeneratorConfig
         width = words.shape[1]
         mapper = _mapper(state, width)
     except (KeyError, IndexError, ZeroDivisionError) as error:
-        raise InputError(f"{name} is no generator of the authors': {error} is missing; its keys are gpt.* and clip_project.*") from None
-    layers = 1 + max((int(found[1]) for key in state if (found := re.match(r"gpt\.transformer\.h\.(\d+)\.", key))), default=-1)
+        raise InputError(
+            f"{name} is no generator of the authors': {error} is missing; its keys are gpt.* and clip_project.*"
+        ) from None
+    layers = 1 + max(
+        (int(found[1]) for key in state if (found := re.match(r"gpt\.transformer\.h\.(\d+)\.", key))), default=-1
+    )
     config = replace(config, layers=layers, width=width, **mapper)
     heads = _heads(config, width)
     config = replace(config, heads=heads)
     tokenizer = make_tokenizer(config, [])
     if len(tokenizer) > len(words):
-        raise InputError(f"{name} has {len(words)} words and generator.tokenizer has {len(tokenizer)}: they do not belong together")
+        raise InputError(
+            f"{name} has {len(words)} words and generator.tokenizer has {len(tokenizer)}: they do not belong together"
+        )
     if config.prefix_length + config.max_length > len(positions):
         raise InputError(
             f"{name} has {len(positions)} positions: generator.max_length={config.max_length} after {config.prefix_length} of the prefix "
@@ -51,11 +57,17 @@ def load_released_generator(state: Mapping[str, Tensor], config: GeneratorConfig
         model = assemble(language_model, config, tokenizer, _clip_dim(state))
         found = model.load_state_dict(dict(state), strict=False)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"{name} does not fit generator.heads={heads}, mapper_heads={config.mapper_heads}: {error}") from None
+        raise InputError(
+            f"{name} does not fit generator.heads={heads}, mapper_heads={config.mapper_heads}: {error}"
+        ) from None
     # the output layer is the word embedding, under a name of its own or not at all
     missing = [key for key in found.missing_keys if key != "gpt.lm_head.weight"]
     if missing or found.unexpected_keys:
-        wrong = [f"{what} {', '.join(keys[:3])}" for what, keys in (("lacks", missing), ("has beside", found.unexpected_keys)) if keys]
+        wrong = [
+            f"{what} {', '.join(keys[:3])}"
+            for what, keys in (("lacks", missing), ("has beside", found.unexpected_keys))
+            if keys
+        ]
         raise InputError(f"{name} is no generator of the authors': it {' and '.join(wrong)}")
     if "gpt.lm_head.weight" in state and not torch.equal(state["gpt.lm_head.weight"], words):
         raise InputError(f"{name}: gpt.lm_head.weight differs from the word embedding; in a GPT-2 they are one")
@@ -73,7 +85,9 @@ def _heads(config: GeneratorConfig, width: int) -> int:
 
 
 def _clip_dim(state: Mapping[str, Tensor]) -> int:
-    return state["clip_project.model.0.weight" if "clip_project.model.0.weight" in state else "clip_project.linear.weight"].shape[1]
+    return state[
+        "clip_project.model.0.weight" if "clip_project.model.0.weight" in state else "clip_project.linear.weight"
+    ].shape[1]
 
 
 def _mapper(state: Mapping[str, Tensor], width: int) -> dict[str, Any]:

@@ -34,7 +34,11 @@ class Clocks:
         out = torch.empty(len(captions), vocab, device=self.device)
         if self.there:
             for row, caption in zip(out, captions, strict=True):
-                row.copy_(torch.empty(vocab, dtype=torch.float64, device=self.device).exponential_(generator=self.there[caption]))
+                row.copy_(
+                    torch.empty(vocab, dtype=torch.float64, device=self.device).exponential_(
+                        generator=self.there[caption]
+                    )
+                )
             return out
         rows = out.numpy()
 

@@ -82,7 +82,10 @@ def train_tokenizer(sentences: Iterable[str], vocab_size: int, specials: Sequenc
     tokenizer = _byte_level(bpe_models.BPE())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(
-        sentences, BpeTrainer(vocab_size=vocab_size, special_tokens=list(specials), initial_alphabet=alphabet, show_progress=False)
+        sentences,
+        BpeTrainer(
+            vocab_size=vocab_size, special_tokens=list(specials), initial_alphabet=alphabet, show_progress=False
+        ),
     )
     return TextTokenizer(tokenizer)
 
@@ -97,7 +100,9 @@ def load_tokenizer(name: str, field: str, specials: Sequence[str]) -> TextTokeni
         try:
             tokenizer = _byte_level(bpe_models.BPE.from_file(str(vocab), str(merges)))
         except Exception as e:  # tokenizers raises bare Exceptions for files it cannot read
-            raise InputError(f"{field}={name}: vocab.json and merges.txt there are not a BPE tokenizer's ({e})") from None
+            raise InputError(
+                f"{field}={name}: vocab.json and merges.txt there are not a BPE tokenizer's ({e})"
+            ) from None
         tokenizer.add_special_tokens([s for s in specials if tokenizer.token_to_id(s) is not None])
         return TextTokenizer(tokenizer)
     from transformers import AutoTokenizer

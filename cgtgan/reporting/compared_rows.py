@@ -65,12 +65,16 @@ def entries(variants: Sequence[Variant], notes: list[str]) -> dict[SetKey, list[
         for run in variant.runs:
             for method in run.scored:
                 depends = _depends(method, variant.settings)
-                own_t = (run.scores(method).get("made_from") or {}).get("projection_t")  # a setting of the evaluation, not of the run
+                own_t = (run.scores(method).get("made_from") or {}).get(
+                    "projection_t"
+                )  # a setting of the evaluation, not of the run
                 if method == "projection" and own_t not in (None, depends.get("aggregation_t.t")):
                     depends["aggregation_t.t"] = own_t
                 kind = str(place) if method == "cgtgan" else canonical_json(depends)
                 rows = found.setdefault(_set_key(run, method), {})
-                entry = rows.setdefault((method, kind, run.decoding(method)), Entry(method, run.decoding(method), depends))
+                entry = rows.setdefault(
+                    (method, kind, run.decoding(method)), Entry(method, run.decoding(method), depends)
+                )
                 entry.variants.add(place)
                 first = entry.runs.setdefault(run.settings["seed"], run)
                 if first is not run and first.scores(method)["scores"] != run.scores(method)["scores"]:
@@ -81,14 +85,26 @@ def entries(variants: Sequence[Variant], notes: list[str]) -> dict[SetKey, list[
     ordered = {}
     for key, rows in found.items():
         ordered[key] = sorted(
-            rows.values(), key=lambda e: (e.method != "cgtgan", METHODS[e.method].bound, list(METHODS).index(e.method), min(e.variants))
+            rows.values(),
+            key=lambda e: (
+                e.method != "cgtgan",
+                METHODS[e.method].bound,
+                list(METHODS).index(e.method),
+                min(e.variants),
+            ),
         )
         for method in {entry.method for entry in ordered[key]}:
             same = [entry for entry in ordered[key] if entry.method == method]
             suffixes = distinguish([entry.depends for entry in same])
             for entry, suffix in zip(same, suffixes, strict=True):
                 title = METHODS[method].title
-                entry.name = variants[min(entry.variants)].name if method == "cgtgan" else f"{title} ({suffix})" if suffix else title
+                entry.name = (
+                    variants[min(entry.variants)].name
+                    if method == "cgtgan"
+                    else f"{title} ({suffix})"
+                    if suffix
+                    else title
+                )
                 entry.row = _row(entry, variants)
     return ordered
 
@@ -138,7 +154,9 @@ def tables_of(found: Mapping[SetKey, Sequence[Entry]], variants: Sequence[Varian
             for run in entry.runs.values():
                 if row := published(run, f" · {run.settings['corpus.name']}" if len(corpora) > 1 else ""):
                     values = {m: {0: s[0]} for m, s in row.scores.items()}
-                    paper[row.name + row.note] = ComparedRow(row.name, "published", values, note=row.note, decoding=DECODING)
+                    paper[row.name + row.note] = ComparedRow(
+                        row.name, "published", values, note=row.note, decoding=DECODING
+                    )
         sets.append(TestSet(name, [*(entry.row for entry in made), *paper.values()]))
     return sets
 
@@ -163,7 +181,9 @@ def against_baseline(
         pairs: dict[int, list[Entry]] = {}
         bases = chosen[key]
         for entry in made if bases else ():
-            base = min(bases, key=lambda b: (b is not entry, not b.variants & entry.variants, b.decoding != entry.decoding))
+            base = min(
+                bases, key=lambda b: (b is not entry, not b.variants & entry.variants, b.decoding != entry.decoding)
+            )
             if base is not entry:
                 pairs.setdefault(bases.index(base), []).append(entry)
         for place, others in pairs.items():
@@ -178,10 +198,16 @@ def _baselines(made: Sequence[Entry], wanted: str | None) -> list[Entry]:
     if wanted is None:
         several = len({min(entry.variants) for entry in own}) > 1
         return [e for e in own if e.variants == own[0].variants] if several else [e for e in made if e.method == "init"]
-    for names in (lambda e: (e.name,), lambda e: (e.row.variant, f"{e.row.experiment}/{e.row.variant}"), lambda e: (e.row.experiment,)):
+    for names in (
+        lambda e: (e.name,),
+        lambda e: (e.row.variant, f"{e.row.experiment}/{e.row.variant}"),
+        lambda e: (e.row.experiment,),
+    ):
         named = [entry for entry in own if wanted in names(entry)]
         if len({min(entry.variants) for entry in named}) > 1:
-            raise InputError(f"report.baseline={wanted} is several rows: name one of {', '.join(e.name for e in named)}")
+            raise InputError(
+                f"report.baseline={wanted} is several rows: name one of {', '.join(e.name for e in named)}"
+            )
         if named:
             return named
     return [entry for entry in made if wanted in (entry.method, entry.name)]
@@ -203,7 +229,9 @@ def _test(base: Entry, others: Sequence[Entry], resamples: int, seed: int, notes
     for entry in others:
         if any(scores.keys() != set(ids) for own in (base, entry) for scores in own.per_image.values()):
             differ = len(entry.images ^ base.images)
-            notes.append(f"{entry.name} is not tested against {base.name}: their scored images differ ({differ:,} are not in both)")
+            notes.append(
+                f"{entry.name} is not tested against {base.name}: their scored images differ ({differ:,} are not in both)"
+            )
             continue
         for metric in entry.row.values:
             a, b = (system(own, metric) if metric in own.row.values else None for own in (entry, base))
@@ -224,7 +252,9 @@ def _scored(entry: Entry, metric: str, ids: Sequence[Any]) -> Scored | None:
     seeds = tuple(sorted(entry.runs))
     if metric in SUMMED or any(seed not in entry.row.values[metric] for seed in seeds):
         return None
-    scores = np.asarray([[entry.per_image[seed][i].get(metric, np.nan) for i in ids] for seed in seeds], dtype=np.float64)
+    scores = np.asarray(
+        [[entry.per_image[seed][i].get(metric, np.nan) for i in ids] for seed in seeds], dtype=np.float64
+    )
     whole = np.asarray([entry.row.values[metric][seed] for seed in seeds])
     if not np.isfinite(scores).all() or not np.allclose(scores.mean(1), whole, rtol=1e-6, atol=1e-6):
         return None

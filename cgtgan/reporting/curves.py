@@ -17,17 +17,30 @@ from cgtgan.errors import InputError
 SMOOTH_FROM = 60  # points from which a noisy curve is drawn thin, with its moving average over it
 LARGEST = 1e300  # beyond it a difference of two values may be infinite; treated as not finite
 INK = "#010203"  # stands for the page's text colour until the SVG is written
-COLOURS = ("#1f5fa8", "#b4470f", "#1a7344", "#8a3fa0", "#a8324a", "#5c6414", "#0c6f7a", "#6b5646")  # --c0 to --c7 of the page
+COLOURS = (
+    "#1f5fa8",
+    "#b4470f",
+    "#1a7344",
+    "#8a3fa0",
+    "#a8324a",
+    "#5c6414",
+    "#0c6f7a",
+    "#6b5646",
+)  # --c0 to --c7 of the page
 BINS = 24
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (7, 1.5, 1, 1.5, 1, 1.5)), (0, (1, 2.5)))
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib, so the layout is the same everywhere; the page shows its own font
+    "font.family": [
+        "DejaVu Sans"
+    ],  # comes with matplotlib, so the layout is the same everywhere; the page shows its own font
     "legend.fontsize": 9,
     "text.parse_math": False,  # a dollar in a label is a dollar
     "axes.formatter.useoffset": False,
     "path.simplify_threshold": 0.5,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK),
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK
+    ),
 }
 
 
@@ -127,7 +140,9 @@ def _lines(plot: Plot) -> Drawing:
                 values, spread = (smooth(x, len(values) // 20 | 1) for x in (values, spread))
             if len(spread):
                 axes.fill_between(steps, values - spread, values + spread, color=colour, alpha=0.18, lw=0)
-            lines += axes.plot(steps, values, color=colour, ls=DASHES[(i + i // 8) % len(DASHES)], lw=1.6, clip_on=False)
+            lines += axes.plot(
+                steps, values, color=colour, ls=DASHES[(i + i // 8) % len(DASHES)], lw=1.6, clip_on=False
+            )
             gaps = np.pad(np.isnan(values), 1, constant_values=True)
             alone = ~gaps[1:-1] & gaps[:-2] & gaps[2:]  # a line of one point would not be seen
             if alone.any():
@@ -152,7 +167,9 @@ def _histogram(plot: Histogram) -> Drawing:
     else:
         edges = np.histogram_bin_edges(everything, min(BINS, 5 + len(everything) // 12))
     quartiles = {label: np.quantile(column, (0.25, 0.5, 0.75)) for label, column in values.items()}
-    middles = (f"{label}: median {b:.3g}, half of them from {a:.3g} to {c:.3g}" for label, (a, b, c) in quartiles.items())
+    middles = (
+        f"{label}: median {b:.3g}, half of them from {a:.3g} to {c:.3g}" for label, (a, b, c) in quartiles.items()
+    )
     alt = f"Histogram of {plot.x_label} over {max(map(len, values.values())):,} images. {'; '.join(middles)}."
 
     def fill(axes: Any) -> list[Any]:
@@ -202,10 +219,14 @@ def _svg(title: str, x_label: str, legend: Sequence[str], alt: str, fill: Callab
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=x_label != "step"))
         figure.legend(handles, legend, loc="outside upper left", ncols=legend_columns, frameon=False)
         file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        figure.savefig(
+            file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
     svg = file.getvalue()[file.getvalue().index("<svg") :]
     svg = re.sub('<g id="[^"]*"', "<g", svg)  # matplotlib's group names are the same in every figure
-    svg = re.sub('width="[^"]*" height="[^"]*"', lambda _: f'width="100%" role="img" aria-label="{escape(alt)}"', svg, count=1)
+    svg = re.sub(
+        'width="[^"]*" height="[^"]*"', lambda _: f'width="100%" role="img" aria-label="{escape(alt)}"', svg, count=1
+    )
     svg = svg.replace(INK, "currentColor").replace("'DejaVu Sans'", "inherit")
     for i, colour in enumerate(COLOURS):
         svg = svg.replace(colour, f"var(--c{i}, {colour})")

@@ -14,7 +14,20 @@ from cgtgan.evaluation.bootstrap import Difference
 from cgtgan.reporting.page import Cell, MethodRow, is_times_100, shown_score, table_cells
 
 COLUMNS = (
-    *("test_set", "experiment", "variant", "method", "row", "decoding", "metric", "n", "mean", "std", "seeds", "values"),
+    *(
+        "test_set",
+        "experiment",
+        "variant",
+        "method",
+        "row",
+        "decoding",
+        "metric",
+        "n",
+        "mean",
+        "std",
+        "seeds",
+        "values",
+    ),
     *("baseline", "diff", "ci_low", "ci_high", "p", "seeds_ci_low", "seeds_ci_high", "seeds_p"),
 )
 
@@ -49,7 +62,9 @@ class ComparedRow:
 
     def method_row(self) -> MethodRow:
         scores = {metric: list(values.values()) for metric, values in self.values.items()}
-        return MethodRow(self.name, self.note, scores, bound=self.bound, published=self.published, decoding=self.decoding)
+        return MethodRow(
+            self.name, self.note, scores, bound=self.bound, published=self.published, decoding=self.decoding
+        )
 
 
 @dataclass(frozen=True)
@@ -84,7 +99,13 @@ def csv_text(sets: Sequence[TestSet]) -> str:
 
 
 def _csv_fields(row: ComparedRow, metric: str, values: Mapping[int, float]) -> dict[str, str]:
-    fields = {"experiment": row.experiment, "variant": row.variant, "method": row.method, "row": row.name, "decoding": row.decoding}
+    fields = {
+        "experiment": row.experiment,
+        "variant": row.variant,
+        "method": row.method,
+        "row": row.name,
+        "decoding": row.decoding,
+    }
     fields["metric"] = metric
     finite = [value for value in values.values() if math.isfinite(value)]
     fields["mean"] = repr(statistics.fmean(finite)) if finite else ""
@@ -116,7 +137,10 @@ _SPECIAL = {
     "|": r"\textbar{}",
     "[": "{[}",  # behind the \\ of the row above, these two would be its arguments
     "*": "{*}",
-    **{c: f"${name}$" for c, name in {"±": r"\pm", "·": r"\cdot", "×": r"\times", "→": r"\rightarrow", "−": "-"}.items()},
+    **{
+        c: f"${name}$"
+        for c, name in {"±": r"\pm", "·": r"\cdot", "×": r"\times", "→": r"\rightarrow", "−": "-"}.items()
+    },
 }
 
 
@@ -132,11 +156,18 @@ def latex_table(sets: Sequence[TestSet], *, made_by: Sequence[str] = ()) -> str:
     In a column the best of what was measured here without pairs is bold.
     """
     lines = [f"% {' '.join(line.split())}" for line in made_by]
-    lines += ["% Needs \\usepackage{booktabs}.", "% Scores x 100 (not counts and lengths); mean \\pm standard deviation (n-1) over seeds."]
+    lines += [
+        "% Needs \\usepackage{booktabs}.",
+        "% Scores x 100 (not counts and lengths); mean \\pm standard deviation (n-1) over seeds.",
+    ]
     lines += ["% Bold: the best score measured here without pairs."]
     if baselines := sorted({row.baseline for test_set in sets for row in test_set.rows if row.differences}):
-        lines.append(f"% ^{{+}}, ^{{-}}: above, below {' / '.join(' '.join(name.split()) for name in baselines)}; the 95% interval of the")
-        lines.append("% paired bootstrap over test images excludes 0. In parentheses: not so over other seeds, or their spread is unknown.")
+        lines.append(
+            f"% ^{{+}}, ^{{-}}: above, below {' / '.join(' '.join(name.split()) for name in baselines)}; the 95% interval of the"
+        )
+        lines.append(
+            "% paired bootstrap over test images excludes 0. In parentheses: not so over other seeds, or their spread is unknown."
+        )
     for test_set in sets:
         lines += ["", f"% {' '.join(test_set.name.split())}", *_tabular(test_set)]
     return "\n".join(lines) + "\n"
@@ -147,7 +178,10 @@ def _tabular(test_set: TestSet) -> list[str]:
     cells = dict(zip(map(id, rows), table_cells([row.method_row() for row in rows], test_set.metrics), strict=True))
     decodings = {row.decoding for row in rows if row.decoding not in ("", "none")}
     heads = ["Method", *(["Decoding"] if len(decodings) > 1 else []), "Seeds", *test_set.metrics]
-    lines = [f"\\begin{{tabular}}{{{'l' * (len(heads) - 1 - len(test_set.metrics))}{'r' * (1 + len(test_set.metrics))}}}", "\\toprule"]
+    lines = [
+        f"\\begin{{tabular}}{{{'l' * (len(heads) - 1 - len(test_set.metrics))}{'r' * (1 + len(test_set.metrics))}}}",
+        "\\toprule",
+    ]
     lines.append(" & ".join(latex_escaped(head) for head in heads) + r" \\")
     kind = None
     for row in sorted(rows, key=lambda row: row.kind):
@@ -178,7 +212,9 @@ def _latex_score(cell: Cell, difference: Difference | None) -> str:
 
 def signed_score(metric: str, value: float) -> str:
     """'+3.2', times 100 where the metric is, with a true minus."""
-    text = f"{value * 100:+.1f}" if is_times_100(metric) else ("−" if value < 0 else "+") + shown_score(metric, abs(value))
+    text = (
+        f"{value * 100:+.1f}" if is_times_100(metric) else ("−" if value < 0 else "+") + shown_score(metric, abs(value))
+    )
     return text.replace("-", "−")
 
 

@@ -20,7 +20,15 @@ from cgtgan.errors import UserError
 from cgtgan.reporting.compared_rows import Entry, against_baseline, entries, tables_of
 from cgtgan.reporting.curves import Curve, Plot
 from cgtgan.reporting.export import TestSet, csv_text, latex_table, signed_score
-from cgtgan.reporting.many_runs_page import Comparison, Gallery, RunLine, Said, markdown, render_comparison, split_metrics
+from cgtgan.reporting.many_runs_page import (
+    Comparison,
+    Gallery,
+    RunLine,
+    Said,
+    markdown,
+    render_comparison,
+    split_metrics,
+)
 from cgtgan.reporting.page import GalleryItem, comparison_table, shown_score
 from cgtgan.reporting.variants import OUTPUT, Variant, differing, find_runs, gather, shown
 from cgtgan.runtime.artifacts import fingerprint, write_text
@@ -78,7 +86,9 @@ def _outputs(cfg: Config, folders: Sequence[Path]) -> dict[str, Path]:
         page = Path(cfg.report.output).expanduser()
         return {".html": page} | {suffix: page.with_suffix(suffix) for suffix in (".csv", ".tex", ".md")}
     folder = Path(cfg.output).expanduser() if cfg.output is not None else Path(os.path.commonpath(folders)) / OUTPUT
-    return {".html": folder / "report.html"} | {suffix: folder / f"comparison{suffix}" for suffix in (".csv", ".tex", ".md")}
+    return {".html": folder / "report.html"} | {
+        suffix: folder / f"comparison{suffix}" for suffix in (".csv", ".tex", ".md")
+    }
 
 
 def _command(cfg: Config) -> str:
@@ -86,7 +96,11 @@ def _command(cfg: Config) -> str:
     patterns = cfg.run_patterns
     words = [f"runs={patterns[0]}" if len(patterns) == 1 else f"runs=[{','.join(patterns)}]"]
     default, given = ReportConfig(), cfg.report
-    words += [f"report.{f}={getattr(given, f)}" for f in ("baseline", "resamples", "gallery") if getattr(given, f) != getattr(default, f)]
+    words += [
+        f"report.{f}={getattr(given, f)}"
+        for f in ("baseline", "resamples", "gallery")
+        if getattr(given, f) != getattr(default, f)
+    ]
     words += [f"evaluate.split={cfg.evaluate.split}"] if cfg.evaluate.split != "test" else []
     words += [f"seed={cfg.seed}"] if cfg.seed else []
     return " ".join(["python run.py stage=report", *map(shlex.quote, words)])
@@ -111,7 +125,9 @@ def _page(
         "Code": code_version(),
     }
     return Comparison(
-        title=f"cgtgan: {', '.join(experiments)}" if len(experiments) <= 3 else f"cgtgan: {len(experiments)} experiments",
+        title=f"cgtgan: {', '.join(experiments)}"
+        if len(experiments) <= 3
+        else f"cgtgan: {len(experiments)} experiments",
         subtitle="Runs side by side",
         warning=cfg.report.warning or (RANDOM_WEIGHTS if random_weights else None),
         summary=_summary(sets[0]),
@@ -120,7 +136,9 @@ def _page(
         untested=[m for m in dict.fromkeys(m for s in sets for m in s.metrics) if m not in tested] if tested else [],
         resamples=cfg.report.resamples,
         variants=[variant.name for variant in variants],
-        settings={name: [shown(v) for v in values] for name, values in differing([v.settings for v in variants]).items()},
+        settings={
+            name: [shown(v) for v in values] for name, values in differing([v.settings for v in variants]).items()
+        },
         plots=_plots(variants),
         galleries=_galleries(cfg, variants, made),
         runs=[_line(variant, run) for variant in variants for run in variant.runs],
@@ -131,12 +149,18 @@ def _page(
 
 def _summary(test_set: TestSet) -> str:
     """Which variant has the highest CIDEr, and how far above the baseline."""
-    scored = [(np.mean(list(row.values["CIDEr"].values())), row) for row in test_set.rows if row.kind == 0 and "CIDEr" in row.values]
+    scored = [
+        (np.mean(list(row.values["CIDEr"].values())), row)
+        for row in test_set.rows
+        if row.kind == 0 and "CIDEr" in row.values
+    ]
     if not scored:
         return ""
     mean, row = max(scored, key=lambda pair: pair[0])
     values = list(row.values["CIDEr"].values())
-    spread = f" ± {shown_score('CIDEr', float(np.std(values, ddof=1)))} ({len(values)} seeds)" if len(values) > 1 else ""
+    spread = (
+        f" ± {shown_score('CIDEr', float(np.std(values, ddof=1)))} ({len(values)} seeds)" if len(values) > 1 else ""
+    )
     best = f"Highest CIDEr of {len(scored)} variants: {row.name}" if len(scored) > 1 else row.name
     text = f"{best}, {shown_score('CIDEr', float(mean))}{spread}"
     if (found := row.differences.get("CIDEr")) is not None:
@@ -162,11 +186,15 @@ def _notes(variants: Sequence[Variant], made: Mapping[Any, Sequence[Entry]]) -> 
         ends = {run.settings["seed"]: run.history[-1]["step"] for run in variant.runs if run.history}
         if len(set(ends.values())) > 1:
             said = ", ".join(f"seed {seed} at {step:,}" for seed, step in ends.items())
-            notes.append(f"{variant.name}: the seeds' logs end at different steps ({said}), and the curves where the shortest ends")
+            notes.append(
+                f"{variant.name}: the seeds' logs end at different steps ({said}), and the curves where the shortest ends"
+            )
     scores = [run.scores(entry.method) for rows in made.values() for entry in rows for run in entry.runs.values()]
     notes += sorted({why for found in scores for why in (found.get("failed") or {}).values()})
     if len(tokenizers := {str(found["tokenizer"]) for found in scores if found.get("tokenizer")}) > 1:
-        notes.append(f"captions were split into tokens in different ways ({', '.join(sorted(tokenizers))}), which moves scores a little")
+        notes.append(
+            f"captions were split into tokens in different ways ({', '.join(sorted(tokenizers))}), which moves scores a little"
+        )
     return notes
 
 
@@ -255,14 +283,20 @@ def _galleries(cfg: Config, variants: Sequence[Variant], made: Mapping[Any, Sequ
         references = split.references.get(image_id, []) if split else []
         item = GalleryItem(image_id, paths.get(image_id), captions[0][image_id], references)
         scores = [[cider[k][image_id] for k in ks if image_id in cider[k]] for ks in together.values()]
-        return Said(item, [([own[k].name for k in ks], text, s) for (text, ks), s in zip(together.items(), scores, strict=True)])
+        return Said(
+            item, [([own[k].name for k in ks], text, s) for (text, ks), s in zip(together.items(), scores, strict=True)]
+        )
 
     about = "The lowest seed of each variant; the number is that picture's CIDEr, ×100."
     if len(rows) > BESIDE:
         about += f" The first {BESIDE} of {len(rows)} rows."
     if not paths:
         about += " The pictures are not at hand."
-    galleries = [Gallery("Where they differ most", f"Pictures whose CIDErs lie farthest apart. {about}", [said(i) for i in farthest])]
+    galleries = [
+        Gallery(
+            "Where they differ most", f"Pictures whose CIDErs lie farthest apart. {about}", [said(i) for i in farthest]
+        )
+    ]
     galleries += [Gallery("Random pictures", f"Drawn at random: what to expect. {about}", [said(i) for i in drawn])]
     return [gallery for gallery in galleries if gallery.pictures]
 
@@ -272,10 +306,14 @@ def _pictures_at_hand(cfg: Config, settings: Mapping[str, Any], entry: Entry) ->
     split = next(iter(entry.runs.values())).split
     name, kind = settings["dataset.name"], settings.get("dataset.kind")
     if kind == "demo":
-        given = {f.name: settings[key] for f in fields(DemoWorldConfig) if (key := f"dataset.world.{f.name}") in settings}
+        given = {
+            f.name: settings[key] for f in fields(DemoWorldConfig) if (key := f"dataset.world.{f.name}") in settings
+        }
         world = DemoWorldConfig(**given)
         cfg = replace(cfg, dataset=replace(cfg.dataset, kind="demo", name=name, world=world))
-        if not (Path(cfg.artifacts_dir) / "demo_world" / f"world-{fingerprint(as_dict(world))}" / "world.json").is_file():
+        if not (
+            Path(cfg.artifacts_dir) / "demo_world" / f"world-{fingerprint(as_dict(world))}" / "world.json"
+        ).is_file():
             return None
     elif (cfg.dataset.name, cfg.dataset.kind) != (name, kind):
         return None

@@ -21,7 +21,16 @@ from cgtgan.reporting.page import (
     table_cells,
 )
 
-FIRST = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")  # the first table; the others stand in a second
+FIRST = (
+    "BLEU-1",
+    "BLEU-2",
+    "BLEU-3",
+    "BLEU-4",
+    "METEOR",
+    "ROUGE-L",
+    "CIDEr",
+    "SPICE",
+)  # the first table; the others stand in a second
 KINDS = (
     "",
     "Without adversarial training",
@@ -131,7 +140,11 @@ def _tables(test_set: TestSet) -> list[Table]:
     for metrics in split_metrics(test_set):
         rows = sorted((row for row in test_set.rows if any(m in row.values for m in metrics)), key=lambda row: row.kind)
         lines = [
-            (row, max(map(len, row.values.values())), [_score(row, m, cell) for m, cell in zip(metrics, cells, strict=True)])
+            (
+                row,
+                max(map(len, row.values.values())),
+                [_score(row, m, cell) for m, cell in zip(metrics, cells, strict=True)],
+            )
             for row, cells in zip(rows, table_cells([row.method_row() for row in rows], metrics), strict=True)
         ]
         groups = [(KINDS[kind], list(part)) for kind, part in groupby(lines, key=lambda line: line[0].kind)]
@@ -146,7 +159,9 @@ def _score(row: ComparedRow, metric: str, cell: Cell) -> Score:
         return Score(cell)
     mark = {(1, True): "▲", (1, False): "△", (-1, True): "▼", (-1, False): "▽"}[difference.sign, difference.firm]
     above = "above" if difference.sign > 0 else "below"
-    return Score(cell, mark, f"{above} {row.baseline}" + (", over other seeds too" if difference.firm else ", for these runs"))
+    return Score(
+        cell, mark, f"{above} {row.baseline}" + (", over other seeds too" if difference.firm else ", for these runs")
+    )
 
 
 @dataclass(frozen=True)
@@ -173,7 +188,9 @@ def _differences(test_set: TestSet) -> tuple[list[str], list[tuple[ComparedRow, 
     for metric in metrics:
         # the scale is the variants': a method without training may be far away and is cut
         drawn = [row for row in rows if row.kind == 0 and metric in row.differences] or rows
-        reach = max((abs(edge) for row in drawn if (d := row.differences.get(metric)) for edge in _reach(d)), default=0.0)
+        reach = max(
+            (abs(edge) for row in drawn if (d := row.differences.get(metric)) for edge in _reach(d)), default=0.0
+        )
         columns.append([_tested(row, metric, reach) for row in rows])
     return metrics, [(row, [column[i] for column in columns]) for i, row in enumerate(rows)]
 
@@ -194,7 +211,9 @@ def _tested(row: ComparedRow, metric: str, reach: float) -> Tested | None:
     return Tested(
         signed_score(metric, difference.value),
         f"{signed_score(metric, low)} to {signed_score(metric, high)}",
-        f"{signed_score(metric, difference.seeds.low)} to {signed_score(metric, difference.seeds.high)}" if difference.seeds else "",
+        f"{signed_score(metric, difference.seeds.low)} to {signed_score(metric, difference.seeds.high)}"
+        if difference.seeds
+        else "",
         p_value(difference.images.p),
         _score(row, metric, Cell("")).mark,
         place(low),
@@ -214,7 +233,9 @@ def markdown(page: Comparison) -> str:
         metrics, lines = _differences(test_set)
         if not lines:
             continue
-        parts.append(f"difference to {' / '.join(sorted({row.baseline for row, _ in lines}))}: 95% interval over test images, p\n")
+        parts.append(
+            f"difference to {' / '.join(sorted({row.baseline for row, _ in lines}))}: 95% interval over test images, p\n"
+        )
         table = [["", *metrics], [":--", *("--:" for _ in metrics)]]
         for row, cells in lines:
             table.append([row.name, *("-" if c is None else f"{c.value} ({c.images}), {c.p}" for c in cells)])

@@ -24,4 +24,3 @@ METHODS = {
     "supervised": Method("Supervised", "the same generator trained on pairs", bound=True),
     "human": Method("Human", "a fresh sentence of the grammar", bound=True),
 }
-

@@ -22,7 +22,12 @@ from cgtgan.reporting.published import DECODING, published_scores
 from cgtgan.runtime.artifacts import read_json
 from cgtgan.runtime.tracking import read_metrics
 
-REWARDS = {"clip_agg": "CLIP-agg", "clip_cos": "CLIP-cos", "mixed": "CLIP-agg and CLIP-cos", "naturalness_only": "no semantics"}
+REWARDS = {
+    "clip_agg": "CLIP-agg",
+    "clip_cos": "CLIP-cos",
+    "mixed": "CLIP-agg and CLIP-cos",
+    "naturalness_only": "no semantics",
+}
 CURVES = (  # title, y label, factor, {label: key in metrics.jsonl}, note, level
     ("Validation CIDEr", "CIDEr x 100", 100, {"": "eval/CIDEr"}, "greedy captions of the validation images", None),
     ("Semantic reward", "reward", 1,
@@ -104,7 +109,9 @@ def published(run: Run, suffix: str = "") -> MethodRow | None:
     return MethodRow(f"CgT-GAN as published{suffix}", about, values, published=True, decoding=DECODING)
 
 
-def plots(runs: Sequence[Run], kinds: Sequence[tuple[str, str, float, dict[str, str], str, float | None]]) -> list[Plot]:
+def plots(
+    runs: Sequence[Run], kinds: Sequence[tuple[str, str, float, dict[str, str], str, float | None]]
+) -> list[Plot]:
     """Curves of one variant's runs, a line a seed (and a term); a plot of which nothing was logged is left out."""
     plots = []
     for title, label, factor, keys, note, level in kinds:
@@ -114,7 +121,9 @@ def plots(runs: Sequence[Run], kinds: Sequence[tuple[str, str, float, dict[str, 
                 points = [(row["step"], factor * row[key]) for row in r.history if row.get(key) is not None]
                 seed = f"seed {r.settings['seed']}" if len(runs) > 1 or not name else ""
                 if points:
-                    curves.append(Curve(" ".join(filter(None, (name, seed))), [s for s, _ in points], [v for _, v in points]))
+                    curves.append(
+                        Curve(" ".join(filter(None, (name, seed))), [s for s, _ in points], [v for _, v in points])
+                    )
         if curves:
             plots.append(Plot(title, label, curves, note, level))
     return plots
@@ -149,13 +158,22 @@ def distributions(own: Run) -> list[Plot | Histogram]:
         if any(row[distance] for row in rows):
             baseline = [row[mean] - row[advantage] for row in rows]
             curve = Curve("baseline", [row["step"] for row in rows], baseline, [row[distance] for row in rows])
-            plots.append(Plot(f"{title}: samples about the baseline", "reward" if term == "semantic" else "logit", [curve], BAND_NOTE))
+            plots.append(
+                Plot(
+                    f"{title}: samples about the baseline",
+                    "reward" if term == "semantic" else "logit",
+                    [curve],
+                    BAND_NOTE,
+                )
+            )
     scores = {own.title(m): own.per_image(m) for m in ("cgtgan", "init") if m in own.scored}
     for metric in dict.fromkeys(m for images in scores.values() for row in images.values() for m in row):
         if metric.startswith("BLEU"):  # of a single caption mostly 0 or near 1
             continue
         factor = 100 if is_times_100(metric) else 1
-        values = {name: [factor * row[metric] for row in images.values() if metric in row] for name, images in scores.items()}
+        values = {
+            name: [factor * row[metric] for row in images.values() if metric in row] for name, images in scores.items()
+        }
         if len({value for column in values.values() for value in column}) < 3:  # yes or no, or always the same
             continue
         plots.append(Histogram(f"{metric} of single images", f"{metric} x 100" if factor == 100 else metric, values))
@@ -215,7 +233,11 @@ def since_initialisation(own: Run, shown: Mapping[Any, GalleryItem], n: int) -> 
 def between_validations(ws: Workspace, own: Run) -> list[Changes]:
     """Validation captions of the first step that has them against those of the step that is scored, a few of those that differ."""
     steps = own.validations()
-    cider = {row["step"]: row["eval/CIDEr"] for row in own.history if row.get("eval/CIDEr") is not None and row["step"] in steps}
+    cider = {
+        row["step"]: row["eval/CIDEr"]
+        for row in own.history
+        if row.get("eval/CIDEr") is not None and row["step"] in steps
+    }
     if len(steps) < 2:
         return []
     first, last = min(steps), max(steps)
@@ -232,7 +254,9 @@ def between_validations(ws: Workspace, own: Run) -> list[Changes]:
         paths, references = {}, {}
     picked = random.Random(ws.cfg.seed).sample(differ, min(ws.cfg.report.gallery, len(differ)))
     items = [GalleryItem(i, paths.get(i), after[i], references.get(i, [])) for i in picked]
-    names = [f"Step {step:,}" + (f" (CIDEr {100 * cider[step]:.1f})" if step in cider else "") for step in (first, last)]
+    names = [
+        f"Step {step:,}" + (f" (CIDEr {100 * cider[step]:.1f})" if step in cider else "") for step in (first, last)
+    ]
     note = f"{len(differ):,} of {len(after):,} validation captions differ, greedy ones both times; these are drawn at random from them."
     changes = [Change(item, before[i]) for i, item in zip(picked, items, strict=True)]
     return [Changes(f"From step {first:,} to step {last:,}", note, names[0], names[1], changes)]

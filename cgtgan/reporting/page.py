@@ -137,7 +137,9 @@ def render_report(report: Report) -> str:
         "report.html.j2",
         report=report,
         summary=_summary(report.rows, report.metrics),
-        tables=[_table(report.rows, metrics) for metrics in (report.metrics, report.more_metrics) if metrics and report.rows],
+        tables=[
+            _table(report.rows, metrics) for metrics in (report.metrics, report.more_metrics) if metrics and report.rows
+        ],
         several_seeds=_seeds(report.rows) > 1,
         decoding=any(row.decoding for row in report.rows),
         plots=[
@@ -150,7 +152,11 @@ def render_report(report: Report) -> str:
             if plots
         ],
         changes=[(changes, [_changed(change) for change in changes.changes]) for changes in report.changes],
-        sections=[(key, heading, note, [picture_card(item) for item in items]) for key, heading, note, items in sections if items],
+        sections=[
+            (key, heading, note, [picture_card(item) for item in items])
+            for key, heading, note, items in sections
+            if items
+        ],
         data=_as_data(report),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -178,7 +184,9 @@ def render_template(template: str, **values: object) -> str:
         lstrip_blocks=True,
     )
     page = environment.get_template(template).render(**values)
-    return page.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate in a caption must not make the page unwritable
+    return page.encode("utf-8", "replace").decode(
+        "utf-8"
+    )  # a lone surrogate in a caption must not make the page unwritable
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------------------
@@ -241,14 +249,19 @@ def _cells(rows: Sequence[MethodRow], metrics: Sequence[str]) -> list[tuple[Meth
     return [(row, _seeds([row]), cells) for row, cells in zip(ordered, table_cells(ordered, metrics), strict=True)]
 
 
-def _table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> tuple[list[tuple[str, bool]], list[tuple[str, list[Any]]]]:
+def _table(
+    rows: Sequence[MethodRow], metrics: Sequence[str]
+) -> tuple[list[tuple[str, bool]], list[tuple[str, list[Any]]]]:
     """(columns with whether they are times 100, groups of rows with their heading)."""
     cells = _cells(rows, metrics)
     groups = [
         ("", [line for line in cells if not line[0].apart]),
         ("For orientation: supervised on pairs, or human", [line for line in cells if line[0].bound]),
         # the paper has no CLIPScore: a line of dashes
-        ("Published: the paper's figures, not measured here", [x for x in cells if x[0].published and any(c.mean != "-" for c in x[2])]),
+        (
+            "Published: the paper's figures, not measured here",
+            [x for x in cells if x[0].published and any(c.mean != "-" for c in x[2])],
+        ),
     ]
     return [(metric, is_times_100(metric)) for metric in metrics], [(name, lines) for name, lines in groups if lines]
 
@@ -265,7 +278,9 @@ def _summary(rows: Sequence[MethodRow], metrics: Sequence[str]) -> str:
         text += f" ({cell.note or f'{seeds} seeds'})"
     parts = []
     scored = [(value, row) for row in rows if not row.ours and (value := _finite_mean(row, metric)) is not None]
-    value, other = max(((value, row) for value, row in scored if not row.apart), key=lambda pair: pair[0], default=(0.0, None))
+    value, other = max(
+        ((value, row) for value, row in scored if not row.apart), key=lambda pair: pair[0], default=(0.0, None)
+    )
     if other:
         gap = f"{shown_score(metric, abs(mean - value), mean)} {'above' if mean >= value else 'below'}"
         parts.append(f"{gap} {other.name} ({shown_score(metric, value)}), the best other unpaired method")
@@ -295,9 +310,13 @@ def comparison_table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> Table
         if (row.bound, row.published) != group:
             table.add_section()
             group = (row.bound, row.published)
-        name = Text(row.name, style="bold cyan" if row.ours else "italic" if row.apart else "")  # Text: a name is never markup
+        name = Text(
+            row.name, style="bold cyan" if row.ours else "italic" if row.apart else ""
+        )  # Text: a name is never markup
         if about := [
-            part for part in ("bound" if row.bound else "", row.note, f"decoding: {row.decoding}" if row.decoding else "") if part
+            part
+            for part in ("bound" if row.bound else "", row.note, f"decoding: {row.decoding}" if row.decoding else "")
+            if part
         ]:
             name.append("\n" + ", ".join(filter(None, about)), style="not bold dim")
         shown = []
@@ -361,14 +380,18 @@ def _changed(change: Change) -> _Changed:
     for tag, i, j, k, n in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         before.append((" ".join(a[i:j]), tag != "equal"))
         after.append((" ".join(b[k:n]), tag != "equal"))
-    gain = "" if change.gain is None or not math.isfinite(change.gain) else f"{change.gain * 100:+.1f}".replace("-", "−")
+    gain = (
+        "" if change.gain is None or not math.isfinite(change.gain) else f"{change.gain * 100:+.1f}".replace("-", "−")
+    )
     return _Changed(picture_card(change.item), [x for x in before if x[0]], [x for x in after if x[0]], gain)
 
 
 def _as_data(report: Report) -> str:
     """The pictures as JSON that can stand in a <script> element: names are told once, values have a few digits more than are shown."""
     others = list(dict.fromkeys(name for item in report.pictures for name in item.extra))
-    scored = list(dict.fromkeys(m for item in report.pictures for s in (item.scores, *item.extra_scores.values()) for m in s))
+    scored = list(
+        dict.fromkeys(m for item in report.pictures for s in (item.scores, *item.extra_scores.values()) for m in s)
+    )
     metrics = [m for m in (*report.metrics, *report.more_metrics) if m in scored]
     metrics += [m for m in scored if m not in metrics]
 
@@ -381,7 +404,16 @@ def _as_data(report: Report) -> str:
         said = [(item.caption, values(item.scores))]
         said += [(item.extra.get(name), values(item.extra_scores.get(name, {}))) for name in others]
         uri, pixelated = report.thumbnails.get(item.image_id, ("", False))
-        pictures.append([str(item.image_id), [text for text, _ in said], [v for _, v in said], list(item.references), uri, int(pixelated)])
+        pictures.append(
+            [
+                str(item.image_id),
+                [text for text, _ in said],
+                [v for _, v in said],
+                list(item.references),
+                uri,
+                int(pixelated),
+            ]
+        )
     data = {
         "methods": [report.method, *others],
         "metrics": [[metric, int(is_times_100(metric))] for metric in metrics],

@@ -18,10 +18,21 @@ from cgtgan.errors import InputError
 Id = TypeVar("Id", int, str, int | str)
 
 EMBED_PIXELS = 320  # longest side of an embedded picture
-THUMBNAIL_PIXELS = (200, 144, 112, 88)  # longest side of a thumbnail: the first with which all of them fit the budget, else the last
+THUMBNAIL_PIXELS = (
+    200,
+    144,
+    112,
+    88,
+)  # longest side of a thumbnail: the first with which all of them fit the budget, else the last
 PIXEL_ART = 96  # up to here a picture is enlarged with hard pixels instead of a blur
 EMBED_AS_IS_BYTES = 200_000
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)  # what Pillow raises for broken files
+UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    Image.DecompressionBombError,
+)  # what Pillow raises for broken files
 
 
 def pick_gallery(per_image_cider: Mapping[Id, float], n: int, seed: int) -> tuple[list[Id], list[Id], list[Id]]:
@@ -41,7 +52,9 @@ def pick_gallery(per_image_cider: Mapping[Id, float], n: int, seed: int) -> tupl
     return best, worst, random.Random(seed).sample(pool, min(n, len(pool)))
 
 
-def thumbnails(images: Mapping[Any, Path], budget: int, advance: Callable[[], None] = lambda: None) -> dict[Any, tuple[str, bool]]:
+def thumbnails(
+    images: Mapping[Any, Path], budget: int, advance: Callable[[], None] = lambda: None
+) -> dict[Any, tuple[str, bool]]:
     """(data URI, whether it is pixel art) by id, of as many of `images` as fit `budget` bytes of text, picked by a fixed draw.
 
     Pictures that cannot be read are left out. The side is the largest of THUMBNAIL_PIXELS with which all would fit, judged by 24.
@@ -79,7 +92,11 @@ def embed(path: Path, side: int = EMBED_PIXELS, quality: int = 85) -> tuple[str,
     with Image.open(io.BytesIO(raw)) as image:
         longest = max(image.size)
         small = longest <= side
-        plain = image.format in ("PNG", "JPEG") and image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") and not image.getexif()
+        plain = (
+            image.format in ("PNG", "JPEG")
+            and image.mode in ("1", "L", "LA", "P", "RGB", "RGBA")
+            and not image.getexif()
+        )
         if small and plain and len(raw) <= EMBED_AS_IS_BYTES and getattr(image, "n_frames", 1) == 1:
             image.load()  # a truncated file shows here, not as a broken picture in the page
             return _data_uri(image.format or "", raw), longest <= PIXEL_ART

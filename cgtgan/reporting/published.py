@@ -25,7 +25,12 @@ def published_scores(settings: Mapping[str, Any], split: str, *, trained_here: b
     dataset, corpus = settings["dataset.name"], settings["corpus.name"]
     figures = FIGURES.get((dataset, corpus))
     backbone = (settings["clip_backbone.kind"], settings["clip_backbone.model"])
-    if figures is None or backbone != ("openai", "ViT-L/14") or split != "test" or settings["dataset.max_images"] is not None:
+    if (
+        figures is None
+        or backbone != ("openai", "ViT-L/14")
+        or split != "test"
+        or settings["dataset.max_images"] is not None
+    ):
         return None
     if dataset != corpus and trained_here:
         return None

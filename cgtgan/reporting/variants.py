@@ -135,7 +135,9 @@ def gather(found: Found) -> list[Variant]:
     gathered: dict[tuple[str, str], dict[str, list[Run]]] = {}
     shared: dict[str, dict[str, Any]] = {}
     for run in found.runs:
-        settings = {k: v for k, v in {**defaults, **run.settings}.items() if k not in ("seed", "name")} | _precision(run)
+        settings = {k: v for k, v in {**defaults, **run.settings}.items() if k not in ("seed", "name")} | _precision(
+            run
+        )
         key = canonical_json(settings)
         shared[key] = settings
         variant = run.folder.parent.name if run.folder.name.startswith("seed=") else run.folder.name

@@ -109,7 +109,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise MissingFileError(f"{path} is missing: run the stage that writes it (stage=pipeline runs them all)") from None
+        raise MissingFileError(
+            f"{path} is missing: run the stage that writes it (stage=pipeline runs them all)"
+        ) from None
     except ValueError as e:
         raise InputError(f"{path} is not whole ({e}): delete it and run the stage that writes it again") from None
 
@@ -142,7 +144,9 @@ class Header:
         for name, value in {"format_version": FORMAT_VERSION, **wanted}.items():
             found = getattr(self, name)
             if found != value:
-                raise InputError(f"{path} has {name}={found} and {name}={value} is expected: delete the file and it is made again")
+                raise InputError(
+                    f"{path} has {name}={found} and {name}={value} is expected: delete the file and it is made again"
+                )
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,9 @@ class Embeddings:
     header: Header
 
 
-def save_embeddings(path: Path, vectors: torch.Tensor, ids: Sequence[Any], *, kind: str, producer: Mapping[str, Any]) -> Header:
+def save_embeddings(
+    path: Path, vectors: torch.Tensor, ids: Sequence[Any], *, kind: str, producer: Mapping[str, Any]
+) -> Header:
     """Write `vectors` (N, D) as float16. Raises `InputError` if a row is not finite in float16 or rows and ids differ in number."""
     if len(ids) != len(vectors):
         raise InputError(f"{path}: {len(vectors)} rows and {len(ids)} ids do not fit together")
@@ -171,7 +177,9 @@ def write_embeddings(
     listed = ROW_NUMBERS if isinstance(ids, range) and ids == range(len(ids)) else json.dumps(list(ids))
     # the safetensors format itself (a length, a JSON header, the bytes): its package wants the whole tensor at once
     place = {"dtype": "F16", "shape": [len(ids), dim], "data_offsets": [0, 2 * len(ids) * dim]}
-    head = json.dumps({"__metadata__": {"header": canonical_json(asdict(header)), "ids": listed}, "embeddings": place}).encode()
+    head = json.dumps(
+        {"__metadata__": {"header": canonical_json(asdict(header)), "ids": listed}, "embeddings": place}
+    ).encode()
     head += b" " * (-len(head) % 8)
     row = 0
     with atomic_path(path) as beside, beside.open("wb") as file:
@@ -181,7 +189,9 @@ def write_embeddings(
             bad = (~torch.isfinite(stored).all(dim=1)).nonzero()
             if len(bad):
                 first = ids[row + int(bad[0])]
-                raise InputError(f"{path}: the embedding of {first!r} (and {len(bad) - 1} more) is not finite in float16")
+                raise InputError(
+                    f"{path}: the embedding of {first!r} (and {len(bad) - 1} more) is not finite in float16"
+                )
             stored.numpy().tofile(file)
             row += len(stored)
         assert row == len(ids), f"{row} rows for {len(ids)} ids"
@@ -236,12 +246,18 @@ class Sentences(Sequence[str]):
         return (self[i] for i in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+        return (
+            isinstance(other, Sequence)
+            and len(self) == len(other)
+            and all(a == b for a, b in zip(self, other, strict=True))
+        )
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
 
-def save_sentences(path: Path, sentences: Sequence[str], *, producer: Mapping[str, Any], counts: Mapping[str, int]) -> Header:
+def save_sentences(
+    path: Path, sentences: Sequence[str], *, producer: Mapping[str, Any], counts: Mapping[str, int]
+) -> Header:
     """Clean sentences with their header and the counts of the cleaning: `text` uint8 and `ends` int64, as safetensors."""
     import numpy as np
     from safetensors.numpy import save_file

@@ -134,7 +134,9 @@ def _announce(rank: Rank) -> None:
     if "MASTER_ADDR" not in os.environ:
         nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "127.0.0.1")
         try:
-            said = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=30).stdout.split()
+            said = subprocess.run(
+                ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=30
+            ).stdout.split()
         except (OSError, subprocess.TimeoutExpired):
             said = []
         os.environ["MASTER_ADDR"] = said[0] if said else "127.0.0.1"

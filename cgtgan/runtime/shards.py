@@ -44,7 +44,9 @@ class Rank:
             found = [os.environ.get(name, "") for name in (number, world, local)]
             if all(value.isdigit() for value in found) and int(found[0]) < int(found[1]):
                 beside = os.environ.get(neighbours, "")
-                return cls(int(found[0]), int(found[1]), int(found[2]), int(beside) if beside.isdigit() else int(found[1]))
+                return cls(
+                    int(found[0]), int(found[1]), int(found[2]), int(beside) if beside.isdigit() else int(found[1])
+                )
         return cls()
 
 
@@ -99,7 +101,9 @@ class Shards:
             save_file({k: v.contiguous() for k, v in tensors.items()}, beside, {"meta": json.dumps(meta)})
         self._claims.pop(index).release()
 
-    def fill(self, make: Callable[[Iterator[int]], None], finished: Callable[[int], object], waiting: Callable[[int], object]) -> None:
+    def fill(
+        self, make: Callable[[Iterator[int]], None], finished: Callable[[int], object], waiting: Callable[[int], object]
+    ) -> None:
         """Until every piece is there: `make` what can be claimed (it calls `keep` for each), wait for what others work on.
 
         finished: told the number of pieces found, whoever made them; waiting: told once how many pieces others are still busy with.

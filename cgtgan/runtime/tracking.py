@@ -48,7 +48,9 @@ class Bar:
             self._progress.update(self._task, completed=self._done, note=self._note)
         elif (quarter := self._done * 4 // max(self._total, 1)) > self._said:
             self._said = quarter
-            self._console.print(f"{self._description} {self._done}/{self._total} {self._note}".rstrip(), highlight=False)
+            self._console.print(
+                f"{self._description} {self._done}/{self._total} {self._note}".rstrip(), highlight=False
+            )
 
     def reach(self, done: int) -> None:
         """Advance to `done`; what others did counts too."""
@@ -66,7 +68,9 @@ class Tracker:
     def __init__(self, console: Console | None = None):
         terminal = sys.stdout.isatty()
         # of several processes of one job the first one speaks; an error is said by whoever meets it
-        self.console = console or Console(width=None if terminal else 110, soft_wrap=not terminal, quiet=Rank.here().number > 0)
+        self.console = console or Console(
+            width=None if terminal else 110, soft_wrap=not terminal, quiet=Rank.here().number > 0
+        )
         self._file: Path | None = None
         self._wandb: WandbRun | None = None
         self.wandb_id: str | None = None
@@ -88,7 +92,14 @@ class Tracker:
     # --------------------------------------------------------------------------------------------------------- one run
 
     def start_run(
-        self, folder: Path, wandb: WandbConfig, *, config: Mapping[str, Any], job_type: str, step: int = 0, wandb_id: str | None = None
+        self,
+        folder: Path,
+        wandb: WandbConfig,
+        *,
+        config: Mapping[str, Any],
+        job_type: str,
+        step: int = 0,
+        wandb_id: str | None = None,
     ) -> None:
         """Log into `folder`, continuing after `step`: rows of `metrics.jsonl` that a killed process wrote beyond it are dropped.
 

@@ -23,7 +23,9 @@ from cgtgan.config import WandbConfig
 from cgtgan.runtime.artifacts import read_json, write_json, write_text
 
 TRAIN_AXIS, EVAL_AXIS = "train/step", "eval/epoch"  # what the curves are drawn over
-AXES = dict.fromkeys(("train/*", "reward/*", "advantage/*", "caption/*", "time/*", "memory/*"), TRAIN_AXIS) | {"eval/*": EVAL_AXIS}
+AXES = dict.fromkeys(("train/*", "reward/*", "advantage/*", "caption/*", "time/*", "memory/*"), TRAIN_AXIS) | {
+    "eval/*": EVAL_AXIS
+}
 PROBE_SECONDS = 3.0
 INIT_SECONDS = 10.0
 GRACE_SECONDS = 5.0  # beyond its own time limit, after which W&B's process is taken for stuck and ended
@@ -37,10 +39,6 @@ class About:
     config: Mapping[str, Any]
     job_type: str | None = None
     rows: Sequence[Mapping[str, Any]] = ()  # of metrics.jsonl: those W&B lacks are logged again
-
-
-
-
 
 
 def under_agent() -> bool:
@@ -66,12 +64,22 @@ class WandbRun:
     """Calls are taken at once and made in order by the thread; nothing they do, or fail to do, reaches the caller."""
 
     def __init__(self, folder: Path, settings: WandbConfig, wandb_id: str, about: About, say: Callable[[str], None]):
-        self._folder, self._settings, self._id, self._about, self._say = folder.resolve(), settings, wandb_id, about, say
+        self._folder, self._settings, self._id, self._about, self._say = (
+            folder.resolve(),
+            settings,
+            wandb_id,
+            about,
+            say,
+        )
         self._summary = self._folder / "wandb" / "summary.json"
         os.environ["WANDB_SILENT"] = "true"
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # what it sends of itself would hold the end of the program
+        os.environ.setdefault(
+            "WANDB_ERROR_REPORTING", "false"
+        )  # what it sends of itself would hold the end of the program
         if os.environ.get("WANDB_DATA_DIR", "").endswith(_OWN_DATA) or "WANDB_DATA_DIR" not in os.environ:
-            os.environ["WANDB_DATA_DIR"] = str(self._folder / _OWN_DATA)  # pictures and files that wait to be sent: not in the home folder
+            os.environ["WANDB_DATA_DIR"] = str(
+                self._folder / _OWN_DATA
+            )  # pictures and files that wait to be sent: not in the home folder
         self._calls: SimpleQueue[Callable[[Any], object] | None] = SimpleQueue()
         self._held = 0  # the last step that W&B has
         self._exit_code = 0
@@ -119,7 +127,9 @@ class WandbRun:
 
             made = wandb.Artifact(f"{name}-{self._id}", kind, metadata=dict(made_from))
             for within, path in files:
-                made.add_file(str(path), within, policy="immutable", skip_cache=True)  # no copy: it lies in the run folder
+                made.add_file(
+                    str(path), within, policy="immutable", skip_cache=True
+                )  # no copy: it lies in the run folder
             if uses is not None and not run.offline:
                 with contextlib.suppress(Exception):  # there is none, if the switch was off while it trained
                     run.use_artifact(f"{uses[0]}-{self._id}:{uses[1]}")
@@ -136,7 +146,9 @@ class WandbRun:
         limit = self._settings.finish_seconds + GRACE_SECONDS
         self._thread.join(limit if self.opened else limit + PROBE_SECONDS + INIT_SECONDS)
         if self._thread.is_alive():
-            self._tell("W&B's own process does not end and was stopped, so W&B may lack the end of this run; metrics.jsonl has everything")
+            self._tell(
+                "W&B's own process does not end and was stopped, so W&B may lack the end of this run; metrics.jsonl has everything"
+            )
             _stop_service()
 
     # ------------------------------------------------------------------------------------------------------------ thread
@@ -145,7 +157,9 @@ class WandbRun:
         try:
             run = self._start()
         except ImportError:
-            self._tell("W&B is not installed: metrics go to metrics.jsonl only (pip install wandb, or set wandb=disabled)")
+            self._tell(
+                "W&B is not installed: metrics go to metrics.jsonl only (pip install wandb, or set wandb=disabled)"
+            )
             return
         except Exception as error:  # W&B may fail in any way; a run never ends for it
             self._tell(f"W&B did not start ({_reason(error)}); the run goes on, metrics.jsonl has everything")
@@ -256,7 +270,9 @@ def _read(path: str) -> str:
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     import wandb
 
-    return wandb.Table(list(columns), [[wandb.Image(str(cell)) if isinstance(cell, Path) else cell for cell in row] for row in rows])
+    return wandb.Table(
+        list(columns), [[wandb.Image(str(cell)) if isinstance(cell, Path) else cell for cell in row] for row in rows]
+    )
 
 
 def _no_key(host: str) -> str | None:
@@ -278,7 +294,9 @@ def _no_answer(host: str) -> str | None:
         import requests
 
         try:
-            answer = requests.post(f"{host}/graphql", json={"query": "{__typename}"}, timeout=PROBE_SECONDS, stream=True)
+            answer = requests.post(
+                f"{host}/graphql", json={"query": "{__typename}"}, timeout=PROBE_SECONDS, stream=True
+            )
             answers.append(f"answers with {answer.status_code} {answer.reason}" if answer.status_code >= 500 else None)
         except requests.exceptions.SSLError:  # W&B may be told to take it
             answers.append(None)
@@ -298,7 +316,9 @@ def _beside_sweep(config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        flat |= {f"{name}.{k}": v for k, v in _beside_sweep(value).items()} if isinstance(value, Mapping) else {name: value}
+        flat |= (
+            {f"{name}.{k}": v for k, v in _beside_sweep(value).items()} if isinstance(value, Mapping) else {name: value}
+        )
     return flat
 
 

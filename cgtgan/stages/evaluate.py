@@ -49,8 +49,6 @@ def run(cfg: Config) -> None:
         _show(ws, evaluate(ws), METHODS)
 
 
-
-
 def evaluate(ws: Workspace) -> Path:
     """Caption the split with every method that is not scored yet, then score them together; returns the folder of the scores."""
     cfg = ws.cfg.evaluate
@@ -114,15 +112,23 @@ def score_file(ws: Workspace, file: Path) -> Path:
     if not captions:
         raise InputError(f"captions={file}: the file is an empty list, so there is nothing to score")
     references = _references(ws)
-    if ws.cfg.evaluate.references is not None and not captions.keys().isdisjoint(references):  # as COCO's own program takes its results
+    if ws.cfg.evaluate.references is not None and not captions.keys().isdisjoint(
+        references
+    ):  # as COCO's own program takes its results
         if silent := [i for i in references if i not in captions]:
             ws.tracker.say(f"{id_list(silent)} no caption in {file}: left out")
         references = {i: texts for i, texts in references.items() if i in captions}
     beside = file.with_name(file.name.removesuffix(".gz").removesuffix(".json") + "_scores")
     folder = (Path(ws.cfg.output).expanduser() if ws.cfg.output else beside).resolve()
-    made_from = {"captions": file_fingerprint(file), "references": fingerprint(list(references.items())), "split": ws.cfg.evaluate.split}
+    made_from = {
+        "captions": file_fingerprint(file),
+        "references": fingerprint(list(references.items())),
+        "split": ws.cfg.evaluate.split,
+    }
     about = {"decoding": f"captions of {file.name}", "made_from": made_from}
-    with locked(folder / "captions.json", lambda: ws.tracker.say(f"waiting for another process that works in {folder}")):
+    with locked(
+        folder / "captions.json", lambda: ws.tracker.say(f"waiting for another process that works in {folder}")
+    ):
         _score(ws, folder, folder.parent, {folder.name: captions}, references, _corpus(ws), {}, about)
     _show(ws, folder.parent, {folder.name: Method(file.name, "")})
     return folder
@@ -135,8 +141,12 @@ def _references(ws: Workspace) -> dict[Any, list[str]]:
         return dict(load_references(Path(given).expanduser()))
     found = dataset_split(ws, split)
     if not found.references:
-        raise InputError(f"the {split} split has no references, so there is nothing to score against: set dataset.references")
-    numbered = all(isinstance(i, int) for i in found.references)  # a folder's pictures that its file does not know have names
+        raise InputError(
+            f"the {split} split has no references, so there is nothing to score against: set dataset.references"
+        )
+    numbered = all(
+        isinstance(i, int) for i in found.references
+    )  # a folder's pictures that its file does not know have names
     return found.references | {as_number(i) if numbered else i: [] for i in found.bare}
 
 
@@ -166,16 +176,31 @@ def _score(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     for name, scores in scored.items():
-        failed = scores.failed | ({"Novel": corpus.problem} if corpus.problem and "diversity" not in scores.failed else {})
+        failed = scores.failed | (
+            {"Novel": corpus.problem} if corpus.problem and "diversity" not in scores.failed else {}
+        )
         save_results(folder / name / "captions.json", captions[name])
         if name in samples:
-            write_json(folder / name / "samples.json", [{"image_id": i, "captions": s} for i, s in samples[name].items()], indent=None)
-        write_json(folder / name / "per_image.json", [{"image_id": i, **s} for i, s in scores.per_image.items()], indent=None)
-        summary = {"scores": scores.corpus, "failed": failed, "excluded": list(scores.excluded), "tokenizer": scores.tokenizer}
+            write_json(
+                folder / name / "samples.json",
+                [{"image_id": i, "captions": s} for i, s in samples[name].items()],
+                indent=None,
+            )
+        write_json(
+            folder / name / "per_image.json", [{"image_id": i, **s} for i, s in scores.per_image.items()], indent=None
+        )
+        summary = {
+            "scores": scores.corpus,
+            "failed": failed,
+            "excluded": list(scores.excluded),
+            "tokenizer": scores.tokenizer,
+        }
         write_json(folder / name / "scores.json", summary | {"images": len(scores.per_image)} | about)
     if excluded := list(dict.fromkeys(i for scores in scored.values() for i in scores.excluded)):
         ws.tracker.say(f"{id_list(excluded)} no reference: left out of the scores")
-    for why in sorted({why for scores in scored.values() for why in [*scores.failed.values(), *filter(None, [corpus.problem])]}):
+    for why in sorted(
+        {why for scores in scored.values() for why in [*scores.failed.values(), *filter(None, [corpus.problem])]}
+    ):
         ws.tracker.say(why)
 
 
@@ -183,9 +208,14 @@ def _show(ws: Workspace, folder: Path, methods: Mapping[str, Method]) -> None:
     """What one run, or one file, scored; the report sets several runs side by side."""
     found = {name: path for name in methods if (path := folder / name / "scores.json").is_file()}
     scores = {name: read_json(path)["scores"] for name, path in found.items()}
-    rows = [MethodRow(methods[name].title, "", {m: [v] for m, v in s.items()}, bound=methods[name].bound) for name, s in scores.items()]
+    rows = [
+        MethodRow(methods[name].title, "", {m: [v] for m, v in s.items()}, bound=methods[name].bound)
+        for name, s in scores.items()
+    ]
     ws.tracker.show(comparison_table(rows, list(dict.fromkeys(m for s in scores.values() for m in s))))
-    ws.tracker.say(f"captions and scores, of the whole and of each image: {folder if len(found) > 1 else folder / next(iter(found))}")
+    ws.tracker.say(
+        f"captions and scores, of the whole and of each image: {folder if len(found) > 1 else folder / next(iter(found))}"
+    )
 
 
 def _is_scored(folder: Path, made_from: dict[str, Any]) -> bool:
@@ -196,7 +226,9 @@ def _is_scored(folder: Path, made_from: dict[str, Any]) -> bool:
     ignored = {"checkpoint"} if folder.name != "cgtgan" else {"sentences"}
     ignored |= {"projection_t"} if folder.name != "projection" else set()
     found = read_json(path).get("made_from")
-    return isinstance(found, dict) and all(found.get(key) == value for key, value in made_from.items() if key not in ignored)
+    return isinstance(found, dict) and all(
+        found.get(key) == value for key, value in made_from.items() if key not in ignored
+    )
 
 
 # ------------------------------------------------------------------------------------- metrics that pycocoevalcap does not have
@@ -227,7 +259,10 @@ def _clip_scorer(
     """CLIPScore and RefCLIPScore with the run's backbone; every text is embedded once, whoever says it."""
     images = image_embeddings(ws, ws.cfg.evaluate.split)
     rows = {image_id: row for row, image_id in enumerate(images.ids)}
-    every = [*(text for said in captions.values() for text in said.values()), *(text for texts in references.values() for text in texts)]
+    every = [
+        *(text for said in captions.values() for text in said.values()),
+        *(text for texts in references.values() for text in texts),
+    ]
     prompts = list(dict.fromkeys(map(prompt, every)))
     backbone, parts, size = open_backbone(ws), [], ws.cfg.clip_backbone.text_shard
     with ws.tracker.progress("embedding captions and references", len(prompts)) as bar:
@@ -242,7 +277,9 @@ def _clip_scorer(
 
     def score(method: str, ids: list[Any]) -> Columns:
         if unseen := [i for i in ids if i not in rows]:
-            raise InputError(f"CLIPScore was not computed: {id_list(unseen)} no embedding in the {ws.cfg.evaluate.split} split")
+            raise InputError(
+                f"CLIPScore was not computed: {id_list(unseen)} no embedding in the {ws.cfg.evaluate.split} split"
+            )
         said = embedded([captions[method][i] for i in ids])
         scores = clip_scores(images.vectors[[rows[i] for i in ids]], said)
         with_references = ref_clip_scores(scores, said, [embedded(references[i]) for i in ids])
@@ -253,7 +290,10 @@ def _clip_scorer(
 
 
 def _diversity_scorer(
-    captions: dict[str, dict[Any, str]], references: dict[Any, list[str]], corpus: Corpus, samples: dict[str, dict[Any, list[str]]]
+    captions: dict[str, dict[Any, str]],
+    references: dict[Any, list[str]],
+    corpus: Corpus,
+    samples: dict[str, dict[Any, list[str]]],
 ) -> Callable[[str, list[Any]], Columns]:
     every = (text for said in captions.values() for text in said.values())
     known = None if corpus.sentences is None else known_sentences(every, corpus.sentences)
@@ -290,7 +330,14 @@ def _decoded(ws: Workspace, name: str, bundle: GeneratorBundle, vectors: Tensor)
         backbone = open_backbone(ws) if ws.cfg.decode.name == "best_of_n" else None
         images = image_embeddings(ws, ws.cfg.evaluate.split).vectors
         return caption_embeddings(
-            bundle, vectors, ws.cfg.decode, ws.device, seed=ws.cfg.seed, backbone=backbone, images=images, captioned=bar.advance
+            bundle,
+            vectors,
+            ws.cfg.decode,
+            ws.device,
+            seed=ws.cfg.seed,
+            backbone=backbone,
+            images=images,
+            captioned=bar.advance,
         )
 
 

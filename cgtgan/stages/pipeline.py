@@ -16,7 +16,10 @@ from cgtgan.stages.report import report
 from cgtgan.stages.train import train
 from cgtgan.training.checkpoints import best_validation
 
-SHARED: dict[str, Callable[[Workspace], object]] = {"preprocess": preprocess, "aggregate": aggregate}  # by all processes of a job
+SHARED: dict[str, Callable[[Workspace], object]] = {
+    "preprocess": preprocess,
+    "aggregate": aggregate,
+}  # by all processes of a job
 OWN: dict[str, Callable[[Workspace], object]] = {
     "initialize": initial_generator,
     "train": train,

@@ -64,8 +64,14 @@ def report(ws: Workspace) -> None:
     metrics = [m for m in METRICS if m in measured]
     more = [m for m in measured if m not in METRICS]
     shown = pictures(ws, own)
-    best, worst, drawn = pick_gallery({i: item.cider for i, item in shown.items() if item.cider is not None}, cfg.report.gallery, cfg.seed)
-    listed = list(shown) if len(shown) <= LISTED else sorted(random.Random(cfg.seed).sample(list(shown), LISTED), key=list(shown).index)
+    best, worst, drawn = pick_gallery(
+        {i: item.cider for i, item in shown.items() if item.cider is not None}, cfg.report.gallery, cfg.seed
+    )
+    listed = (
+        list(shown)
+        if len(shown) <= LISTED
+        else sorted(random.Random(cfg.seed).sample(list(shown), LISTED), key=list(shown).index)
+    )
     files = {i: path for i in listed if (path := shown[i].image)}
     with ws.tracker.progress("thumbnails", len(files)) as bar:
         small = thumbnails(files, THUMBNAIL_BYTES, bar.advance)
@@ -119,7 +125,9 @@ def method_rows(runs: Sequence[Run]) -> list[MethodRow]:
             known = METHODS[method]
             name = r.title(method) + (suffix if method != "human" else "")
             key = (known.bound, "" if method == "human" else corpus, name, r.decoding(method))
-            order.setdefault(key, (list(METHODS).index(method), corpus, known.note, method == "cgtgan" and "no " not in name))
+            order.setdefault(
+                key, (list(METHODS).index(method), corpus, known.note, method == "cgtgan" and "no " not in name)
+            )
             collected.setdefault(key, {}).setdefault(r.settings["seed"], r.scores(method)["scores"])
         if row := published(r, suffix):
             paper[row.name + row.note] = row
@@ -152,7 +160,8 @@ def _facts(ws: Workspace, own: Run) -> dict[str, str]:
     facts = {
         "Images": ", ".join(f"{_images(ws, name)} {name}" for name in ("train", "val", "test")),
         "Corpus": corpus,
-        "Backbone": ws.cfg.clip_backbone.name + (f" ({ws.cfg.clip_backbone.model})" if ws.cfg.clip_backbone.model else ""),
+        "Backbone": ws.cfg.clip_backbone.name
+        + (f" ({ws.cfg.clip_backbone.model})" if ws.cfg.clip_backbone.model else ""),
         "Aggregation temperature": f"{ws.cfg.aggregation_t.t:g}",
         "Decoding": ", ".join(sorted({own.decoding(m) for m in own.scored} - {"none"})),
         "Checkpoint": f"{ws.cfg.evaluate.which} step; nothing is picked on the test images",

@@ -34,7 +34,9 @@ try:
     from fastapi.responses import HTMLResponse, JSONResponse
     from starlette.requests import ClientDisconnect
 except ModuleNotFoundError as e:  # before torch is loaded
-    raise UserError(f"stage=serve needs the extra `serve` ({e.name} is not installed): pip install 'cgtgan[serve]'") from None
+    raise UserError(
+        f"stage=serve needs the extra `serve` ({e.name} is not installed): pip install 'cgtgan[serve]'"
+    ) from None
 
 import torch
 import torch.nn.functional as F
@@ -58,9 +60,20 @@ from cgtgan.runtime.interrupts import stop_requests
 
 TEMPLATES = Path(__file__).parents[1] / "evaluation" / "templates"
 # Of what Pillow reads: no format that starts another program (EPS) or follows names in the file. HEIC where a plugin is loaded.
-FORMATS = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP", "GIF": "GIF", "TIFF": "TIFF", "BMP": "BMP", "AVIF": "AVIF", "HEIF": "HEIC"}
+FORMATS = {
+    "JPEG": "JPEG",
+    "PNG": "PNG",
+    "WEBP": "WebP",
+    "GIF": "GIF",
+    "TIFF": "TIFF",
+    "BMP": "BMP",
+    "AVIF": "AVIF",
+    "HEIF": "HEIC",
+}
 MAX_PIXELS = 64_000_000  # a telephone's 50 megapixels pass; 200 MB when decoded
-MAX_ASPECT = 50  # CLIP brings the short side to its size before it crops: of 1 x 1,000,000 pixels that would make 50 gigapixels
+MAX_ASPECT = (
+    50  # CLIP brings the short side to its size before it crops: of 1 x 1,000,000 pixels that would make 50 gigapixels
+)
 PREVIEW = 640  # longest side of the picture that is shown
 PIXEL_ART = 96  # up to here it is enlarged with hard pixels instead of a blur
 THUMBNAIL = 240
@@ -78,7 +91,9 @@ NO_CORPUS = (
     "Corpus sentences near to a picture are not shown: the corpus that the settings name is not at hand, embedded with this checkpoint's "
     "CLIP. Give the experiment= that it was trained with, after its stage=preprocess."
 )
-POLICY = "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+POLICY = (
+    "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 def run(cfg: Config) -> None:
@@ -89,7 +104,9 @@ def run(cfg: Config) -> None:
         kept_out: dict[str, Any] = {"ws": "none", "lifespan": "off", "log_config": None, "server_header": False}
         config = uvicorn.Config(app, **kept_out, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=3)
         if host not in ("127.0.0.1", "localhost", "[::1]"):
-            ws.tracker.say(f"serve.host={cfg.serve.host}: whoever reaches this machine by that address can use the page")
+            ws.tracker.say(
+                f"serve.host={cfg.serve.host}: whoever reaches this machine by that address can use the page"
+            )
         ws.tracker.say(f"http://{host}:{sock.getsockname()[1]}/ shows the page; Ctrl-C ends it")
         with stop_requests() as request:  # uvicorn closes the page on SIGINT and SIGTERM, then passes them on
             uvicorn.Server(config).run(sockets=[sock])
@@ -99,7 +116,9 @@ def run(cfg: Config) -> None:
 
 def listening(serve: ServeConfig) -> socket.socket:
     try:
-        return socket.create_server((serve.host, serve.port), family=socket.AF_INET6 if ":" in serve.host else socket.AF_INET)
+        return socket.create_server(
+            (serve.host, serve.port), family=socket.AF_INET6 if ":" in serve.host else socket.AF_INET
+        )
     except OSError as e:
         raise InputError(
             f"serve.host={serve.host} serve.port={serve.port} cannot be listened on ({e.strerror or e}): free it, choose another, or "
@@ -123,7 +142,17 @@ class Refused(Exception):
 
 
 # What a damaged picture raises depends on its format.
-_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, OverflowError, MemoryError, struct.error, zlib.error)
+_DAMAGED = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
 
 
 def accepted_formats() -> list[str]:
@@ -139,7 +168,9 @@ def read_picture(raw: bytes) -> Image.Image:
             if width * height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             if max(width, height) > MAX_ASPECT * min(width, height):
-                raise Refused(422, f"The picture has {width} x {height} pixels: it is too narrow, {MAX_ASPECT} to 1 is the limit.")
+                raise Refused(
+                    422, f"The picture has {width} x {height} pixels: it is too narrow, {MAX_ASPECT} to 1 is the limit."
+                )
             image.load()
             return image
     except Image.DecompressionBombError:
@@ -225,7 +256,9 @@ class Page:
         named = find_images(cfg.image_paths) if cfg.image_paths else []
         checkpoint = find_checkpoint(ws)
         told = read_json(checkpoint / "checkpoint.json")
-        captioner = Captioner.load(checkpoint, device=str(ws.device), decode=None if cfg.decode.name == "greedy" else cfg.decode)
+        captioner = Captioner.load(
+            checkpoint, device=str(ws.device), decode=None if cfg.decode.name == "greedy" else cfg.decode
+        )
         captioner.seed = cfg.seed
         about = f"CLIP: {told['clip_backbone']['name']}. Checkpoint of step {told['step']}. Decoding: {describe(captioner.decode)}."
         about += " It only knows the demo's drawings." if told["clip_backbone"]["kind"] == "demo" else ""
@@ -240,7 +273,9 @@ class Page:
             page.no_corpus = NO_CORPUS
         try:
             # where the settings are those of another checkpoint, so are their images
-            named = named or ([] if page.no_corpus else [image.path for image in dataset_split(at_hand, cfg.evaluate.split).images])
+            named = named or (
+                [] if page.no_corpus else [image.path for image in dataset_split(at_hand, cfg.evaluate.split).images]
+            )
         except UserError as e:
             ws.tracker.say(f"no examples are shown: {e}")
         page.examples = page._examples(named)
@@ -280,7 +315,9 @@ class Page:
         captions = [(first, float(F.cosine_similarity(text, vector)))]
         if self.serve.captions > 1:
             ranked = captioner.captions(pixels, self.serve.captions)[0]
-            captions += [(one.caption, one.clip_similarity) for one in ranked if one.caption != first][: self.serve.captions - 1]
+            captions += [(one.caption, one.clip_similarity) for one in ranked if one.caption != first][
+                : self.serve.captions - 1
+            ]
         return {
             "captions": captions,
             "nearest": self._nearest(vector),
@@ -292,7 +329,9 @@ class Page:
         if not self.sentences:
             return []
         # a corpus says some sentences often: some more are taken, and each is shown once
-        rows = nearest_texts(vector, self.vectors, 10 * self.serve.nearest, device=self.captioner.backbone.device)[0].cpu()
+        rows = nearest_texts(vector, self.vectors, 10 * self.serve.nearest, device=self.captioner.backbone.device)[
+            0
+        ].cpu()
         cosines = F.cosine_similarity(self.vectors[rows].float(), vector).tolist()
         found = dict(reversed([(self.sentences[int(row)], cosine) for row, cosine in zip(rows, cosines, strict=True)]))
         return list(reversed(found.items()))[: self.serve.nearest]
@@ -308,7 +347,9 @@ def create_app(page: Page) -> FastAPI:
     too_large = f"The file is larger than {page.serve.max_megabytes:g} MB, the limit."
     # autoescape must be True and not select_autoescape(), which does not know the ending .j2
     loader = FileSystemLoader(TEMPLATES)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     template = environment.get_template("serve.html.j2")
 
     @app.middleware("http")
@@ -348,7 +389,9 @@ def create_app(page: Page) -> FastAPI:
                 size += len(chunk)
                 if size <= limit:
                     raw += chunk
-                elif size > 10 * limit:  # up to here what comes is dropped: a client cut off while it sends does not see the answer
+                elif (
+                    size > 10 * limit
+                ):  # up to here what comes is dropped: a client cut off while it sends does not see the answer
                     break
         except ClientDisconnect:
             raise Refused(400, "The upload was broken off.") from None
@@ -368,7 +411,13 @@ def _foreign(request: Request, host: str) -> str:
     given = request.headers.get("host", "")
     named = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:/@\s]+)(:\d+)?", given)
     here = (request.scope.get("server") or ("",))[0]  # the address that was reached: what 0.0.0.0 stands for
-    if named is None or named[1].lower() not in {"localhost", "127.0.0.1", "[::1]", _in_address(host), _in_address(here)}:
+    if named is None or named[1].lower() not in {
+        "localhost",
+        "127.0.0.1",
+        "[::1]",
+        _in_address(host),
+        _in_address(here),
+    }:
         return "The Host header does not name this machine: open the page by the address that the command printed."
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc.lower() != given.lower():

@@ -58,9 +58,13 @@ def train(ws: Workspace) -> None:
     ws.check_same_run("inputs", inputs)
     inputs["sentences"] = fingerprint(corpus)
     val = image_embeddings(ws, "val")
-    scored = bool(dataset_split(ws, "val").references)  # without references nothing can be validated, and `best` is the last
+    scored = bool(
+        dataset_split(ws, "val").references
+    )  # without references nothing can be validated, and `best` is the last
     if not scored:
-        ws.tracker.say("train: the val images have no references, so nothing is validated; checkpoints/best is the last step")
+        ws.tracker.say(
+            "train: the val images have no references, so nothing is validated; checkpoints/best is the last step"
+        )
     if ws.rank.world > t.batch_size // t.accumulation:
         raise InputError(
             f"train.batch_size={t.batch_size} in {t.accumulation} parts is less than an image for each of {ws.rank.world} processes: "
@@ -101,7 +105,9 @@ def train(ws: Workspace) -> None:
                 improved = False
                 if scored and (step % validate_every == 0 or step == steps):
                     found = validate(ws, players, val, step)
-                    ws.tracker.log(step, {"eval/CIDEr": found.cider, "eval/epoch": step * t.batch_size / len(images.ids)})
+                    ws.tracker.log(
+                        step, {"eval/CIDEr": found.cider, "eval/epoch": step * t.batch_size / len(images.ids)}
+                    )
                     log_captions(ws, players, examples, found, step)
                     improved = found.cider > meta["best"]
                     meta |= {"best": found.cider, "best_step": step} if improved else {}
@@ -160,7 +166,11 @@ def gan_step(cfg: Config, players: Players, step: int, batch: Batch, *, logged: 
         clock.mark("CLIP")
 
         # 4. policy gradient, each reward against its own baseline
-        before = semantic_weight(step - 1, **ramp) if step > 1 and "accumulation" in t.released and number < len(parts) else w
+        before = (
+            semantic_weight(step - 1, **ramp)
+            if step > 1 and "accumulation" in t.released and number < len(parts)
+            else w
+        )
         _reinforce(cfg, players, part, sampled, fit, naturalness, before, batch.total, means, logged=logged)
         clock.mark("policy gradient")
         if "accumulation" in t.released:  # METHOD, slip 11
@@ -183,7 +193,11 @@ def gan_step(cfg: Config, players: Players, step: int, batch: Batch, *, logged: 
         optimizer.apply(step)
         metrics[f"train/{name[0]}_lr"] = optimizer.learning_rate(step)
     clock.mark("optimisers")
-    g_loss = w * metrics["train/semantic_loss"] + (1 - w) * metrics["train/naturalness_loss"] + t.kl_weight * metrics.get("train/kl", 0.0)
+    g_loss = (
+        w * metrics["train/semantic_loss"]
+        + (1 - w) * metrics["train/naturalness_loss"]
+        + t.kl_weight * metrics.get("train/kl", 0.0)
+    )
     metrics |= {"train/semantic_weight": w, "train/g_loss": g_loss}
     metrics.setdefault("train/d_loss", 0.0)
     if logged:
@@ -192,14 +206,18 @@ def gan_step(cfg: Config, players: Players, step: int, batch: Batch, *, logged: 
     return metrics
 
 
-def _draw(generator: CaptionGenerator, image: Tensor, seeds: list[list[int]], *, dropout: bool) -> tuple[Captions, Captions]:
+def _draw(
+    generator: CaptionGenerator, image: Tensor, seeds: list[list[int]], *, dropout: bool
+) -> tuple[Captions, Captions]:
     if not dropout:
         return generator.eval().sample_and_greedy(image, seeds, log_probs=False)
     sampled = generator.train().sample_with_graph(image, seeds)
     return sampled, generator.eval().greedy(image, log_probs=False)
 
 
-def _judge(players: Players, real: list[str], sampled: list[str], greedy: list[str], total: int, means: Means, dropout: bool) -> Tensor:
+def _judge(
+    players: Players, real: list[str], sampled: list[str], greedy: list[str], total: int, means: Means, dropout: bool
+) -> Tensor:
     """Naturalness reward (B*K + B,) of samples and greedy captions; adds the gradient of D's update on real and sampled sentences.
 
     `total` is the number of images of the whole step. Without dropout one pass serves both, and what occurs twice is judged once.
@@ -252,10 +270,17 @@ def _fit(cfg: Config, players: Players, part: Batch, texts: list[str]) -> Semant
     owner = torch.cat([torch.arange(batch).repeat_interleave(samples), torch.arange(batch)]).to(device)
     with players.devices.autocast():
         embedded = players.backbone.encode_texts([embedded_text(text) for text in texts], players.clip_batch).to(device)
-    target = F.normalize(part.target, dim=-1) if "l1_target" in cfg.train.released else part.target  # METHOD, slip 13: cos is the same
+    target = (
+        F.normalize(part.target, dim=-1) if "l1_target" in cfg.train.released else part.target
+    )  # METHOD, slip 13: cos is the same
     weights, scale = cfg.reward_weights, cfg.train.reward_scale or players.backbone.logit_scale
     return semantic_reward(
-        embedded, target[owner], part.image[owner], cos_weight=weights.cos_weight, clip_weight=weights.clip_weight, logit_scale=scale
+        embedded,
+        target[owner],
+        part.image[owner],
+        cos_weight=weights.cos_weight,
+        clip_weight=weights.clip_weight,
+        logit_scale=scale,
     )
 
 
@@ -339,13 +364,17 @@ def _asked_to_stop(stop: StopRequest, devices: Devices) -> int:
 
 def _say_collapse(ws: Workspace, step: int, collapse: str) -> None:
     if ws.cfg.train.stop_on_collapse:
-        raise InputError(f"step {step}: {collapse}. Stopped, as train.stop_on_collapse asks; the last checkpoint is in {ws.run}")
+        raise InputError(
+            f"step {step}: {collapse}. Stopped, as train.stop_on_collapse asks; the last checkpoint is in {ws.run}"
+        )
     ws.tracker.say(f"warning, step {step}: {collapse}")
 
 
 def _start_run(ws: Workspace, meta: Mapping[str, Any], inputs: Mapping[str, Any], steps: int) -> None:
     config = run_config(ws.cfg, inputs) | {"total_steps": steps}
-    ws.tracker.start_run(ws.run, run_settings(ws.cfg), config=config, job_type=ws.cfg.stage, step=meta["step"], wandb_id=meta["wandb_id"])
+    ws.tracker.start_run(
+        ws.run, run_settings(ws.cfg), config=config, job_type=ws.cfg.stage, step=meta["step"], wandb_id=meta["wandb_id"]
+    )
 
 
 def _summarize(ws: Workspace, meta: Mapping[str, Any], last: float | None = None) -> None:

@@ -34,7 +34,14 @@ class Batch:
         samples = len(self.real) // max(1, len(self.ids))
         cuts = [len(self.ids) * i // count for i in range(count + 1)]
         return [
-            Batch(self.ids[a:b], self.image[a:b], self.target[a:b], self.seeds[a:b], self.real[a * samples : b * samples], self.total)
+            Batch(
+                self.ids[a:b],
+                self.image[a:b],
+                self.target[a:b],
+                self.seeds[a:b],
+                self.real[a * samples : b * samples],
+                self.total,
+            )
             for a, b in pairwise(cuts)
             if b > a
         ]
@@ -43,7 +50,9 @@ class Batch:
 class Batches:
     """The batch of each step: a function of (seed, step), whatever the number of processes."""
 
-    def __init__(self, cfg: Config, devices: Devices, images: Embeddings, targets: Embeddings, sentences: Sequence[str]):
+    def __init__(
+        self, cfg: Config, devices: Devices, images: Embeddings, targets: Embeddings, sentences: Sequence[str]
+    ):
         self.cfg, self.devices = cfg, devices
         self.images, self.targets, self.sentences = images, targets, sentences
         self.image_order = EpochOrder(len(images.ids), cfg.seed, "images")

@@ -66,7 +66,9 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], lin
         beside.symlink_to(target.name)
         beside.replace(folder / link)
     needed = {p.readlink().name for p in folder.iterdir() if p.is_symlink()}
-    needed |= {p.name for p in sorted(folder.glob("step_*"))[-2:]}  # should the newest be damaged, the one before it is used
+    needed |= {
+        p.name for p in sorted(folder.glob("step_*"))[-2:]
+    }  # should the newest be damaged, the one before it is used
     for old in folder.glob("step_*"):
         if old.name not in needed:
             shutil.rmtree(old)
@@ -101,7 +103,9 @@ class Checkpoints:
                 continue
             return folder
         if damaged is not None:
-            raise InputError(f"{self.folder} has no whole checkpoint any more: remove it, and training starts again from its first step")
+            raise InputError(
+                f"{self.folder} has no whole checkpoint any more: remove it, and training starts again from its first step"
+            )
         return None
 
     def steps_done(self) -> int:
@@ -166,5 +170,10 @@ def describe_checkpoint(ws: Workspace, path: Path, backbone: ClipBackbone, step:
     if isinstance(backbone, DemoBackbone):
         save_demo_clip(path / "clip", backbone.model)
     files = {str(file.relative_to(path)): file_fingerprint(file) for file in sorted(path.rglob("*")) if file.is_file()}
-    description = {"step": step, "clip_backbone": as_dict(ws.cfg.clip_backbone), "decode": as_dict(ws.cfg.decode), "files": files}
+    description = {
+        "step": step,
+        "clip_backbone": as_dict(ws.cfg.clip_backbone),
+        "decode": as_dict(ws.cfg.decode),
+        "files": files,
+    }
     write_json(path / "checkpoint.json", description)

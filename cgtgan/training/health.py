@@ -76,5 +76,7 @@ class Health:
         for name, collapse in COLLAPSES.items():
             self.rows[name] = self.rows.get(name, 0) + 1 if collapse.seen(metrics) else 0
             if self.rows[name] == collapse.rows:
-                says.append(f"{collapse.says} ({collapse.holds} {metrics[collapse.holds]:.3g} for {collapse.rows} logged steps)")
+                says.append(
+                    f"{collapse.says} ({collapse.holds} {metrics[collapse.holds]:.3g} for {collapse.rows} logged steps)"
+                )
         return says

@@ -60,6 +60,15 @@ class Clock:
             seconds = before.elapsed_time(after) / 1000 if self.cuda else after - before
             spent[name] = spent.get(name, 0.0) + seconds
         total = sum(spent.values())
-        peak = torch.cuda.max_memory_allocated(self.device) if self.cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = (
+            torch.cuda.max_memory_allocated(self.device)
+            if self.cuda
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
         shares = {f"time/{name.replace(' ', '_')}": seconds / total for name, seconds in spent.items()}
-        return {"train/seconds": total, "train/images_per_second": images / total, "memory/peak_gb": peak / 1e9, **shares}
+        return {
+            "train/seconds": total,
+            "train/images_per_second": images / total,
+            "memory/peak_gb": peak / 1e9,
+            **shares,
+        }

@@ -43,11 +43,15 @@ class Players:
 
     @property
     def modules(self) -> Mapping[str, torch.nn.Module]:
-        return {"generator": self.bundle.model} | ({"discriminator": self.discriminator} if self.discriminator is not None else {})
+        return {"generator": self.bundle.model} | (
+            {"discriminator": self.discriminator} if self.discriminator is not None else {}
+        )
 
     @property
     def optimizers(self) -> Mapping[str, Optimizer]:
-        return {"generator": self.g_optimizer} | ({"discriminator": self.d_optimizer} if self.d_optimizer is not None else {})
+        return {"generator": self.g_optimizer} | (
+            {"discriminator": self.d_optimizer} if self.d_optimizer is not None else {}
+        )
 
     @property
     def clip_batch(self) -> int:
@@ -66,7 +70,9 @@ class Players:
         try:
             optimizer.check(step, watched)
         except InputError as error:
-            raise InputError(f"{error} (train.{name}_optimizer.lr). No weight was changed; the step's batch is in {file}") from None
+            raise InputError(
+                f"{error} (train.{name}_optimizer.lr). No weight was changed; the step's batch is in {file}"
+            ) from None
 
 
 def make_players(ws: Workspace, sentences: Sequence[str], steps: int, dim: int, precision: str) -> Players:
@@ -99,5 +105,9 @@ def make_players(ws: Workspace, sentences: Sequence[str], steps: int, dim: int, 
     layers = 1 if t.gradient_checkpointing else lm.num_hidden_layers
     g_chunk = tokens_that_fit(layers, lm.hidden_size, lm.vocab_size, t.memory_gb, ws.device)
     backbone = open_backbone(ws)
-    devices = Devices(ws.device, precision, ws.rank)  # last: the first process may have been making an initial generator for hours
-    return Players(bundle, reference, discriminator, backbone, g_optimizer, d_optimizer, devices, g_chunk, d_chunk, ws.run)
+    devices = Devices(
+        ws.device, precision, ws.rank
+    )  # last: the first process may have been making an initial generator for hours
+    return Players(
+        bundle, reference, discriminator, backbone, g_optimizer, d_optimizer, devices, g_chunk, d_chunk, ws.run
+    )

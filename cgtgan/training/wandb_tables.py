@@ -45,7 +45,6 @@ def run_config(cfg: Config, made_from: Mapping[str, Any]) -> dict[str, Any]:
     return as_dict(cfg) | {"variant": variant_name(cfg), "code": code_version(), "inputs": dict(made_from)}
 
 
-
 @dataclass(frozen=True)
 class Examples:
     """Validation images that W&B shows: embeddings (n, D) float32; no targets where the authors' files have none."""
@@ -64,14 +63,19 @@ def validation_examples(ws: Workspace, val: Embeddings) -> Examples | None:
     rows = random.Random(0).sample(order, min(EXAMPLES, len(order)))
     ids = [val.ids[row] for row in rows]
     # the authors' pairs bring the train images' targets only, and need no embedded sentences
-    targets = None if released_aggregated(ws, "train") is not None else aggregated_embeddings(ws, "val").vectors[rows].float()
+    targets = (
+        None if released_aggregated(ws, "train") is not None else aggregated_embeddings(ws, "val").vectors[rows].float()
+    )
     pictures = [] if ws.rank.number else _thumbnails(ws, ids)
     return Examples(ids, val.vectors[rows].float(), targets, pictures)
 
 
 def _thumbnails(ws: Workspace, ids: list[Any]) -> list[Path | None]:
     """Small files of the pictures, made once; None where there is no file, as with the authors' embeddings, or it cannot be read."""
-    files, folder = {record.image_id: record.path for record in dataset_split(ws, "val").images}, ws.run / "validation" / "pictures"
+    files, folder = (
+        {record.image_id: record.path for record in dataset_split(ws, "val").images},
+        ws.run / "validation" / "pictures",
+    )
     made: list[Path | None] = []
     for number, image_id in enumerate(ids):
         found = next(folder.glob(f"{number:02d}.*"), None)
@@ -99,7 +103,14 @@ def log_captions(ws: Workspace, players: Players, examples: Examples | None, fou
     columns = _rewards(ws.cfg, players, examples, captions)
     references = dataset_split(ws, "val").references
     rows = [
-        [str(i), picture, caption, "\n".join(references[i]), found.per_image.get(i), *(columns[name][n] for name in REWARDS)]
+        [
+            str(i),
+            picture,
+            caption,
+            "\n".join(references[i]),
+            found.per_image.get(i),
+            *(columns[name][n] for name in REWARDS),
+        ]
         for n, (i, picture, caption) in enumerate(zip(examples.ids, examples.pictures, captions, strict=True))
     ]
     run.table(step, TABLE, COLUMNS, rows)
@@ -110,14 +121,18 @@ def _rewards(cfg: Config, players: Players, examples: Examples, captions: list[s
     image, target = examples.image, examples.image if examples.target is None else examples.target
     target = F.normalize(target, dim=-1) if "l1_target" in cfg.train.released else target
     with players.devices.autocast():
-        embedded = players.backbone.encode_texts([embedded_text(text) for text in captions], players.clip_batch).to(device)
+        embedded = players.backbone.encode_texts([embedded_text(text) for text in captions], players.clip_batch).to(
+            device
+        )
     fit = semantic_reward(
         embedded, target.to(device), image.to(device), cos_weight=weights.cos_weight, clip_weight=weights.clip_weight,
         logit_scale=cfg.train.reward_scale or players.backbone.logit_scale,
     )  # fmt: skip
     nothing: list[float | None] = [None] * len(captions)
     aimed = {"cos": fit.cos, "l1": fit.l1, "semantic": fit.total} if examples.target is not None else {}
-    columns = dict.fromkeys(REWARDS, nothing) | {name: column.tolist() for name, column in {**aimed, "clip": fit.clip}.items()}
+    columns = dict.fromkeys(REWARDS, nothing) | {
+        name: column.tolist() for name, column in {**aimed, "clip": fit.clip}.items()
+    }
     if (discriminator := players.discriminator) is not None:
         mode = discriminator.training
         with players.devices.autocast():
@@ -131,7 +146,11 @@ def log_checkpoint(ws: Workspace, made_from: Mapping[str, Any], best: Mapping[st
     run, folder = ws.tracker.wandb, (ws.run / "checkpoints" / "best").resolve()
     if run is None or not ws.cfg.wandb.artifacts:
         return
-    files = [(str(f.relative_to(folder)), f) for f in sorted(folder.rglob("*")) if f.is_file() and f.name != "training.safetensors"]
+    files = [
+        (str(f.relative_to(folder)), f)
+        for f in sorted(folder.rglob("*"))
+        if f.is_file() and f.name != "training.safetensors"
+    ]
     run.artifact("checkpoint", "checkpoint", files, {**made_from, **best}, "best")
 
 
@@ -141,10 +160,16 @@ def send_scores(ws: Workspace, scores: Path, made_from: Mapping[str, Any]) -> No
     config = run_config(ws.cfg, made_from)
     if trained:  # its own start has said them, and more
         del config["inputs"]
-    ws.tracker.open_wandb(ws.run, run_settings(ws.cfg), config=config, job_type=None if trained else ws.cfg.stage, rows=trained)
+    ws.tracker.open_wandb(
+        ws.run, run_settings(ws.cfg), config=config, job_type=None if trained else ws.cfg.stage, rows=trained
+    )
     split = ws.cfg.evaluate.split
-    ws.tracker.summarize({f"{split}/{metric}": value for metric, value in read_json(scores / "scores.json")["scores"].items()})
+    ws.tracker.summarize(
+        {f"{split}/{metric}": value for metric, value in read_json(scores / "scores.json")["scores"].items()}
+    )
     if ws.tracker.wandb is not None and ws.cfg.wandb.artifacts:
         files = [(name, scores / name) for name in ("captions.json", "per_image.json", "scores.json")]
-        ws.tracker.wandb.artifact("captions", "predictions", files, made_from, split, uses=("checkpoint", ws.cfg.evaluate.which))
+        ws.tracker.wandb.artifact(
+            "captions", "predictions", files, made_from, split, uses=("checkpoint", ws.cfg.evaluate.which)
+        )
     ws.tracker.finish()

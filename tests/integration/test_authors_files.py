@@ -21,7 +21,9 @@ WORDS = ["A dog runs.", "Two cats sleep on a mat.", "A red bus stops.", "A man r
 
 def run(home: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, str(ROOT / "run.py"), *overrides], cwd=home, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *overrides], cwd=home, env=environment, capture_output=True, text=True
+    )
 
 
 def good(done: subprocess.CompletedProcess[str]) -> str:
@@ -45,7 +47,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         captions = [{"image_id": first + i, "clip_embedding": i, "caption": [w, WORDS[i]]} for i, w in enumerate(WORDS)]
         write(f"coco_ViT-L_14_{split}.pkl", {"clip_embedding": vectors(4), "captions": captions})
     images, aggregated = vectors(12), vectors(12)
-    write("coco_images_coco_captions_ViT-L_14_100.pkl", [{"image": images[i], "caption": aggregated[i]} for i in range(12)])
+    write(
+        "coco_images_coco_captions_ViT-L_14_100.pkl",
+        [{"image": images[i], "caption": aggregated[i]} for i in range(12)],
+    )
     order = np.random.RandomState(1024).permutation(20)
     sentences = [f"{w[:-1]} {n}." for n in range(5) for w in WORDS]
     captions = [{"image_id": str(i), "clip_embedding": row, "caption": sentences[i]} for row, i in enumerate(order)]
@@ -59,7 +64,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         state[f"gpt.transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 1024, 1024, dtype=torch.uint8).tril()
         state[f"gpt.transformer.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
     hidden = WIDTH * PREFIX // 2
-    for name, shape in (("0.weight", (hidden, DIM)), ("0.bias", (hidden,)), ("2.weight", (WIDTH * PREFIX, hidden)), ("2.bias", (640,))):
+    for name, shape in (
+        ("0.weight", (hidden, DIM)),
+        ("0.bias", (hidden,)),
+        ("2.weight", (WIDTH * PREFIX, hidden)),
+        ("2.bias", (640,)),
+    ):
         state[f"clip_project.model.{name}"] = 0.2 * torch.randn(shape)
     torch.save(state, folder / "model.pt")
     return folder
@@ -70,7 +80,11 @@ def their_captions(files: Path, tokenizer: Any) -> dict[int, str]:
     state = torch.load(files / "model.pt", weights_only=True)
     gpt = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=WIDTH, n_head=1)).eval()
     gpt.load_state_dict(
-        {k[4:]: v for k, v in state.items() if k.startswith("gpt.") and not k.endswith((".attn.bias", ".attn.masked_bias"))}
+        {
+            k[4:]: v
+            for k, v in state.items()
+            if k.startswith("gpt.") and not k.endswith((".attn.bias", ".attn.masked_bias"))
+        }
     )
     mapper = {k.removeprefix("clip_project.model."): v for k, v in state.items() if k.startswith("clip_project.")}
     content = pickle.loads((files / "coco_ViT-L_14_test.pkl").read_bytes())
@@ -94,7 +108,11 @@ def test_their_checkpoint_gives_their_captions(files: Path, shared: Path, tmp_pa
     from cgtgan.models.tokenizers import END_OF_TEXT, load_tokenizer
 
     folder = shared / "data/tokenizers/gpt2"
-    command = ["stage=evaluate", f"checkpoint={files / 'model.pt'}", f"dataset.released={files / 'coco_ViT-L_14_test.pkl'}"]
+    command = [
+        "stage=evaluate",
+        f"checkpoint={files / 'model.pt'}",
+        f"dataset.released={files / 'coco_ViT-L_14_test.pkl'}",
+    ]
     command += [f"generator.tokenizer={folder}", "evaluate.metrics=[bleu,cider]", "wandb=disabled", "name=authors"]
     said = good(run(tmp_path, *command))
     assert "CgT-GAN" in said
@@ -107,10 +125,34 @@ def test_their_checkpoint_gives_their_captions(files: Path, shared: Path, tmp_pa
 
 
 TINY = [
-    *("experiment=coco_sample", "name=theirs", "dataset=coco", "corpus=coco", "clip_backbone.tokenizer=null", "train.steps=3"),
-    *("corpus.max_sentences=null", "initialize.steps=4", "evaluate.metrics=[bleu,cider]", "evaluate.baselines=[]", "wandb=disabled"),
-    *("dataset.images=null", "dataset.references=null", "dataset.root=nowhere", "corpus.path=null", "train.batch_size=3"),
-    *("generator.tokenizer=corpus", "discriminator.tokenizer=corpus", "generator.vocab_size=300", "discriminator.vocab_size=300"),
+    *(
+        "experiment=coco_sample",
+        "name=theirs",
+        "dataset=coco",
+        "corpus=coco",
+        "clip_backbone.tokenizer=null",
+        "train.steps=3",
+    ),
+    *(
+        "corpus.max_sentences=null",
+        "initialize.steps=4",
+        "evaluate.metrics=[bleu,cider]",
+        "evaluate.baselines=[]",
+        "wandb=disabled",
+    ),
+    *(
+        "dataset.images=null",
+        "dataset.references=null",
+        "dataset.root=nowhere",
+        "corpus.path=null",
+        "train.batch_size=3",
+    ),
+    *(
+        "generator.tokenizer=corpus",
+        "discriminator.tokenizer=corpus",
+        "generator.vocab_size=300",
+        "discriminator.vocab_size=300",
+    ),
 ]
 
 
@@ -133,9 +175,23 @@ def test_training_starts_from_their_files(files: Path, tmp_path: Path) -> None:
 
 
 def test_training_starts_from_their_generator(files: Path, shared: Path, tmp_path: Path) -> None:
-    command = [*TINY, f"dataset.released={files}", "stage=train", f"train.init_from={files / 'model.pt'}", "generator.heads=1"]
+    command = [
+        *TINY,
+        f"dataset.released={files}",
+        "stage=train",
+        f"train.init_from={files / 'model.pt'}",
+        "generator.heads=1",
+    ]
     command += [f"generator.tokenizer={shared / 'data/tokenizers/gpt2'}"]
-    good(run(tmp_path, *command, "train.steps=1", "train.generator_optimizer.warmup_steps=1", "train.generator_optimizer.lr=1e-30"))
+    good(
+        run(
+            tmp_path,
+            *command,
+            "train.steps=1",
+            "train.generator_optimizer.warmup_steps=1",
+            "train.generator_optimizer.lr=1e-30",
+        )
+    )
     (trained,) = (tmp_path / "runs").rglob("checkpoints/last")
     from safetensors.torch import load_file
 
@@ -156,7 +212,10 @@ def test_a_pickle_that_carries_code_is_refused_and_nothing_runs(tmp_path: Path) 
     bad = tmp_path / "coco_ViT-L_14_test.pkl"
     bad.write_bytes(pickle.dumps({"clip_embedding": Exploit(), "captions": []}))
     torch.save({"gpt.x": Exploit()}, tmp_path / "model.pt")
-    content = {"clip_embedding": torch.ones(1, 4).half(), "captions": [{"image_id": 1, "clip_embedding": 0, "caption": ["A."]}]}
+    content = {
+        "clip_embedding": torch.ones(1, 4).half(),
+        "captions": [{"image_id": 1, "clip_embedding": 0, "caption": ["A."]}],
+    }
     (tmp_path / "good_test.pkl").write_bytes(pickle.dumps(content))
     (tmp_path / "run").mkdir()
     for arguments in (

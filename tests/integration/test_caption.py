@@ -57,7 +57,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     (folder / "deep" / "deeper").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    endings = [".jpg", ".png", ".webp", ".gif", ".tiff", ".JPEG", ".bmp", ".tif", *([".avif"] if features.check("avif") else [".png"])]
+    endings = [
+        ".jpg",
+        ".png",
+        ".webp",
+        ".gif",
+        ".tiff",
+        ".JPEG",
+        ".bmp",
+        ".tif",
+        *([".avif"] if features.check("avif") else [".png"]),
+    ]
     for i, ending in enumerate([*endings, ".jpg", ".png", ".jpg"]):
         place = (folder, folder / "deep", folder / "deep" / "deeper")[i % 3]
         Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(place / f"{i:02d} é{ending}")
@@ -74,7 +84,9 @@ def pictures(photos: Path) -> list[Path]:
 def captioned(
     checkpoint: Path, photos: Any, output: Path, num: int | None = None, form: str = "json", **settings: Any
 ) -> list[dict[str, Any]]:
-    cfg = Config(stage="caption", checkpoint=str(checkpoint), images=photos, output=str(output), device="cpu", **settings)
+    cfg = Config(
+        stage="caption", checkpoint=str(checkpoint), images=photos, output=str(output), device="cpu", **settings
+    )
     cfg.caption = CaptionConfig(num, form)
     caption(Workspace(cfg))
     return json.loads((output / "captions.json").read_text()) if form == "json" else []
@@ -112,7 +124,9 @@ def test_embeddings_are_clips_own(checkpoint: Path, photos: Path) -> None:
     paths = pictures(photos)
     found = captioner.embed(paths)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, captioner.backbone.encode_images([Image.open(p) for p in paths]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found, captioner.backbone.encode_images([Image.open(p) for p in paths]), rtol=1e-4, atol=1e-5
+    )
     assert captioner.embed([]).shape == (0, 8)
 
 
@@ -142,21 +156,31 @@ def test_a_run_a_checkpoint_and_a_link_are_one(checkpoint: Path, photos: Path, t
 
 
 def test_what_cannot_be_loaded_is_said_in_a_sentence(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match="nowhere: no checkpoint is found there; name a run folder or a checkpoint"):
+    with pytest.raises(
+        MissingFileError, match="nowhere: no checkpoint is found there; name a run folder or a checkpoint"
+    ):
         Captioner.load("nowhere")
     (tmp_path / "model.pt").write_bytes(b"")
     with pytest.raises(InputError, match=r"model\.pt is a file and a checkpoint is a folder"):
         Captioner.load(tmp_path / "model.pt")
     with pytest.raises(InputError, match="device=gpu is not accepted: it must be auto, cpu, cuda or cuda:N"):
         Captioner.load(checkpoint, device="gpu")
-    with pytest.raises(InputError, match=r"decode\.name=best is not accepted: it must be one of greedy, beam, sample, best_of_n"):
+    with pytest.raises(
+        InputError, match=r"decode\.name=best is not accepted: it must be one of greedy, beam, sample, best_of_n"
+    ):
         Captioner.load(checkpoint, decode=DecodeConfig(name="best"))
     other = tmp_path / "other"
     shutil.copytree(checkpoint / "checkpoints" / "best", other)
-    write_json(other / "checkpoint.json", {"clip_backbone": as_dict(ClipBackboneConfig()), "decode": {"name": "dream", "depth": 3}})
+    write_json(
+        other / "checkpoint.json",
+        {"clip_backbone": as_dict(ClipBackboneConfig()), "decode": {"name": "dream", "depth": 3}},
+    )
     with pytest.raises(InputError, match=r"does not say its CLIP and decoding .*depth.*: another version wrote it"):
         Captioner.load(other)
-    write_json(other / "checkpoint.json", {"clip_backbone": as_dict(ClipBackboneConfig(name="rn", kind="random")), "decode": {}})
+    write_json(
+        other / "checkpoint.json",
+        {"clip_backbone": as_dict(ClipBackboneConfig(name="rn", kind="random")), "decode": {}},
+    )
     shutil.rmtree(other / "clip")
     with pytest.raises(InputError, match="reads embeddings of 8 numbers and its CLIP, rn, gives"):
         Captioner.load(other, device="cpu")
@@ -170,9 +194,13 @@ def test_what_cannot_be_loaded_is_said_in_a_sentence(checkpoint: Path, photos: P
 # ------------------------------------------------------------------------------------------------------------ stage=caption
 
 
-def test_a_nested_folder_in_every_format(checkpoint: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_nested_folder_in_every_format(
+    checkpoint: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = captioned(checkpoint, str(photos), tmp_path / "out")
-    by_path = dict(zip(map(str, pictures(photos)), Captioner.load(checkpoint, device="cpu").caption(pictures(photos)), strict=True))
+    by_path = dict(
+        zip(map(str, pictures(photos)), Captioner.load(checkpoint, device="cpu").caption(pictures(photos)), strict=True)
+    )
     assert {row["image_id"]: row["caption"] for row in found} == by_path
     assert all(row.keys() == {"image_id", "caption"} for row in found)
     (broken,) = json.loads((tmp_path / "out" / "unreadable.json").read_text())
@@ -186,7 +214,9 @@ def test_a_nested_folder_in_every_format(checkpoint: Path, photos: Path, tmp_pat
     clip = ClipBackboneConfig(image_batch_size=3)
     again = captioned(checkpoint, str(mended), tmp_path / "out", clip_backbone=clip, workers=2)
     assert len(again) == 13
-    assert {row["image_id"].replace(str(mended), str(photos)): row["caption"] for row in again}.items() > by_path.items()
+    assert {
+        row["image_id"].replace(str(mended), str(photos)): row["caption"] for row in again
+    }.items() > by_path.items()
     assert not (tmp_path / "out" / "unreadable.json").exists()
     assert not (tmp_path / "out" / "captions.partial.jsonl").exists()
 
@@ -206,7 +236,9 @@ def test_several_captions_as_json_and_csv(checkpoint: Path, photos: Path, tmp_pa
     assert [(line["image_id"], line["caption"]) for line in lines] == [
         (path, one.caption) for path, ranked in zip(paths, expected, strict=True) for one in ranked
     ]
-    assert [float(line["log_prob"]) for line in lines] == pytest.approx([one.log_prob for ranked in expected for one in ranked], abs=1e-4)
+    assert [float(line["log_prob"]) for line in lines] == pytest.approx(
+        [one.log_prob for ranked in expected for one in ranked], abs=1e-4
+    )
     captioned(checkpoint, paths, tmp_path / "out", form="csv")
     assert (tmp_path / "out" / "captions.csv").read_text().startswith("image_id,caption\n")
 
@@ -219,11 +251,15 @@ def test_the_decoding_of_the_command_line_wins(checkpoint: Path, photos: Path, t
     assert Captioner.load(checkpoint, device="cpu", decode=decode).caption(paths) == list(by_path.values())
 
 
-def test_a_list_from_standard_input(checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_from_standard_input(
+    checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a file that has gone and a folder among them: one line in the report, and what is below it."""
     listed = [str(pictures(photos)[0]), str(tmp_path / "gone.png"), str(photos / "deep" / "deeper"), ""]
     out = tmp_path / "out"
-    done = subprocess.run(command(checkpoint, "-", out), input="\n".join(listed), cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        command(checkpoint, "-", out), input="\n".join(listed), cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     found = [row["image_id"] for row in json.loads((out / "captions.json").read_text())]
     assert found == [listed[0], *map(str, sorted((photos / "deep" / "deeper").iterdir()))]
@@ -244,7 +280,9 @@ def test_a_name_that_is_no_utf8(checkpoint: Path, tmp_path: Path, monkeypatch: p
         assert "caf\\" in (tmp_path / "out" / f"captions.{form}").read_text(encoding="utf-8")
 
 
-def test_a_heic_is_read_or_what_it_needs_is_said(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_heic_is_read_or_what_it_needs_is_said(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
     there = importlib.util.find_spec("pillow_heif") is not None
     if there:
@@ -257,7 +295,9 @@ def test_a_heic_is_read_or_what_it_needs_is_said(checkpoint: Path, tmp_path: Pat
     assert ("HEIC needs: pip install pillow-heif" in said) != there
 
 
-def test_a_killed_job_keeps_what_it_had(checkpoint: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_job_keeps_what_it_had(
+    checkpoint: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """kill -9 at a picture that never ends, a pipe: the next job goes on there, says so, and ends as an undisturbed one."""
     folder = shutil.copytree(photos, tmp_path / "photos")
     expected = [row["caption"] for row in captioned(checkpoint, str(folder), tmp_path / "whole")]
@@ -269,7 +309,11 @@ def test_a_killed_job_keeps_what_it_had(checkpoint: Path, photos: Path, tmp_path
     one_by_one = command(checkpoint, str(folder), out, "clip_backbone.image_batch_size=1")
     job = subprocess.Popen(one_by_one, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     end = time.monotonic() + 120
-    while job.poll() is None and time.monotonic() < end and not (partial.is_file() and partial.read_bytes().count(b"\n") == 10):
+    while (
+        job.poll() is None
+        and time.monotonic() < end
+        and not (partial.is_file() and partial.read_bytes().count(b"\n") == 10)
+    ):
         time.sleep(0.02)
     job.send_signal(signal.SIGKILL)
     assert job.wait() == -signal.SIGKILL, job.communicate()[0]

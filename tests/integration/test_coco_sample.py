@@ -60,7 +60,11 @@ def test_every_stage_on_real_photographs(shared: Path, tmp_path: Path) -> None:
 def test_a_missing_file_is_said_with_its_mend(tmp_path: Path) -> None:
     for experiment in ("coco_coco", "flickr30k_flickr30k", "coco_gcc", "coco_shutterstock"):
         done = subprocess.run(
-            [sys.executable, str(ROOT / "run.py"), f"experiment={experiment}"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+            [sys.executable, str(ROOT / "run.py"), f"experiment={experiment}"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         assert done.returncode == 1, done.stdout + done.stderr
         assert "Traceback" not in done.stderr

@@ -64,7 +64,12 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
 
 def test_the_table_holds_the_runs_own_scores(home: Path) -> None:
     folder = home / "runs/demo_tiny/comparison"
-    assert sorted(p.name for p in folder.iterdir()) == ["comparison.csv", "comparison.md", "comparison.tex", "report.html"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "comparison.csv",
+        "comparison.md",
+        "comparison.tex",
+        "report.html",
+    ]
     with (folder / "comparison.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     runs = sorted((home / "runs/demo_tiny").glob("*/seed=*"))
@@ -77,21 +82,27 @@ def test_the_table_holds_the_runs_own_scores(home: Path) -> None:
     for variant in {run.parent.name for run in runs}:
         (line,) = [x for x in lines if (x["variant"], x["method"], x["metric"]) == (variant, "cgtgan", "CIDEr")]
         own = [
-            json.loads((r / "evaluation/test/cgtgan/scores.json").read_text())["scores"]["CIDEr"] for r in runs if r.parent.name == variant
+            json.loads((r / "evaluation/test/cgtgan/scores.json").read_text())["scores"]["CIDEr"]
+            for r in runs
+            if r.parent.name == variant
         ]
         assert (line["n"], line["seeds"]) == ("2", "0 1")
         assert [float(v) for v in line["values"].split()] == own
         assert float(line["std"]) == statistics.stdev(own)
         assert line["baseline"] == "Initialisation only"
         init = [
-            json.loads((r / "evaluation/test/init/scores.json").read_text())["scores"]["CIDEr"] for r in runs if r.parent.name == variant
+            json.loads((r / "evaluation/test/init/scores.json").read_text())["scores"]["CIDEr"]
+            for r in runs
+            if r.parent.name == variant
         ]
         assert float(line["diff"]) == pytest.approx(statistics.fmean(own) - statistics.fmean(init))
     assert len([x for x in lines if (x["method"], x["metric"]) == ("init", "CIDEr")]) == 1  # both variants share it
     assert all(x["diff"] == "" for x in lines if x["metric"].startswith("BLEU"))
     said = (home / "said.txt").read_text(encoding="utf-8")
     assert "report: runs/demo_tiny/comparison/report.html" in said
-    assert "python run.py stage=report 'runs=runs/demo_tiny/*/seed=*'" in (folder / "comparison.tex").read_text(encoding="utf-8")
+    assert "python run.py stage=report 'runs=runs/demo_tiny/*/seed=*'" in (folder / "comparison.tex").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_it_needs_nothing_but_the_run_folders(home: Path, tmp_path: Path) -> None:
@@ -104,7 +115,13 @@ def test_it_needs_nothing_but_the_run_folders(home: Path, tmp_path: Path) -> Non
         shutil.copytree(run / "evaluation", to / "evaluation")
     (unscored := kept / "runs/demo_tiny/late/seed=0").mkdir(parents=True)
     shutil.copy(next(kept.rglob("settings.json")), unscored)
-    done = run_py(tmp_path, "stage=report", "runs=[copies/runs/demo_tiny/*/seed=0,copies/**]", "output=out", "report.resamples=200")
+    done = run_py(
+        tmp_path,
+        "stage=report",
+        "runs=[copies/runs/demo_tiny/*/seed=0,copies/**]",
+        "output=out",
+        "report.resamples=200",
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "left out: copies/runs/demo_tiny/late/seed=0 (not trained yet)" in done.stdout
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
@@ -138,7 +155,9 @@ def test_what_cannot_be_done_is_one_sentence(home: Path, words: list[str], said:
 def test_the_page_fits_a_phone_and_its_tables_scroll(home: Path, opened: Callable[..., Any]) -> None:
     page = opened(home / "runs/demo_tiny/comparison/report.html", width=390)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
-    wide = page.eval_on_selector_all(".scroll", "boxes => boxes.map((b) => [b.scrollWidth > b.clientWidth, b.getAttribute('tabindex')])")
+    wide = page.eval_on_selector_all(
+        ".scroll", "boxes => boxes.map((b) => [b.scrollWidth > b.clientWidth, b.getAttribute('tabindex')])"
+    )
     assert [True, "0"] in wide
     assert page.locator("details[open]").count() == 0
 
@@ -157,12 +176,18 @@ def test_the_page_shows_every_part(home: Path, opened: Callable[..., Any], schem
     for link in page.locator("nav a").all():
         assert page.locator(str(link.get_attribute("href"))).count() == 1
     assert page.locator("#scores tbody th").first.inner_text().startswith("demo_t150_clip_agg_k5_noise0.5")
-    assert page.locator("#settings thead th").all_inner_texts() == ["Variant", "reward_weights.name", "reward_weights.clip_weight"]
+    assert page.locator("#settings thead th").all_inner_texts() == [
+        "Variant",
+        "reward_weights.name",
+        "reward_weights.clip_weight",
+    ]
     curves = page.locator("#curves svg[role=img]")
     assert curves.first.get_attribute("aria-label").startswith("Line chart of CIDEr x 100 from step 3 to 6")
     assert page.locator("#curves h3").first.inner_text() == "Validation CIDEr"
     assert page.locator(".card img").count() == page.locator(".card").count() > 5  # the demo's pictures are at hand
-    assert all(page.locator(".card img").evaluate_all("images => images.map((i) => i.naturalWidth > 0 && i.alt.length > 8)"))
+    assert all(
+        page.locator(".card img").evaluate_all("images => images.map((i) => i.naturalWidth > 0 && i.alt.length > 8)")
+    )
     page.locator("#runs summary").click()
     assert page.locator("#runs tbody tr").count() == 4
     found = page.evaluate(CONTRAST)
@@ -176,7 +201,9 @@ def test_names_are_text_whatever_they_are(opened: Callable[..., Any], tmp_path: 
     from cgtgan.reporting.page import GalleryItem
 
     row = ComparedRow(HOSTILE, "cgtgan", {"CIDEr": {0: 1.0}}, note=HOSTILE)
-    gallery = Gallery(HOSTILE, HOSTILE, [Said(GalleryItem(HOSTILE, None, HOSTILE, [HOSTILE]), [([HOSTILE], HOSTILE, [1.0])])])
+    gallery = Gallery(
+        HOSTILE, HOSTILE, [Said(GalleryItem(HOSTILE, None, HOSTILE, [HOSTILE]), [([HOSTILE], HOSTILE, [1.0])])]
+    )
     page = Comparison(
         title=HOSTILE, warning=HOSTILE, summary=HOSTILE, facts={HOSTILE: HOSTILE}, sets=[TestSet(HOSTILE, [row])], variants=[HOSTILE],
         settings={HOSTILE: [HOSTILE]}, galleries=[gallery], runs=[RunLine(HOSTILE, 0, HOSTILE, None, None)], notes=[HOSTILE],

@@ -28,13 +28,22 @@ from cgtgan.runtime.artifacts import load_embeddings
 from cgtgan.stages import evaluate
 
 ROOT = Path(__file__).parents[2]
-TINY = ("experiment=demo_tiny", "threads=1", "wandb=disabled", "clip_backbone.demo.steps=60", "initialize.steps=60", "train.steps=2")
+TINY = (
+    "experiment=demo_tiny",
+    "threads=1",
+    "wandb=disabled",
+    "clip_backbone.demo.steps=60",
+    "initialize.steps=60",
+    "train.steps=2",
+)
 METRICS = "evaluate.metrics=[rouge_l,cider,clipscore,diversity]"
 
 
 def run(home: Path, *overrides: str, code: int = 0) -> str:
     command = [sys.executable, str(ROOT / "run.py"), *TINY, *overrides]
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": "200"})
+    done = subprocess.run(
+        command, cwd=home, capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": "200"}
+    )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -70,18 +79,29 @@ def test_clip_scores_are_those_of_the_runs_own_backbone(home: Path) -> None:
     assert scores["failed"] == {}
     (clip,) = (p for p in home.glob("artifacts/clip/clip-*") if p.is_dir())
     backbone = DemoBackbone(load_demo_clip(clip), torch.device("cpu"))
-    embeddings = [load_embeddings(path, kind="image_embeddings") for path in home.glob("artifacts/image_embeddings/*.safetensors")]
+    embeddings = [
+        load_embeddings(path, kind="image_embeddings") for path in home.glob("artifacts/image_embeddings/*.safetensors")
+    ]
     (images,) = [e for e in embeddings if list(e.ids) == list(captions)]
     references = references_of(home)
     for vector, image_id in zip(images.vectors.float(), images.ids, strict=True):
         image, caption, *others = torch.nn.functional.normalize(
-            torch.stack([vector, *backbone.encode_texts([f"A photo depicts {t}" for t in [captions[image_id], *references[image_id]]])]),
+            torch.stack(
+                [
+                    vector,
+                    *backbone.encode_texts(
+                        [f"A photo depicts {t}" for t in [captions[image_id], *references[image_id]]]
+                    ),
+                ]
+            ),
             dim=1,
         )
         clip_score = 2.5 * max(float(image @ caption), 0)
         nearest = max(max(float(caption @ other) for other in others), 0)
         assert per_image[image_id]["CLIPScore"] == pytest.approx(clip_score, abs=1e-5)
-        assert per_image[image_id]["RefCLIPScore"] == pytest.approx(2 * clip_score * nearest / (clip_score + nearest), abs=1e-5)
+        assert per_image[image_id]["RefCLIPScore"] == pytest.approx(
+            2 * clip_score * nearest / (clip_score + nearest), abs=1e-5
+        )
     for name in ("CLIPScore", "RefCLIPScore"):
         assert scores["scores"][name] == pytest.approx(sum(row[name] for row in per_image.values()) / 12, abs=1e-9)
         assert scores["scores"][name] > 0
@@ -147,12 +167,16 @@ def test_an_image_without_an_embedding_costs_clip_score_alone(home: Path, tmp_pa
     references = references_of(home) | {999_999: ["a red circle"]}
     rows = [{"image_id": i, "caption": text} for i, texts in references.items() for text in texts]
     (tmp_path / "references.json").write_text(json.dumps({"annotations": rows}))
-    (tmp_path / "theirs.json").write_text(json.dumps([{"image_id": i, "caption": captions.get(i, "a circle")} for i in references]))
+    (tmp_path / "theirs.json").write_text(
+        json.dumps([{"image_id": i, "caption": captions.get(i, "a circle")} for i in references])
+    )
     overrides = [*TINY, "stage=evaluate", "evaluate.metrics=[clipscore,rouge_l]", f"artifacts_dir={home / 'artifacts'}"]
     overrides += [f"captions={tmp_path / 'theirs.json'}", f"evaluate.references={tmp_path / 'references.json'}"]
     evaluate.run(composed(overrides))
     found = json.loads((tmp_path / "theirs_scores" / "scores.json").read_text())
-    assert found["failed"] == {"clipscore": "CLIPScore was not computed: 1 image (999999) has no embedding in the test split"}
+    assert found["failed"] == {
+        "clipscore": "CLIPScore was not computed: 1 image (999999) has no embedding in the test split"
+    }
     assert set(found["scores"]) == {"ROUGE-L"}
     assert found["images"] == len(per_image) + 1
 
@@ -172,12 +196,16 @@ def test_the_projection_has_a_temperature_of_its_own(home: Path, tmp_path: Path)
     assert len(set(flat.values())) < len(set(own.values()))
 
 
-def test_an_image_of_the_split_without_references_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_of_the_split_without_references_is_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cfg = config(tmp_path, results(i1="a man", i2="two dogs", i3="a bus", i4="nobody knows", i5="a cat"), ("rouge_l",))
     for i in REFERENCES:
         Image.new("RGB", (40, 40)).save(tmp_path / f"{i}.png")
     cfg.evaluate.references = None
-    cfg.dataset = DatasetConfig(kind="folder", root=str(tmp_path), references="references.json", val_fraction=0, test_fraction=1)
+    cfg.dataset = DatasetConfig(
+        kind="folder", root=str(tmp_path), references="references.json", val_fraction=0, test_fraction=1
+    )
     evaluate.run(cfg)
     found = json.loads((tmp_path / "theirs_scores" / "scores.json").read_text())
     assert (found["images"], found["excluded"]) == (4, [4])
@@ -186,7 +214,9 @@ def test_an_image_of_the_split_without_references_is_left_out_and_said(tmp_path:
 
 def test_an_image_of_the_split_that_lacks_a_caption_is_an_error(home: Path, tmp_path: Path, one_thread: None) -> None:
     _, _, captions = scored(home, "cgtgan")
-    (tmp_path / "part.json").write_text(json.dumps([{"image_id": i, "caption": text} for i, text in list(captions.items())[1:]]))
+    (tmp_path / "part.json").write_text(
+        json.dumps([{"image_id": i, "caption": text} for i, text in list(captions.items())[1:]])
+    )
     overrides = [*TINY, "stage=evaluate", f"captions={tmp_path / 'part.json'}", f"artifacts_dir={home / 'artifacts'}"]
     with pytest.raises(InputError, match=r"1 image \(\d+\) has references but no caption"):
         evaluate.run(composed(overrides))
@@ -195,7 +225,13 @@ def test_an_image_of_the_split_that_lacks_a_caption_is_an_error(home: Path, tmp_
 # ------------------------------------------------------------------------------------ captions made elsewhere, with references alone
 
 
-REFERENCES = {1: ["a man rides a horse", "a rider"], 2: ["two dogs play"] * 7, 3: ["a red bus", "a bus"], 4: [], 5: ["a cat sits"]}
+REFERENCES = {
+    1: ["a man rides a horse", "a rider"],
+    2: ["two dogs play"] * 7,
+    3: ["a red bus", "a bus"],
+    4: [],
+    5: ["a cat sits"],
+}
 
 
 def config(folder: Path, captions: object, metrics: tuple[str, ...] = ("rouge_l", "cider"), **fields: Any) -> Config:
@@ -204,12 +240,21 @@ def config(folder: Path, captions: object, metrics: tuple[str, ...] = ("rouge_l"
     file.write_text(captions if isinstance(captions, str) else json.dumps(captions))
     rows = [{"image_id": i, "caption": text} for i, texts in REFERENCES.items() for text in texts]
     references.write_text(json.dumps({"images": [{"id": i} for i in REFERENCES], "annotations": rows}))
-    cfg = Config(stage="evaluate", captions=str(file), artifacts_dir=str(folder / "made"), runs_dir=str(folder / "runs"), **fields)
+    cfg = Config(
+        stage="evaluate",
+        captions=str(file),
+        artifacts_dir=str(folder / "made"),
+        runs_dir=str(folder / "runs"),
+        **fields,
+    )
     cfg.evaluate = EvaluateConfig(metrics=list(metrics), references=str(references))
     cfg.dataset = replace(cfg.dataset, kind="coco", root=str(folder / "nothing"))
     cfg.corpus = replace(cfg.corpus, kind="coco")
     cfg.clip_backbone = replace(cfg.clip_backbone, kind="openai", model="ViT-B/32", cache=str(folder / "nothing"))
-    cfg.generator, cfg.discriminator = replace(cfg.generator, tokenizer="corpus"), replace(cfg.discriminator, tokenizer="corpus")
+    cfg.generator, cfg.discriminator = (
+        replace(cfg.generator, tokenizer="corpus"),
+        replace(cfg.discriminator, tokenizer="corpus"),
+    )
     validate(cfg)
     return cfg
 
@@ -239,11 +284,18 @@ def test_output_moves_the_scores_and_what_a_killed_process_left_goes(tmp_path: P
     place = tmp_path / "deep" / "place"
     (place / ".scoreskilled").mkdir(parents=True)
     evaluate.run(config(tmp_path, results(i1="a man"), ("rouge_l",), output=str(place)))
-    assert {p.name for p in place.iterdir()} == {"captions.json", "per_image.json", "scores.json", ".captions.json.lock"}
+    assert {p.name for p in place.iterdir()} == {
+        "captions.json",
+        "per_image.json",
+        "scores.json",
+        ".captions.json.lock",
+    }
     assert {p.name for p in tmp_path.iterdir()} == {"theirs.json", "references.json", "deep"}
 
 
-def test_without_the_corpus_the_other_values_come_and_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_the_corpus_the_other_values_come_and_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     evaluate.run(config(tmp_path, results(i1="a man", i3="a bus"), ("diversity",)))
     found = json.loads((tmp_path / "theirs_scores" / "scores.json").read_text())
     assert found["scores"] == {"Distinct-1": 0.75, "Distinct-2": 1, "Vocabulary": 3, "Length": 2}
@@ -256,7 +308,10 @@ def test_without_the_corpus_the_other_values_come_and_a_sentence(tmp_path: Path,
     [
         (results(i1="a man", i77="a cat"), r"1 image \(77\) has a caption but no entry among the references"),
         (results(i1="a man") + results(i1="a dog"), r"theirs\.json: 1 image \(1\) has more than one caption"),
-        ([{"image_id": "1", "caption": "a man"}], "the ids are str in the captions and int in the references: make them one type"),
+        (
+            [{"image_id": "1", "caption": "a man"}],
+            "the ids are str in the captions and int in the references: make them one type",
+        ),
         ([], "the file is an empty list"),
         (results(i4="a man"), "no image is left to score"),
         ("{", "is not whole JSON"),
@@ -272,7 +327,10 @@ def test_what_is_wrong_with_a_results_file_is_one_sentence(tmp_path: Path, capti
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"evaluate": EvaluateConfig(self_cider_samples=1, metrics=["diversity"])}, "self_cider_samples=1 is not accepted: it must be 0"),
+        (
+            {"evaluate": EvaluateConfig(self_cider_samples=1, metrics=["diversity"])},
+            "self_cider_samples=1 is not accepted: it must be 0",
+        ),
         ({"evaluate": EvaluateConfig(self_cider_samples=5)}, "add diversity to the metrics"),
         ({"evaluate": EvaluateConfig(metrics=[])}, r"evaluate\.metrics=\[\] is not accepted"),
         ({"evaluate": EvaluateConfig(references="r.json")}, r"evaluate\.references=r\.json needs captions=FILE"),

@@ -45,7 +45,9 @@ def results(home: Path) -> dict[str, object]:
         str(p.relative_to(folder)): json.loads(p.read_text()) for p in sorted((folder / "evaluation").rglob("*.json"))
     }
     for row in (rows := [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]):
-        for key in [k for k in row if k.startswith(("time/", "memory/")) or k in ("train/seconds", "train/images_per_second")]:
+        for key in [
+            k for k in row if k.startswith(("time/", "memory/")) or k in ("train/seconds", "train/images_per_second")
+        ]:
             row.pop(key)
     return found | {"metrics": rows}
 
@@ -67,7 +69,9 @@ def test_the_pipeline_makes_scores_captions_and_a_page(whole: Path) -> None:
         assert scores["failed"] == {}
         assert set(scores["scores"]) == {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"}
         per_image = json.loads((folder / "evaluation/test" / method / "per_image.json").read_text())
-        assert sum(row["CIDEr"] for row in per_image) / len(per_image) == pytest.approx(scores["scores"]["CIDEr"], abs=1e-9)
+        assert sum(row["CIDEr"] for row in per_image) / len(per_image) == pytest.approx(
+            scores["scores"]["CIDEr"], abs=1e-9
+        )
         captions = json.loads((folder / "evaluation/test" / method / "captions.json").read_text())
         assert len(captions) == 12
         assert all(isinstance(c["image_id"], int) and isinstance(c["caption"], str) for c in captions)
@@ -82,7 +86,11 @@ def test_the_pipeline_makes_scores_captions_and_a_page(whole: Path) -> None:
 def test_the_pipeline_twice_does_the_work_once(whole: Path) -> None:
     def made() -> dict[str, int]:
         kept = [*(whole / "artifacts").rglob("*"), *run_folder(whole).rglob("*")]
-        return {str(p): p.stat().st_mtime_ns for p in kept if p.is_file() and p.suffix != ".lock" and not p.name.startswith("report.")}
+        return {
+            str(p): p.stat().st_mtime_ns
+            for p in kept
+            if p.is_file() and p.suffix != ".lock" and not p.name.startswith("report.")
+        }
 
     before = made()
     log = run(whole)
@@ -121,7 +129,11 @@ def test_killed_anywhere_and_typed_again_it_ends_with_the_same_scores(whole: Pat
     killed = []
     for point, reached in KILL_WHEN.items():
         process = subprocess.Popen(
-            command(tmp_path), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            command(tmp_path),
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         deadline = time.monotonic() + 200
         while process.poll() is None and not reached(tmp_path):
@@ -140,7 +152,8 @@ def test_killed_anywhere_and_typed_again_it_ends_with_the_same_scores(whole: Pat
 def test_two_at_once_share_the_work(whole: Path, tmp_path: Path) -> None:
     """As when `make` alone is killed and typed again: its child is still at work in the run folder."""
     both = [
-        subprocess.Popen(command(tmp_path), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)
+        subprocess.Popen(command(tmp_path), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
     ]
     said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
@@ -164,15 +177,28 @@ def test_captions_of_ones_own_pictures(whole: Path, tmp_path: Path) -> None:
     args = ["stage=caption", f"checkpoint={run_folder(whole)}", f"images={tmp_path / 'pictures'}", f"output={out}"]
     log = run(whole, *args)
     captions = json.loads((out / "captions.json").read_text())
-    assert [Path(c["image_id"]).name for c in captions] == ["cmyk.jpg", "grey.png", "palette.gif", "plain.jpg", "rotated.jpg"]
+    assert [Path(c["image_id"]).name for c in captions] == [
+        "cmyk.jpg",
+        "grey.png",
+        "palette.gif",
+        "plain.jpg",
+        "rotated.jpg",
+    ]
     assert all(c["caption"].strip() for c in captions)
     (broken,) = json.loads((out / "unreadable.json").read_text())
     assert broken["image_id"].endswith("broken.jpg")
     assert "1 of 6 pictures cannot be read" in log
     assert "rotated.jpg" in (out / "gallery.html").read_text()
     # single files, and a checkpoint that names all it needs: no experiment, no dataset
-    single = [sys.executable, str(ROOT / "run.py"), "stage=caption", f"checkpoint={run_folder(whole) / 'checkpoints' / 'last'}"]
-    done = subprocess.run([*single, f"images=[{pictures / 'plain.jpg'}]", f"output={out}"], cwd=tmp_path, capture_output=True, text=True)
+    single = [
+        sys.executable,
+        str(ROOT / "run.py"),
+        "stage=caption",
+        f"checkpoint={run_folder(whole) / 'checkpoints' / 'last'}",
+    ]
+    done = subprocess.run(
+        [*single, f"images=[{pictures / 'plain.jpg'}]", f"output={out}"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     (one,) = json.loads((out / "captions.json").read_text())
     assert one["caption"] == next(c["caption"] for c in captions if c["image_id"].endswith("plain.jpg"))
@@ -217,7 +243,9 @@ def captions_of(home: Path, method: str) -> dict[int, str]:
         (["stage=evaluate", "decode=beam", "evaluate.metrics=[spice]", "evaluate.baselines=[]"], ""),
     ],
 )
-def test_what_is_missing_is_said_in_a_sentence(whole: Path, overrides: list[str], sentence: str, tmp_path: Path) -> None:
+def test_what_is_missing_is_said_in_a_sentence(
+    whole: Path, overrides: list[str], sentence: str, tmp_path: Path
+) -> None:
     Image.new("RGB", (8, 8)).save(whole / "a.png")
     said = run(whole, *overrides, code=1 if sentence else 0)
     assert "Traceback" not in said
@@ -227,7 +255,12 @@ def test_what_is_missing_is_said_in_a_sentence(whole: Path, overrides: list[str]
 def test_a_place_that_cannot_be_written_is_said_in_a_sentence(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    own = ["stage=caption", f"checkpoint={run_folder(whole)}", f"images={tmp_path / 'a.png'}", f"output={tmp_path / 'file' / 'out'}"]
+    own = [
+        "stage=caption",
+        f"checkpoint={run_folder(whole)}",
+        f"images={tmp_path / 'a.png'}",
+        f"output={tmp_path / 'file' / 'out'}",
+    ]
     for overrides in (own, ["stage=train", f"runs_dir={tmp_path / 'file'}"]):
         said = run(whole, *overrides, code=1)
         assert "Traceback" not in said

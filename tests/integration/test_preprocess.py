@@ -22,8 +22,19 @@ from cgtgan.runtime.artifacts import load_embeddings
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES, SENTENCES = 60, 150
 SETTINGS = [
-    *("dataset=folder", "dataset.root=photos", "corpus=text_file", "corpus.path=corpus.txt.gz", "clip_backbone=vit_b32"),
-    *("clip_backbone.kind=random", "clip_backbone.image_batch_size=4", "clip_backbone.image_shard=8", "clip_backbone.text_shard=16"),
+    *(
+        "dataset=folder",
+        "dataset.root=photos",
+        "corpus=text_file",
+        "corpus.path=corpus.txt.gz",
+        "clip_backbone=vit_b32",
+    ),
+    *(
+        "clip_backbone.kind=random",
+        "clip_backbone.image_batch_size=4",
+        "clip_backbone.image_shard=8",
+        "clip_backbone.text_shard=16",
+    ),
     *("wandb=disabled", "threads=1"),
 ]
 
@@ -33,7 +44,9 @@ def start(home: Path, *overrides: str, rank: tuple[int, int] | None = None) -> s
     if rank:
         environment |= {"RANK": str(rank[0]), "WORLD_SIZE": str(rank[1]), "LOCAL_RANK": str(rank[0])}
     command = [sys.executable, str(ROOT / "run.py"), *SETTINGS, *overrides]
-    return subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def run(home: Path, *overrides: str, fails: bool = False) -> str:
@@ -124,7 +137,9 @@ def test_bad_pictures_are_listed_and_refused_unless_allowed(undisturbed: Path, t
     assert f"2 of {len(train)} train images cannot be read and are left out" in allowed
     ids = [i for p in (home / "artifacts/image_embeddings").glob("*.safetensors") for i in load_embeddings(p).ids]
     assert len(ids) == IMAGES - 2
-    assert "dataset.max_bad_images=2" in run(home, "stage=preprocess", fails=True)  # what was allowed once is not allowed for good
+    assert "dataset.max_bad_images=2" in run(
+        home, "stage=preprocess", fails=True
+    )  # what was allowed once is not allowed for good
 
 
 def test_several_temperatures_in_one_pass_are_those_of_single_ones(undisturbed: Path, tmp_path: Path) -> None:
@@ -146,12 +161,18 @@ def test_the_nearest_sentences_alone(undisturbed: Path, tmp_path: Path) -> None:
     assert not artifacts(home).items() <= artifacts(undisturbed).items()
     # all sentences are the nearest: the same numbers up to the rounding to float16
     run(home, "stage=aggregate", "aggregation_t.top_k=100000")
-    header = {p: load_embeddings(p).header.producer for p in (home / "artifacts/aggregated_embeddings").glob("*.safetensors")}
-    (all_of_them,) = [p for p, producer in header.items() if producer["top_k"] == 100000 and len(load_embeddings(p).ids) > 30]
+    header = {
+        p: load_embeddings(p).header.producer for p in (home / "artifacts/aggregated_embeddings").glob("*.safetensors")
+    }
+    (all_of_them,) = [
+        p for p, producer in header.items() if producer["top_k"] == 100000 and len(load_embeddings(p).ids) > 30
+    ]
     images = header[all_of_them]["images"]
     paths = (undisturbed / "artifacts/aggregated_embeddings").glob("*.safetensors")
     (whole,) = [p for p in paths if load_embeddings(p).header.producer["images"] == images]
-    torch.testing.assert_close(load_embeddings(all_of_them).vectors, load_embeddings(whole).vectors, rtol=2e-3, atol=1e-4)
+    torch.testing.assert_close(
+        load_embeddings(all_of_them).vectors, load_embeddings(whole).vectors, rtol=2e-3, atol=1e-4
+    )
 
 
 def test_corpus_parts_are_shared_and_merged(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,14 +183,19 @@ def test_corpus_parts_are_shared_and_merged(undisturbed: Path, tmp_path: Path, m
 
     monkeypatch.setattr(aggregate, "PART", 64)
     monkeypatch.setattr(aggregate, "BLOCK", 16)
-    images, texts = (next((undisturbed / f"artifacts/{k}").glob("*.safetensors")) for k in ("image_embeddings", "sentence_embeddings"))
+    images, texts = (
+        next((undisturbed / f"artifacts/{k}").glob("*.safetensors"))
+        for k in ("image_embeddings", "sentence_embeddings")
+    )
     monkeypatch.setattr(aggregate, "image_embeddings", lambda *_: load_embeddings(images))
     monkeypatch.setattr(aggregate, "sentence_embeddings", lambda *_: load_embeddings(texts))
     cfg = Config(artifacts_dir=str(tmp_path), device="cpu")
     cfg.aggregation_t.t = [3.0, 100.0]
     found = aggregate.aggregated_at_temperatures(Workspace(cfg), "train")
     for t, embeddings in zip((3.0, 100.0), found, strict=True):
-        whole = aggregate.aggregate_at_temperatures(load_embeddings(images).vectors, load_embeddings(texts).vectors, [t])[0]
+        whole = aggregate.aggregate_at_temperatures(
+            load_embeddings(images).vectors, load_embeddings(texts).vectors, [t]
+        )[0]
         torch.testing.assert_close(embeddings.vectors, whole.half(), rtol=1e-3, atol=1e-5)
         assert embeddings.ids == load_embeddings(images).ids
 

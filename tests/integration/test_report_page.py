@@ -64,7 +64,12 @@ def items(folder: Path, n: int) -> list[GalleryItem]:
     draw = random.Random(0)
 
     def scores(i: int) -> dict[str, float]:
-        found = {"BLEU-4": draw.random(), "CIDEr": draw.uniform(-1, 4), "CLIPScore": draw.random(), "Length": draw.randint(3, 120)}
+        found = {
+            "BLEU-4": draw.random(),
+            "CIDEr": draw.uniform(-1, 4),
+            "CLIPScore": draw.random(),
+            "Length": draw.randint(3, 120),
+        }
         found |= {"BLEU-4": math.nan} if i % 7 == 3 else {}
         return {m: value for m, value in found.items() if i % 5 != 4 or m != "CLIPScore"}  # some pictures lack a score
 
@@ -75,7 +80,9 @@ def items(folder: Path, n: int) -> list[GalleryItem]:
         extra = {INIT: f"two {thing}s", NEAREST: "a corpus sentence"} if i % 3 else {INIT: ""}
         own, init = scores(i), scores(i)
         references = [f"reference {k} of {i} with a {thing} in {colour}" for k in range(5)]
-        made.append(GalleryItem(1000 + i, picture(folder, i), caption, references, own.get("CIDEr"), extra, own, {INIT: init}))
+        made.append(
+            GalleryItem(1000 + i, picture(folder, i), caption, references, own.get("CIDEr"), extra, own, {INIT: init})
+        )
     return made
 
 
@@ -83,7 +90,13 @@ def make_report(folder: Path, n: int, budget: int = 15_000_000) -> Report:
     made = items(folder, n)
     rows = [
         MethodRow(INIT, "text only; reads the image embedding", {m: [0.5] for m in METRICS}, decoding="greedy"),
-        MethodRow(OURS, "images and sentences", {m: [0.6, 0.7] for m in METRICS + MORE}, ours=True, decoding="beam 3 (length penalty 1)"),
+        MethodRow(
+            OURS,
+            "images and sentences",
+            {m: [0.6, 0.7] for m in METRICS + MORE},
+            ours=True,
+            decoding="beam 3 (length penalty 1)",
+        ),
         MethodRow("Human", "", {m: [0.9] for m in METRICS}, bound=True, decoding="none"),
         MethodRow("CgT-GAN as published", "the paper's figures", {"CIDEr": [1.081]}, published=True, decoding="greedy"),
     ]
@@ -159,7 +172,9 @@ def test_every_score_sorts_the_cards(opened: Callable[..., Any], report: Report)
     gains = [f"gain over {INIT}", f"gain over {NEAREST}"]
     assert page.locator("#whose option").all_inner_texts() == [OURS, INIT, NEAREST, *gains]
     assert page.locator("#metric").evaluate("e => e.selectedOptions[0].textContent") == "CIDEr"
-    assert ids(page) == ordered(report, lambda item: item.scores.get("CIDEr"), 1)[:24]  # the worst first, before anything is touched
+    assert (
+        ids(page) == ordered(report, lambda item: item.scores.get("CIDEr"), 1)[:24]
+    )  # the worst first, before anything is touched
     for metric in PER_PICTURE:
         page.get_by_label("Sort by").select_option(metric)
         for whose, value in {
@@ -183,7 +198,10 @@ def test_searching_filters(opened: Callable[..., Any], report: Report) -> None:
     status, search = page.get_by_role("status"), page.get_by_label("Search")
     for words in ("BLUE  boat", "1017", "reference 4 of 12 ", "GRÜN", "two dogs"):
         wanted = words.lower().split()
-        texts = {i.image_id: "\n".join([str(i.image_id), i.caption, *i.extra.values(), *i.references]).lower() for i in report.pictures}
+        texts = {
+            i.image_id: "\n".join([str(i.image_id), i.caption, *i.extra.values(), *i.references]).lower()
+            for i in report.pictures
+        }
         found = {image_id for image_id, text in texts.items() if all(word in text for word in wanted)}
         search.fill(words)
         assert 0 < len(found) < 60
@@ -217,7 +235,10 @@ def test_a_card_tells_its_scores_and_alt_texts_are_the_captions(opened: Callable
     card = page.locator("#found .card")
     assert card.locator("img").get_attribute("alt") == f"Picture 1017: {item.caption}"
     assert card.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 200
-    assert card.locator(".badge").inner_text() == f"CIDEr {'−' if item.scores['CIDEr'] < 0 else ''}{abs(item.scores['CIDEr'] * 100):.1f}"
+    assert (
+        card.locator(".badge").inner_text()
+        == f"CIDEr {'−' if item.scores['CIDEr'] < 0 else ''}{abs(item.scores['CIDEr'] * 100):.1f}"
+    )
     card.locator("summary").click()
     assert card.locator(".references li").all_inner_texts() == list(item.references)
     assert [t.split("\n")[0] for t in card.locator(".scores div").all_inner_texts()] == [
@@ -237,7 +258,9 @@ def test_nothing_in_the_data_runs_and_no_request_can_leave(opened: Callable[...,
     foreign = render_report(report).replace("</body>", "<script>window.hit = 1</script></body>")
     other = opened(foreign, watched=False)
     assert other.evaluate("window.hit") is None
-    other.evaluate("document.addEventListener('securitypolicyviolation', (e) => (window.refused ??= []).push(e.effectiveDirective))")
+    other.evaluate(
+        "document.addEventListener('securitypolicyviolation', (e) => (window.refused ??= []).push(e.effectiveDirective))"
+    )
     image = "new Promise((end) => Object.assign(new Image(), { onload: end, onerror: () => end('refused'), src: 'https://example.org/a' }))"
     for ask in ("fetch('https://example.org/').then(() => 'went', () => 'refused')", image):
         assert other.evaluate(ask) == "refused"
@@ -269,7 +292,9 @@ def test_a_phone_shows_it_without_sideways_scrolling(opened: Callable[..., Any])
     page = opened(width=375, is_mobile=True, has_touch=True)
     page.eval_on_selector_all("details", "all => all.forEach((one) => (one.open = true))")
     assert page.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [375, 375]
-    assert page.locator("#comparison .scroll").first.evaluate("e => e.scrollWidth > e.clientWidth")  # the table scrolls in itself
+    assert page.locator("#comparison .scroll").first.evaluate(
+        "e => e.scrollWidth > e.clientWidth"
+    )  # the table scrolls in itself
     assert page.locator("#worst .cards").evaluate("e => e.scrollWidth > e.clientWidth")
     page.get_by_label("Search").fill("cake")
     assert page.locator("#found .card").first.bounding_box()["width"] > 300
@@ -291,7 +316,9 @@ def test_five_thousand_pictures_stay_usable(opened: Callable[..., Any], tmp_path
     search.fill("number 4321x")
     assert ids(page) == [5321]
     assert page.locator("#found .caption").inner_text().endswith("number 4321x")
-    assert page.evaluate("document.querySelectorAll('*').length") < 3000  # cards exist only as far as they are looked at
+    assert (
+        page.evaluate("document.querySelectorAll('*').length") < 3000
+    )  # cards exist only as far as they are looked at
 
 
 def test_pictures_beyond_the_budget_are_text(opened: Callable[..., Any], tmp_path: Path) -> None:

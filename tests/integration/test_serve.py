@@ -49,7 +49,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home where a tiny demo was trained."""
     home = tmp_path_factory.mktemp("trained")
     done = subprocess.run(
-        command(home, "experiment=demo_tiny", "stage=train", "wandb=disabled"), cwd=home, capture_output=True, text=True, timeout=300
+        command(home, "experiment=demo_tiny", "stage=train", "wandb=disabled"),
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return home
@@ -111,7 +115,9 @@ def png_that_says(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- its answers
@@ -135,19 +141,28 @@ def test_a_picture_is_captioned_as_the_captioner_does(home: Path, server: Server
     (corpus,) = (home / "artifacts" / "sentences").glob("*.safetensors")
     best = sorted({s: similarity(s) for s in set(load_sentences(corpus)[0])}.items(), key=lambda row: -row[1])[:5]
     assert [s for s, _ in answer["nearest"]] == [s for s, _ in best]
-    assert [c for _, c in answer["nearest"]] == pytest.approx([c for _, c in best], abs=1e-3)  # the corpus's are kept in float16
+    assert [c for _, c in answer["nearest"]] == pytest.approx(
+        [c for _, c in best], abs=1e-3
+    )  # the corpus's are kept in float16
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I;16"])
-def test_pictures_of_every_mode_are_answered_or_refused_in_a_sentence(server: Server, pictures: list[Path], mode: str) -> None:
+def test_pictures_of_every_mode_are_answered_or_refused_in_a_sentence(
+    server: Server, pictures: list[Path], mode: str
+) -> None:
     image = Image.open(pictures[0])
     image = Image.new("I;16", (40, 30), 40000) if mode == "I;16" else image.convert("RGBA").convert(mode)
     answer = httpx.post(f"{server.url}/caption", content=encoded(image, "TIFF" if mode == "CMYK" else "PNG"))
-    assert (answer.status_code, set(answer.json())) in [(200, {"captions", "nearest", "picture", "pixelated"}), (415, {"error"})]
+    assert (answer.status_code, set(answer.json())) in [
+        (200, {"captions", "nearest", "picture", "pixelated"}),
+        (415, {"error"}),
+    ]
     assert answer.status_code == 200 or mode == "I;16"
 
 
-def test_an_example_is_captioned_as_its_upload_and_its_alt_text_is_the_caption(server: Server, pictures: list[Path]) -> None:
+def test_an_example_is_captioned_as_its_upload_and_its_alt_text_is_the_caption(
+    server: Server, pictures: list[Path]
+) -> None:
     page = httpx.get(server.url).text
     captions = re.findall(r'<button [^>]*data-example="\d+"[^>]*><img [^>]*alt="([^"]*)"', page)
     assert len(captions) == len(pictures) == 12
@@ -166,7 +181,11 @@ REFUSED: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "a program": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "cannot be read as a picture"),
     "a bomb": (lambda: png_that_says(9000, 9000), 413, "too many pixels: 64 million are the limit"),
     "a bomb that Pillow itself refuses": (lambda: png_that_says(60000, 60000), 413, "too many pixels: 64 million"),
-    "a thread that a resize makes a bomb": (lambda: encoded(Image.new("1", (1, 200_000))), 422, "has 1 x 200000 pixels: it is too narrow"),
+    "a thread that a resize makes a bomb": (
+        lambda: encoded(Image.new("1", (1, 200_000))),
+        422,
+        "has 1 x 200000 pixels: it is too narrow",
+    ),
     "too large a file": (lambda: b"x" * 500_001, 413, "The file is larger than 0.5 MB, the limit."),
     "far too large a file": (lambda: b"x" * 20_000_000, 413, "The file is larger than 0.5 MB, the limit."),
 }
@@ -193,7 +212,9 @@ def memory_mb(server: Server) -> float:
     return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1000
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="left out: the system does not tell a process's memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").is_file(), reason="left out: the system does not tell a process's memory"
+)
 def test_bombs_and_endless_uploads_take_no_memory(server: Server) -> None:
     before = memory_mb(server)
     for what in ("a bomb", "a bomb that Pillow itself refuses", "a thread that a resize makes a bomb"):
@@ -227,7 +248,9 @@ def test_the_headers_let_nothing_in(server: Server) -> None:
     (nonce,) = set(re.findall(r"'nonce-([^']+)'", policy))
     assert first.text.count(f'nonce="{nonce}"') == first.text.count("<style") + first.text.count("<script") == 2
     assert nonce not in second.text
-    assert not re.search(r"https?://|//\w|\son\w+=|style=", re.sub(r"data:[^\"]*", "", first.text).replace("//  answers", ""))
+    assert not re.search(
+        r"https?://|//\w|\son\w+=|style=", re.sub(r"data:[^\"]*", "", first.text).replace("//  answers", "")
+    )
     for answer in (first, httpx.post(f"{server.url}/caption"), httpx.get(f"{server.url}/no")):
         assert not [h for h in answer.headers if h.startswith("access-control") or h == "server"]
         assert answer.headers["x-content-type-options"] == "nosniff"
@@ -236,9 +259,14 @@ def test_the_headers_let_nothing_in(server: Server) -> None:
         assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "evil.example:80", "", "localhost@evil.example", "[::1].evil"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "evil.example:80", "", "localhost@evil.example", "[::1].evil"]
+)
 def test_a_foreign_host_is_refused(server: Server, host: str) -> None:
-    for answer in (httpx.get(server.url, headers={"Host": host}), httpx.post(f"{server.url}/examples/0", headers={"Host": host})):
+    for answer in (
+        httpx.get(server.url, headers={"Host": host}),
+        httpx.post(f"{server.url}/examples/0", headers={"Host": host}),
+    ):
         assert answer.status_code in (400, 403)
         assert "captions" not in answer.text
 
@@ -246,19 +274,41 @@ def test_a_foreign_host_is_refused(server: Server, host: str) -> None:
 def test_a_page_of_another_site_is_refused_and_our_own_is_not(server: Server) -> None:
     port = server.url.rsplit(":", 1)[1]
     for host in (f"localhost:{port}", f"LOCALHOST:{port}", "127.0.0.1"):
-        assert httpx.post(f"{server.url}/examples/0", headers={"Host": host, "Origin": f"http://{host}"}).status_code == 200
+        assert (
+            httpx.post(f"{server.url}/examples/0", headers={"Host": host, "Origin": f"http://{host}"}).status_code
+            == 200
+        )
     for origin in ("http://evil.example", "null", f"http://localhost:{int(port) + 1}", "file://"):
-        assert httpx.post(f"{server.url}/examples/0", headers={"Host": f"localhost:{port}", "Origin": origin}).status_code == 403
+        assert (
+            httpx.post(f"{server.url}/examples/0", headers={"Host": f"localhost:{port}", "Origin": origin}).status_code
+            == 403
+        )
 
 
 def test_no_path_of_the_host_can_be_read(server: Server) -> None:
     for path in (
-        *("/../../../../etc/passwd", "/examples/../../etc/passwd", "/examples/%2e%2e%2fetc%2fpasswd", "//etc/passwd", "/run.py"),
-        *("/static/../run.py", "/examples/0/../../runs", "/docs", "/redoc", "/openapi.json", "/examples/-1", "/examples/0x1"),
+        *(
+            "/../../../../etc/passwd",
+            "/examples/../../etc/passwd",
+            "/examples/%2e%2e%2fetc%2fpasswd",
+            "//etc/passwd",
+            "/run.py",
+        ),
+        *(
+            "/static/../run.py",
+            "/examples/0/../../runs",
+            "/docs",
+            "/redoc",
+            "/openapi.json",
+            "/examples/-1",
+            "/examples/0x1",
+        ),
     ):
         for method in ("GET", "POST"):
             with connected(server) as sock:  # as it is: httpx would tidy the path up
-                sock.sendall(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+                sock.sendall(
+                    f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+                )
                 answer = b"".join(iter(lambda: sock.recv(65536), b""))
             assert int(answer.split()[1]) in (404, 405, 422), (path, answer)
             assert b"root:" not in answer
@@ -267,7 +317,9 @@ def test_no_path_of_the_host_can_be_read(server: Server) -> None:
 # ------------------------------------------------------------------------------------------------------------ start and end
 
 
-def test_a_checkpoint_alone_is_served_without_a_corpus_and_with_ones_own_examples(home: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_a_checkpoint_alone_is_served_without_a_corpus_and_with_ones_own_examples(
+    home: Path, pictures: list[Path], tmp_path: Path
+) -> None:
     (tmp_path / "photos").mkdir()
     Image.open(pictures[3]).convert("RGB").resize((90, 90)).save(tmp_path / "photos" / "secret-name.jpg")
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"no picture")
@@ -284,7 +336,10 @@ def test_a_checkpoint_alone_is_served_without_a_corpus_and_with_ones_own_example
     finally:
         assert server.end(signal.SIGINT) == 128 + signal.SIGINT
     assert [p.name for p in empty.iterdir()] == [server.log.name]
-    assert "no corpus sentences are shown: clip_backbone=vit_l14 of these settings is not the CLIP of the checkpoint" in server.said
+    assert (
+        "no corpus sentences are shown: clip_backbone=vit_l14 of these settings is not the CLIP of the checkpoint"
+        in server.said
+    )
     assert "Traceback" not in server.said
 
 
@@ -330,7 +385,10 @@ def test_without_the_extra_one_sentence_names_it(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
     )
     assert done.returncode == 1
-    assert done.stderr == "error: stage=serve needs the extra `serve` (uvicorn is not installed): pip install 'cgtgan[serve]'\n"
+    assert (
+        done.stderr
+        == "error: stage=serve needs the extra `serve` (uvicorn is not installed): pip install 'cgtgan[serve]'\n"
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- a browser
@@ -349,12 +407,18 @@ def view(browser: Any, server: Server) -> Iterator[Any]:
     yield view
     narrow = view.evaluate("document.documentElement.scrollWidth")
     view.close()
-    assert [e for e in errors if not re.match(r"Failed to load resource: the server responded with a status of 4(13|15|22)", e)] == []
+    assert [
+        e
+        for e in errors
+        if not re.match(r"Failed to load resource: the server responded with a status of 4(13|15|22)", e)
+    ] == []
     assert [url for url in asked if not url.startswith((f"{server.url}/", "data:"))] == []
     assert narrow == 360
 
 
-def test_a_picture_chosen_in_the_browser_gets_its_caption_and_sentences(view: Any, server: Server, pictures: list[Path]) -> None:
+def test_a_picture_chosen_in_the_browser_gets_its_caption_and_sentences(
+    view: Any, server: Server, pictures: list[Path]
+) -> None:
     answer = httpx.post(f"{server.url}/caption", content=pictures[4].read_bytes()).json()
     view.set_input_files("#file", pictures[4])
     view.wait_for_selector("#answer:not([hidden])")
@@ -397,7 +461,9 @@ def test_a_dropped_picture_is_taken(view: Any, pictures: list[Path]) -> None:
     assert view.inner_text("#caption")
 
 
-def test_a_bad_file_is_answered_on_the_page_and_a_good_one_after_it_too(view: Any, pictures: list[Path], tmp_path: Path) -> None:
+def test_a_bad_file_is_answered_on_the_page_and_a_good_one_after_it_too(
+    view: Any, pictures: list[Path], tmp_path: Path
+) -> None:
     for what in ("a text", "a bomb", "a thread that a resize makes a bomb", "too large a file"):
         content, _, sentence = REFUSED[what]
         (tmp_path / "file.png").write_bytes(content())

@@ -41,7 +41,11 @@ def best_cider(folder: Path) -> float:
 def kept(home: Path) -> dict[str, int]:
     """What a run and the store hold, with its time: of the files that a page or a lock is not."""
     files = [*home.glob("artifacts/**/*"), *home.glob("runs/demo_tiny/**/*")]
-    return {str(p): p.stat().st_mtime_ns for p in files if p.is_file() and p.suffix != ".lock" and not p.name.startswith("report.")}
+    return {
+        str(p): p.stat().st_mtime_ns
+        for p in files
+        if p.is_file() and p.suffix != ".lock" and not p.name.startswith("report.")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_sweep_runs_whole_and_makes_what_is_shared_once(home: Path) -> None:
     folders = run_folders(home)
-    assert [folder.parent.name for folder in folders] == ["demo_t150_clip_agg_k5_noinit_noise0.5", "demo_t150_clip_agg_k5_noise0.5"]
+    assert [folder.parent.name for folder in folders] == [
+        "demo_t150_clip_agg_k5_noinit_noise0.5",
+        "demo_t150_clip_agg_k5_noise0.5",
+    ]
     for folder in folders:
         scores = json.loads((folder / "evaluation/test/cgtgan/scores.json").read_text())
         assert scores["scores"]["CIDEr"] >= 0
@@ -82,7 +89,9 @@ def test_a_search_makes_the_validation_score_large_and_goes_on_where_it_was(home
     assert found.best_value == pytest.approx(max(map(best_cider, trials)))
     assert set(found.best_params) == {f"reward_weights.{name}" for name in ("cos_weight", "clip_weight", "max_weight")}
     values = {name.split(".")[1]: value for name, value in found.best_params.items()}
-    (best,) = [f for f in trials if "cos{cos_weight:g}-clip{clip_weight:g}-max{max_weight:g}".format(**values) in f.parent.name]
+    (best,) = [
+        f for f in trials if "cos{cos_weight:g}-clip{clip_weight:g}-max{max_weight:g}".format(**values) in f.parent.name
+    ]
     assert best_cider(best) == pytest.approx(found.best_value)
 
 
@@ -102,7 +111,9 @@ def test_a_failed_point_takes_no_other_and_once_mended_it_alone_is_run(home: Pat
     before = kept(home)
     assert run(home, *points).count("train: done already") == 1
     assert (home / "runs/demo_tiny/bad/seed=0/checkpoints/last").is_dir()
-    assert {path: kept(home)[path] for path in before if "/good/" in path} == {p: t for p, t in before.items() if "/good/" in p}
+    assert {path: kept(home)[path] for path in before if "/good/" in path} == {
+        p: t for p, t in before.items() if "/good/" in p
+    }
 
 
 def test_a_signal_ends_the_whole_sweep_with_a_checkpoint(home: Path) -> None:

@@ -25,12 +25,28 @@ def command(home: Path, *overrides: str, processes: int = 1) -> list[str]:
     start = [sys.executable] if processes == 1 else [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
     ]  # fmt: skip
-    settings = ("experiment=demo_tiny", "stage=train", "threads=1", "wandb=disabled", f"train.steps={STEPS}", "train.validate_every=5")
-    return [*start, str(ROOT / "run.py"), *settings, f"artifacts_dir={home / 'artifacts'}", f"runs_dir={home / 'runs'}", *overrides]
+    settings = (
+        "experiment=demo_tiny",
+        "stage=train",
+        "threads=1",
+        "wandb=disabled",
+        f"train.steps={STEPS}",
+        "train.validate_every=5",
+    )
+    return [
+        *start,
+        str(ROOT / "run.py"),
+        *settings,
+        f"artifacts_dir={home / 'artifacts'}",
+        f"runs_dir={home / 'runs'}",
+        *overrides,
+    ]
 
 
 def run(home: Path, *overrides: str, code: int = 0, processes: int = 1) -> str:
-    done = subprocess.run(command(home, *overrides, processes=processes), cwd=home, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command(home, *overrides, processes=processes), cwd=home, capture_output=True, text=True, timeout=300
+    )
     said = done.stdout + done.stderr
     assert done.returncode == code, said
     return said
@@ -53,7 +69,9 @@ def results(home: Path) -> dict[str, Any]:
     for link in ("last", "best"):
         checkpoint = folder / "checkpoints" / link
         found[link] = (checkpoint.readlink().name, (checkpoint / "generator.safetensors").read_bytes())
-        found[f"{link} state"] = {k: v.tolist() for k, v in load_file(checkpoint / "training.safetensors").items() if "rng" not in k}
+        found[f"{link} state"] = {
+            k: v.tolist() for k, v in load_file(checkpoint / "training.safetensors").items() if "rng" not in k
+        }
     for captions in sorted((folder / "validation").glob("*.json")):
         found[captions.name] = captions.read_text()
     return found
@@ -76,7 +94,12 @@ def home(whole: Path, tmp_path: Path) -> Path:
 
 def started(home: Path, *overrides: str, rows: int, processes: int = 1) -> subprocess.Popen[str]:
     """A job that has logged some rows and is still at work."""
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    pipes: dict[str, Any] = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+        "start_new_session": True,
+    }
     job = subprocess.Popen(command(home, *overrides, processes=processes), cwd=home, **pipes)
     deadline = time.monotonic() + 200
     while not any(len(f.read_text().splitlines()) >= rows for f in home.glob("runs/demo_tiny/*/seed=0/metrics.jsonl")):
@@ -87,7 +110,9 @@ def started(home: Path, *overrides: str, rows: int, processes: int = 1) -> subpr
 
 
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
-def test_a_signal_stops_with_a_checkpoint_and_the_same_command_goes_on(whole: Path, home: Path, which: signal.Signals) -> None:
+def test_a_signal_stops_with_a_checkpoint_and_the_same_command_goes_on(
+    whole: Path, home: Path, which: signal.Signals
+) -> None:
     job = started(home, "train.checkpoint_every=1000", rows=4)
     job.send_signal(which)
     said = job.communicate(timeout=60)[0]
@@ -103,7 +128,9 @@ def test_a_signal_stops_with_a_checkpoint_and_the_same_command_goes_on(whole: Pa
 def test_a_time_limit_stops_again_and_again_and_ends_in_the_same_place(whole: Path, home: Path) -> None:
     stops = 0
     for _ in range(60):
-        done = subprocess.run(command(home, "train.max_minutes=0.02"), cwd=home, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(
+            command(home, "train.max_minutes=0.02"), cwd=home, capture_output=True, text=True, timeout=200
+        )
         if done.returncode == 0:
             break
         stops += 1
@@ -216,7 +243,12 @@ def test_more_processes_than_images_of_a_part_are_refused(home: Path) -> None:
 
 def test_collapse_is_a_warning_or_an_error(whole: Path, home: Path) -> None:
     """An untrained generator gives nearly all images one caption."""
-    settings = ["train.use_initialization=false", "train.log_every=1", "variant=raw", "train.generator_optimizer.lr=1e-9"]
+    settings = [
+        "train.use_initialization=false",
+        "train.log_every=1",
+        "variant=raw",
+        "train.generator_optimizer.lr=1e-9",
+    ]
     said = run(home, *settings)
     assert "warning, step 10: most images of a batch get one and the same caption" in said
     assert "train.kl_weight" in said
@@ -225,7 +257,9 @@ def test_collapse_is_a_warning_or_an_error(whole: Path, home: Path) -> None:
     assert "Traceback" not in said
 
 
-def test_a_hub_or_a_cache_of_it_gives_the_generator_to_start_from(whole: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_or_a_cache_of_it_gives_the_generator_to_start_from(
+    whole: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A cache in the hub's own layout, as a download leaves it; the network is not asked."""
     snapshot = home / "hub" / "models--us--ours" / "snapshots" / ("0" * 40)
     shutil.copytree(run_folder(whole) / "checkpoints" / "last", snapshot)
@@ -235,7 +269,9 @@ def test_a_hub_or_a_cache_of_it_gives_the_generator_to_start_from(whole: Path, h
     monkeypatch.setenv("HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     run(home, "train.init_from=us/ours", "variant=more", "train.steps=1", "train.log_every=1")
-    (row, *_) = [json.loads(line) for line in next(home.glob("runs/*/more/seed=0/metrics.jsonl")).read_text().splitlines()]
+    (row, *_) = [
+        json.loads(line) for line in next(home.glob("runs/*/more/seed=0/metrics.jsonl")).read_text().splitlines()
+    ]
     trained = metrics(whole)[-2]
     assert abs(row["reward/cos"] - trained["reward/cos"]) < 3
     said = run(home, "train.init_from=us/nothing", "variant=none", code=1)

@@ -35,13 +35,26 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def command(home: Path, *overrides: str) -> list[str]:
-    places = (f"artifacts_dir={home / 'artifacts'}", f"runs_dir={home / 'runs'}", f"hydra.sweep.dir={home / 'multirun'}")
+    places = (
+        f"artifacts_dir={home / 'artifacts'}",
+        f"runs_dir={home / 'runs'}",
+        f"hydra.sweep.dir={home / 'multirun'}",
+    )
     flags = [word for word in overrides if word.startswith("-")]
-    return [sys.executable, str(ROOT / "run.py"), *flags, *OVERRIDES, *places, *(word for word in overrides if word not in flags)]
+    return [
+        sys.executable,
+        str(ROOT / "run.py"),
+        *flags,
+        *OVERRIDES,
+        *places,
+        *(word for word in overrides if word not in flags),
+    ]
 
 
 def run(home: Path, *overrides: str) -> str:
-    done = subprocess.run(command(home, *overrides), cwd=home, env=environment(home), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command(home, *overrides), cwd=home, env=environment(home), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -70,7 +83,9 @@ def tables(found: Written) -> list[list[dict[str, Any]]]:
             with Image.open(lying[cells["picture"]["path"]]) as picture:
                 assert 16 < max(picture.size) <= 200
         made.append(rows)
-    assert [len(rows) for rows in made] == [row["eval/captions"]["nrows"] for row in found.rows if "eval/captions" in row]
+    assert [len(rows) for rows in made] == [
+        row["eval/captions"]["nrows"] for row in found.rows if "eval/captions" in row
+    ]
     return made
 
 
@@ -80,7 +95,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("whole")
     said = run(home, "-m", "seed=0", "wandb.artifacts=true", "wandb.tags=[mine]")
     assert [
-        line for line in said.splitlines() if "wandb" in line.replace(str(home), "") and "[HYDRA]" not in line and "#0" not in line
+        line
+        for line in said.splitlines()
+        if "wandb" in line.replace(str(home), "") and "[HYDRA]" not in line and "#0" not in line
     ] == []
     return home
 
@@ -117,12 +134,16 @@ def test_its_curves_are_metrics_jsonl(whole: Path) -> None:
     for row in rows:
         sent = next(r for r in trained.rows if r["_step"] == row["step"])
         assert sent["train/step"] == row["step"]
-        assert {name: sent[name] for name in row if name != "step"} == pytest.approx({k: v for k, v in row.items() if k != "step"})
+        assert {name: sent[name] for name in row if name != "step"} == pytest.approx(
+            {k: v for k, v in row.items() if k != "step"}
+        )
     validations = {row["step"]: row for row in rows if "eval/CIDEr" in row}
     assert list(validations) == [4, 8, 12]
     settings = read_json(run_folder(whole) / "settings.json")
     an_epoch = settings["dataset.world.train_images"] / settings["train.batch_size"]
-    assert [row["eval/epoch"] for row in validations.values()] == pytest.approx([step / an_epoch for step in validations])
+    assert [row["eval/epoch"] for row in validations.values()] == pytest.approx(
+        [step / an_epoch for step in validations]
+    )
     best = max(validations.values(), key=lambda row: row["eval/CIDEr"])
     for summary in (trained.summary, scored.summary):  # `wandb sync` takes the last one
         assert summary["eval/best_CIDEr"] == pytest.approx(best["eval/CIDEr"])
@@ -136,7 +157,10 @@ def test_every_validation_is_a_table_of_the_same_images(whole: Path) -> None:
     made = tables(written(files(run_folder(whole))[0]))
     references = {str(k): v for k, v in val_references(whole).items()}
     for rows, step in zip(made, (4, 8, 12), strict=True):
-        captions = {str(r["image_id"]): r["caption"] for r in read_json(run_folder(whole) / "validation" / f"step_{step:06d}.json")}
+        captions = {
+            str(r["image_id"]): r["caption"]
+            for r in read_json(run_folder(whole) / "validation" / f"step_{step:06d}.json")
+        }
         assert len(rows) == min(32, len(captions))
         assert [row["image"] for row in rows] == [row["image"] for row in made[0]]
         for row in rows:
@@ -177,7 +201,10 @@ def test_checkpoint_and_captions_are_artifacts_that_say_what_they_were_made_from
     (captions,) = [a for a in scored.artifacts if a.type == "predictions"]
     assert {entry.path for entry in captions.manifest.contents} == {"captions.json", "per_image.json", "scores.json"}
     used = folder / "checkpoints" / trained.config["evaluate"]["which"]
-    assert json.loads(captions.metadata)["checkpoint"] == read_json(used / "checkpoint.json")["files"]["generator.safetensors"]
+    assert (
+        json.loads(captions.metadata)["checkpoint"]
+        == read_json(used / "checkpoint.json")["files"]["generator.safetensors"]
+    )
 
 
 def test_wandb_changes_no_number(whole: Path, home: Path) -> None:
@@ -185,14 +212,20 @@ def test_wandb_changes_no_number(whole: Path, home: Path) -> None:
     assert not (run_folder(home) / "wandb").exists()
     assert metrics(home) == metrics(whole)
     for name in ("generator", "training"):
-        mine, theirs = (load_file(run_folder(h) / "checkpoints" / "last" / f"{name}.safetensors") for h in (home, whole))
+        mine, theirs = (
+            load_file(run_folder(h) / "checkpoints" / "last" / f"{name}.safetensors") for h in (home, whole)
+        )
         assert mine.keys() == theirs.keys()
-        assert all(mine[key].equal(theirs[key]) for key in theirs if "rng" not in key)  # which hang on what the process did before
+        assert all(
+            mine[key].equal(theirs[key]) for key in theirs if "rng" not in key
+        )  # which hang on what the process did before
 
 
 def test_a_run_killed_and_started_again_is_one_run_without_a_gap(whole: Path, home: Path) -> None:
     slow = ("stage=train", "train.log_every=1", "train.checkpoint_every=2")
-    job = subprocess.Popen(command(home, *slow), cwd=home, env=environment(home), stdout=subprocess.DEVNULL, start_new_session=True)
+    job = subprocess.Popen(
+        command(home, *slow), cwd=home, env=environment(home), stdout=subprocess.DEVNULL, start_new_session=True
+    )
     deadline = time.monotonic() + 100
     while not any(len(f.read_text().splitlines()) >= 6 for f in home.glob("runs/demo_tiny/*/seed=0/metrics.jsonl")):
         assert job.poll() is None
@@ -246,7 +279,12 @@ def agents_command(sweep: Path, values: dict[str, Any]) -> list[str]:
     config = utils.load_sweep_config(str(sweep))
     assert config is not None
     words = utils.create_sweep_command_args({"args": {name: {"value": value} for name, value in values.items()}})
-    known = {**words, "env": ["/usr/bin/env"], "interpreter": [sys.executable], "program": [str(ROOT / config["program"])]}
+    known = {
+        **words,
+        "env": ["/usr/bin/env"],
+        "interpreter": [sys.executable],
+        "program": [str(ROOT / config["program"])],
+    }
     parts = utils.create_sweep_command(config["command"])
     return [word for part in parts for word in (known[part[2:-1]] if part.startswith("${") else [part])]
 
@@ -263,7 +301,9 @@ def test_a_wandb_sweep_asks_for_settings_that_there_are_and_never_looks_at_test_
     assert [line.split(":")[0] for line in head] == ["# Question", "# Cost", "# Run"]
     first, last = {}, {}
     for name, range_ in config["parameters"].items():
-        low, high = (range_["values"][0], range_["values"][-1]) if "values" in range_ else (range_["min"], range_["max"])
+        low, high = (
+            (range_["values"][0], range_["values"][-1]) if "values" in range_ else (range_["min"], range_["max"])
+        )
         assert ("values" in range_) != (range_.get("distribution") == "q_uniform" and range_["q"] > 0)
         first[name], last[name] = low, high
     for values in (first, last):
@@ -273,14 +313,23 @@ def test_a_wandb_sweep_asks_for_settings_that_there_are_and_never_looks_at_test_
 
 
 def test_what_an_agent_starts_is_a_run_of_its_sweep(home: Path, server: Server) -> None:
-    words = agents_command(ROOT / "sweeps/wandb/grid.yaml", {"aggregation_t.t": 120, "reward_weights": "clip_cos", "seed": 0})
+    words = agents_command(
+        ROOT / "sweeps/wandb/grid.yaml", {"aggregation_t.t": 120, "reward_weights": "clip_cos", "seed": 0}
+    )
     words = [word for word in words if word != "experiment=coco_coco"]
     here = environment(
-        home, WANDB_BASE_URL=server.url, WANDB_API_KEY="a" * 40, WANDB_SWEEP_ID="sweep123", WANDB_RUN_ID="agent123", WANDB_PROJECT="cgtgan"
+        home,
+        WANDB_BASE_URL=server.url,
+        WANDB_API_KEY="a" * 40,
+        WANDB_SWEEP_ID="sweep123",
+        WANDB_RUN_ID="agent123",
+        WANDB_PROJECT="cgtgan",
     )
     given = [word for word in command(home)[2:] if not word.startswith("hydra")]
     for _ in range(2):  # the second finds everything done, and an agent's run must have its result all the same
-        done = subprocess.run([*words[:3], *given, *words[3:]], cwd=home, env=here, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(
+            [*words[:3], *given, *words[3:]], cwd=home, env=here, capture_output=True, text=True, timeout=200
+        )
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         (run_,) = (home / "runs" / "demo_tiny").glob("*/seed=0")

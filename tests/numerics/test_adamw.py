@@ -22,13 +22,17 @@ class OneMatrix(nn.Module):
         self.weight = nn.Parameter(torch.tensor(value))
 
 
-@pytest.mark.parametrize(("case", "eps", "decay"), [("cgtgan", 1e-8, 0.05), ("init", 1e-6, 0.05), ("nodecay", 1e-8, 0.0)])
+@pytest.mark.parametrize(
+    ("case", "eps", "decay"), [("cgtgan", 1e-8, 0.05), ("init", 1e-6, 0.05), ("nodecay", 1e-8, 0.0)]
+)
 def test_golden(case: str, eps: float, decay: float) -> None:
     """Six gradients from 1e-6 to 20 in size; the numbers tell the epsilon and the decay of torch's update from those of transformers'."""
     golden = np.load(GOLDEN / "adamw.npz")
     module = OneMatrix(golden["p0"])
     optimizer = Optimizer(module, OptimizerConfig(lr=0.01, eps=eps, weight_decay=decay, grad_clip=0.0), 6)
-    for step, (gradient, expected, old) in enumerate(zip(golden["grads"], golden[f"{case}_torch"], golden[f"{case}_hf"], strict=True), 1):
+    for step, (gradient, expected, old) in enumerate(
+        zip(golden["grads"], golden[f"{case}_torch"], golden[f"{case}_hf"], strict=True), 1
+    ):
         optimizer.step((module.weight * torch.tensor(gradient)).sum(), step)
         found = module.weight.detach().numpy()
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-7)
@@ -36,7 +40,9 @@ def test_golden(case: str, eps: float, decay: float) -> None:
             assert np.abs(found - old).max() > 1e-6
 
 
-@pytest.mark.parametrize(("case", "eps", "decay"), [("cgtgan", 1e-8, 0.05), ("init", 1e-6, 0.05), ("nodecay", 1e-8, 0.0)])
+@pytest.mark.parametrize(
+    ("case", "eps", "decay"), [("cgtgan", 1e-8, 0.05), ("init", 1e-6, 0.05), ("nodecay", 1e-8, 0.0)]
+)
 def test_golden_released(case: str, eps: float, decay: float) -> None:
     golden = np.load(GOLDEN / "adamw.npz")
     module = OneMatrix(golden["p0"])
@@ -48,12 +54,16 @@ def test_golden_released(case: str, eps: float, decay: float) -> None:
 
 
 def test_released_decay_takes_the_norms_that_its_name_filter_misses() -> None:
-    moved, still = decayed(GPT2LMHeadModel(GPT2Config(vocab_size=30, n_embd=8, n_layer=1, n_head=2, n_positions=16)), released=True)
+    moved, still = decayed(
+        GPT2LMHeadModel(GPT2Config(vocab_size=30, n_embd=8, n_layer=1, n_head=2, n_positions=16)), released=True
+    )
     assert {"transformer.h.0.ln_1.weight", "transformer.ln_f.weight"} <= moved
     assert all("bias" in name for name in still)
     moved, still = decayed(TransformerMapper(6, 16, 3, 2, layers=1, heads=2), released=True)
     assert any("norm" in name and name.endswith("weight") for name in moved)
-    encoder = RobertaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    encoder = RobertaConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
     _, still = decayed(RobertaModel(encoder), released=True)
     assert any(name.endswith("LayerNorm.weight") for name in still)
 
@@ -81,7 +91,9 @@ def test_no_norm_and_no_bias_of_the_others_is_decayed() -> None:
     mapper_moved, mapper_still = decayed(TransformerMapper(6, 16, 3, 2, layers=1, heads=2))
     assert mapper_still == {name for name in mapper_moved | mapper_still if name.endswith("bias") or "norm" in name}
     assert "prefix_const" in mapper_moved
-    encoder = RobertaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    encoder = RobertaConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
     moved, still = decayed(RobertaModel(encoder))
     assert still == {name for name in moved | still if name.endswith("bias") or "LayerNorm" in name}
 

@@ -65,7 +65,9 @@ def test_golden(golden: Any, dtype: str, answer: str, t: int, chunk_bytes: int) 
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
     seed=st.integers(0, 2**31),
 )
-def test_equals_a_float64_softmax(rows: int, texts: int, dim: int, t: float, chunk_bytes: int, dtype: torch.dtype, seed: int) -> None:
+def test_equals_a_float64_softmax(
+    rows: int, texts: int, dim: int, t: float, chunk_bytes: int, dtype: torch.dtype, seed: int
+) -> None:
     random = torch.Generator().manual_seed(seed)
     image = torch.randn(rows, dim, generator=random).to(dtype)
     text = (3 * torch.randn(texts, dim, generator=random)).to(dtype)
@@ -234,7 +236,9 @@ def test_sizes_far_from_one_change_no_cosine() -> None:
     usual = aggregate_text_embeddings(images, texts, 50.0)
     for scale in (1e-25, 1e25):
         torch.testing.assert_close(aggregate_text_embeddings(images * scale, texts, 50.0), usual, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(aggregate_text_embeddings(images, texts * scale, 50.0) / scale, usual, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            aggregate_text_embeddings(images, texts * scale, 50.0) / scale, usual, rtol=1e-5, atol=1e-5
+        )
 
 
 PEAK = """
@@ -260,7 +264,9 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
         save_file({"embeddings": vectors}, tmp_path / f"{rows}.safetensors")
     paths = [str(tmp_path / f"{rows}.safetensors") for rows in (small, large)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", PEAK, *paths], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, *paths], env=environment, capture_output=True, text=True, check=True
+    )
     _, before, after = (int(line) * 1024 for line in done.stdout.split())
     mapped = (large - small) * 64 * 2
     assert after - before <= mapped + 8 * 2**20

@@ -42,7 +42,9 @@ def test_each_caption_as_released(golden: dict[str, Any], rule: str) -> None:
 
 def test_each_shutterstock_caption_at_three_draws(golden: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for place, value in enumerate(golden["shutterstock"]["rands"]):
-        monkeypatch.setattr(corpora.np.random, "RandomState", lambda seed, value=value: type("R", (), {"rand": lambda self: value})())
+        monkeypatch.setattr(
+            corpora.np.random, "RandomState", lambda seed, value=value: type("R", (), {"rand": lambda self: value})()
+        )
         for case in golden["shutterstock"]["per_caption"]:
             check("shutterstock", case["raw"], case["by_rand"][place])
 

@@ -36,8 +36,15 @@ def judge(golden: Any) -> Discriminator:
     vocabulary = {"<s>": BEGIN, "<pad>": PAD, "</s>": END, "<unk>": 3, ".": STOP} | {f"w{i}": i + 5 for i in range(65)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    config = RobertaConfig(vocab_size=70, max_position_embeddings=40, pad_token_id=PAD, type_vocab_size=1, layer_norm_eps=1e-5, **sizes)
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
+    config = RobertaConfig(
+        vocab_size=70, max_position_embeddings=40, pad_token_id=PAD, type_vocab_size=1, layer_norm_eps=1e-5, **sizes
+    )
     model = Discriminator(RobertaModel(config), TextTokenizer(words), 10)
     weights = {key[2:]: torch.tensor(golden[key]) for key in golden.files if key.startswith("w.")}
     del weights[POSITIONS]
@@ -46,7 +53,9 @@ def judge(golden: Any) -> Discriminator:
 
 
 def close(found: Tensor, expected: Any) -> None:
-    torch.testing.assert_close(found.detach().flatten().double(), torch.as_tensor(expected).flatten().double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        found.detach().flatten().double(), torch.as_tensor(expected).flatten().double(), rtol=1e-5, atol=1e-5
+    )
 
 
 def with_our_end(tokens: Tensor) -> Tensor:
@@ -79,7 +88,9 @@ def test_a_cut_text_ends_as_a_whole_one(judge: Discriminator) -> None:
 
 
 def test_golden_loss_and_gradient(judge: Discriminator, golden: Any) -> None:
-    real, fake = (judge(torch.tensor(golden[f"{n}_tokens"]), torch.tensor(golden[f"{n}_mask"]).long()) for n in ("real", "fake"))
+    real, fake = (
+        judge(torch.tensor(golden[f"{n}_tokens"]), torch.tensor(golden[f"{n}_mask"]).long()) for n in ("real", "fake")
+    )
     close(torch.cat([real, fake]), golden["D_logits"])
     loss = discriminator_loss(real, fake)
     close(loss, golden["D_loss"])
@@ -106,7 +117,9 @@ def test_golden_policy_gradient(judge: Discriminator, golden: Any, texts: dict[s
 
 def test_identical_texts_are_judged_once_and_alike(judge: Discriminator, texts: dict[str, list[str]]) -> None:
     sizes = []
-    handle = judge.text_encoder.register_forward_hook(lambda _m, _i, kwargs, _o: sizes.append(len(kwargs["input_ids"])), with_kwargs=True)
+    handle = judge.text_encoder.register_forward_hook(
+        lambda _m, _i, kwargs, _o: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
     several = [*texts["fake"], *reversed(texts["fake"]), *texts["fake"][:3]]
     found = judge.score(several)
     handle.remove()

@@ -50,14 +50,20 @@ def make(seed: int, family: str = "gpt2", *, spread: float = 0.3) -> CaptionGene
     for p in language_model.parameters():
         if p.dim() > 1:
             torch.nn.init.normal_(p, std=spread)
-    return CaptionGenerator(language_model, MLPMapper(DIM, 32, 3), stop_token_id=STOP, end_token_id=END, max_length=LENGTH).eval()
+    return CaptionGenerator(
+        language_model, MLPMapper(DIM, 32, 3), stop_token_id=STOP, end_token_id=END, max_length=LENGTH
+    ).eval()
 
 
 def released(weights: Any) -> CaptionGenerator:
-    config = GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=48, bos_token_id=END, eos_token_id=END)
+    config = GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=48, bos_token_id=END, eos_token_id=END
+    )
     mapper = MLPMapper(DIM, 32, 3)
     model = CaptionGenerator(GPT2LMHeadModel(config), mapper, stop_token_id=STOP, end_token_id=END, max_length=LENGTH)
-    model.load_state_dict({key[2:]: torch.tensor(weights[key]) for key in weights.files if key.startswith("w.")}, strict=True)
+    model.load_state_dict(
+        {key[2:]: torch.tensor(weights[key]) for key in weights.files if key.startswith("w.")}, strict=True
+    )
     return model.eval()
 
 
@@ -88,7 +94,8 @@ def test_golden_mappers(shared: Path) -> None:
     mlp, transformer = MLPMapper(32, 64, 4), TransformerMapper(32, 64, 4, 3, layers=2, heads=8)
     for prefix, mapper in (("mlp", mlp), ("tf", transformer)):
         mapper.load_state_dict(
-            {k[len(prefix) + 1 :]: torch.tensor(golden[k]) for k in golden.files if k.startswith(f"{prefix}.")}, strict=True
+            {k[len(prefix) + 1 :]: torch.tensor(golden[k]) for k in golden.files if k.startswith(f"{prefix}.")},
+            strict=True,
         )
         found = mapper(torch.tensor(golden[f"{prefix}_x"]))
         assert found.shape == (5, 4, 64)
@@ -105,7 +112,8 @@ def test_golden_greedy(decoding: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "choices", "temperature"), [("plain", "choices", 1.0), ("temp07", "choices", 0.7), ("allstop", "choices_allstop", 1.0)]
+    ("case", "choices", "temperature"),
+    [("plain", "choices", 1.0), ("temp07", "choices", 0.7), ("allstop", "choices_allstop", 1.0)],
 )
 def test_golden_log_probs_of_choices(decoding: Any, case: str, choices: str, temperature: float) -> None:
     model, x = released(decoding), torch.tensor(decoding["x"])
@@ -191,12 +199,16 @@ def generate(model: CaptionGenerator, x: Tensor, **settings: Any) -> Tensor:
     mask = torch.ones(prefix.shape[:2], dtype=torch.long)
     ids = {"eos_token_id": STOP, "pad_token_id": END, "bos_token_id": 0}
     language_model: Any = model.gpt
-    return language_model.generate(inputs_embeds=prefix, attention_mask=mask, do_sample=False, max_new_tokens=LENGTH, **ids, **settings)
+    return language_model.generate(
+        inputs_embeds=prefix, attention_mask=mask, do_sample=False, max_new_tokens=LENGTH, **ids, **settings
+    )
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("beams", [3, 5])
-@pytest.mark.parametrize(("family", "seed", "spread"), [("gpt2", 0, 0.3), ("gpt2", 1, 0.1), ("gpt2", 2, 0.5), ("llama", 3, 0.3)])
+@pytest.mark.parametrize(
+    ("family", "seed", "spread"), [("gpt2", 0, 0.3), ("gpt2", 1, 0.1), ("gpt2", 2, 0.5), ("llama", 3, 0.3)]
+)
 def test_beam_is_transformers_beam(family: str, seed: int, spread: float, beams: int, length_penalty: float) -> None:
     model, x = make(seed, family, spread=spread), inputs(7, seed)
     found = model.beam(x, beams, length_penalty=length_penalty)
@@ -263,7 +275,9 @@ def test_first_token_is_drawn_from_the_softmax(temperature: float) -> None:
     """20,000 draws against the probabilities, by chi-square; a top-k of 50 or a top-p of 0.95 would leave tokens out."""
     draws = 20_000
     model, x = make(3, spread=0.12), inputs(1)
-    found = model.sample(x, draws, generator=torch.Generator().manual_seed(5), max_length=1, temperature=temperature).drawn[0, :, 0]
+    found = model.sample(
+        x, draws, generator=torch.Generator().manual_seed(5), max_length=1, temperature=temperature
+    ).drawn[0, :, 0]
     logits = model.token_logits(model.prefix(x), torch.zeros(1, 1, dtype=torch.long))[0, 0] / temperature
     expected = logits.double().softmax(-1).detach() * draws
     assert float(expected.min()) > 5
@@ -313,7 +327,9 @@ def test_clocks_are_exponential_and_each_captions_own() -> None:
     assert float(drawn.min()) > 0
     at = torch.linspace(0.05, 4, 40, dtype=torch.float64)
     share = (drawn[:, None] <= at).double().mean(0)
-    assert float((share - (1 - (-at).exp())).abs().max()) < 2 / len(drawn) ** 0.5  # Kolmogorov's distance: above this once in 1,500
+    assert (
+        float((share - (1 - (-at).exp())).abs().max()) < 2 / len(drawn) ** 0.5
+    )  # Kolmogorov's distance: above this once in 1,500
 
 
 def test_rounding_of_a_large_vocabulary_changes_no_draw() -> None:

@@ -14,7 +14,15 @@ from cgtgan.evaluation.metrics import Scores, approximate_tokenize, score_captio
 
 PUBLISHED = {"BLEU-1": 0.5794, "BLEU-2": 0.4044, "BLEU-3": 0.2785, "BLEU-4": 0.1908}
 PUBLISHED |= {"METEOR": 0.1953, "ROUGE-L": 0.3963, "CIDEr": 0.5998}
-KEYS = {"BLEU-1": "B1", "BLEU-2": "B2", "BLEU-3": "B3", "BLEU-4": "B4", "METEOR": "METEOR", "ROUGE-L": "ROUGE_L", "CIDEr": "CIDEr"}
+KEYS = {
+    "BLEU-1": "B1",
+    "BLEU-2": "B2",
+    "BLEU-3": "B3",
+    "BLEU-4": "B4",
+    "METEOR": "METEOR",
+    "ROUGE-L": "ROUGE_L",
+    "CIDEr": "CIDEr",
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +48,14 @@ def test_published_sample_scores(scores: Scores, shared: Path) -> None:
 def test_per_image_means_are_the_corpus_scores_where_the_metric_is_a_mean(scores: Scores) -> None:
     assert len(scores.per_image) == 1000
     for name in ("CIDEr", "ROUGE-L"):
-        assert np.mean([row[name] for row in scores.per_image.values()]) == pytest.approx(scores.corpus[name], abs=1e-12)
+        assert np.mean([row[name] for row in scores.per_image.values()]) == pytest.approx(
+            scores.corpus[name], abs=1e-12
+        )
 
 
-def test_tokens_are_those_of_pycocoevalcap(real_captions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_those_of_pycocoevalcap(
+    real_captions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     # The class writes beside its own file: let it believe that it lives in a copy of its folder.
@@ -51,7 +63,13 @@ def test_tokens_are_those_of_pycocoevalcap(real_captions: list[str], tmp_path: P
     monkeypatch.setattr(ptbtokenizer, "__file__", str(tmp_path / "tokenizer" / "ptbtokenizer.py"))
     java = jvm.find_java()
     assert java is not None
-    odd = ['"Don\'t," she said: a U.S. (red) dog -- 1 1/2 ft; colour!', "", "...", "a | b ||| c", "café \N{GRINNING FACE} naïve"]
+    odd = [
+        '"Don\'t," she said: a U.S. (red) dog -- 1 1/2 ft; colour!',
+        "",
+        "...",
+        "a | b ||| c",
+        "café \N{GRINNING FACE} naïve",
+    ]
     captions = real_captions + odd + real_captions[:1]
     theirs = ptbtokenizer.PTBTokenizer().tokenize({i: [{"caption": text}] for i, text in enumerate(captions)})
     ours = jvm.ptb_tokenize(java, captions, timeout_s=60)

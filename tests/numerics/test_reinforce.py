@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from cgtgan.method.reinforce import advantages, kl_to_reference, learning_rate_factor, policy_gradient_loss, semantic_weight
+from cgtgan.method.reinforce import (
+    advantages,
+    kl_to_reference,
+    learning_rate_factor,
+    policy_gradient_loss,
+    semantic_weight,
+)
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
@@ -21,7 +27,9 @@ def schedule() -> dict[str, Any]:
 def test_golden_semantic_weight(schedule: dict[str, Any]) -> None:
     assert len(schedule["reward_weight"]) == 11
     for step, weight in schedule["reward_weight"].items():
-        assert semantic_weight(int(step), max_weight=0.5, delay_steps=150, ramp_steps=2350) == pytest.approx(weight, rel=1e-12, abs=0)
+        assert semantic_weight(int(step), max_weight=0.5, delay_steps=150, ramp_steps=2350) == pytest.approx(
+            weight, rel=1e-12, abs=0
+        )
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,9 @@ def as_released(golden: Any, name: str, cos_weight: float, clip_weight: float) -
     cos, clip = (term * unit.float().norm(dim=-1) for term in (rounded.cos, rounded.clip))
     assert (ours.cos - cos).abs().max() < 0.02
     assert (ours.clip - clip).abs().max() < 0.02
-    return SemanticReward((1 - clip_weight) * (cos_weight * cos + (1 - cos_weight) * ours.l1) + clip_weight * clip, cos, ours.l1, clip)
+    return SemanticReward(
+        (1 - clip_weight) * (cos_weight * cos + (1 - cos_weight) * ours.l1) + clip_weight * clip, cos, ours.l1, clip
+    )
 
 
 @pytest.mark.parametrize(("cos_weight", "clip_weight"), WEIGHTS)
@@ -54,7 +56,9 @@ def test_golden(golden: Any, name: str, baseline: str, cos_weight: float, clip_w
     samples = IMAGES * SAMPLES
     reward = as_released(golden, name, cos_weight, clip_weight)
     log_probs = torch.tensor(golden["sample_logprobs"]).requires_grad_()
-    advantage = advantages(reward.total[:samples].view(IMAGES, SAMPLES), reward.total[samples:] if baseline == "greedy" else None)
+    advantage = advantages(
+        reward.total[:samples].view(IMAGES, SAMPLES), reward.total[samples:] if baseline == "greedy" else None
+    )
     loss = policy_gradient_loss(advantage, log_probs.view(IMAGES, SAMPLES))
     loss.backward()
 
@@ -66,12 +70,17 @@ def test_golden(golden: Any, name: str, baseline: str, cos_weight: float, clip_w
     close(log_probs.grad, golden[f"{key}_grad"])
     # without greedy rows the released program takes the last images' samples for them (METHOD, slip 7)
     logged = samples if baseline == "greedy" else samples - IMAGES
-    close(torch.stack([term[:logged].mean() for term in (reward.l1, reward.cos, reward.clip)]), golden[f"{key}_l1_cos_clip"])
+    close(
+        torch.stack([term[:logged].mean() for term in (reward.l1, reward.cos, reward.clip)]),
+        golden[f"{key}_l1_cos_clip"],
+    )
 
 
 def one(text: list[float], aggregated: list[float], image: list[float], **weights: float) -> dict[str, float]:
     rows = [torch.tensor([x]) for x in (text, aggregated, image)]
-    reward = semantic_reward(*rows, cos_weight=weights["cos"], clip_weight=weights["clip"], logit_scale=weights.get("scale", 100.0))
+    reward = semantic_reward(
+        *rows, cos_weight=weights["cos"], clip_weight=weights["clip"], logit_scale=weights.get("scale", 100.0)
+    )
     return {name: value.item() for name, value in reward._asdict().items()}
 
 
@@ -104,7 +113,9 @@ def test_float16_is_computed_in_float32() -> None:
     assert reward.cos.item() == pytest.approx(100, rel=1e-6)
 
 
-@pytest.mark.parametrize("shapes", [((3, 4), (2, 4), (3, 4)), ((3, 4), (3, 4), (3, 5)), ((4,), (4,), (4,)), ((1, 4), (3, 4), (3, 4))])
+@pytest.mark.parametrize(
+    "shapes", [((3, 4), (2, 4), (3, 4)), ((3, 4), (3, 4), (3, 5)), ((4,), (4,), (4,)), ((1, 4), (3, 4), (3, 4))]
+)
 def test_wrong_shapes_are_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
     with pytest.raises(ValueError, match=r"must all be \(R, D\)"):
         semantic_reward(*(torch.ones(s) for s in shapes), cos_weight=0.5, clip_weight=0.0)

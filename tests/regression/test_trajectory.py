@@ -42,7 +42,11 @@ SENTENCES = [
 
 
 def versions() -> dict[str, str]:
-    return {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__, "tokenizers": tokenizers.__version__}
+    return {
+        "torch": torch.__version__.split("+")[0],
+        "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
+    }
 
 
 def trajectory() -> list[dict[str, float]]:
@@ -59,7 +63,9 @@ def trajectory() -> list[dict[str, float]]:
     bundle = make_generator(cfg.generator, make_tokenizer(cfg.generator, SENTENCES), backbone.dim, seed=1)
     judge = make_discriminator(cfg.discriminator, SENTENCES, cfg.generator.max_length, seed=2)
     recipe = OptimizerConfig(lr=1e-3, warmup_steps=3)
-    made = Players(bundle, None, judge, backbone, Optimizer(bundle.model, recipe, STEPS), Optimizer(judge, recipe, STEPS))
+    made = Players(
+        bundle, None, judge, backbone, Optimizer(bundle.model, recipe, STEPS), Optimizer(judge, recipe, STEPS)
+    )
     noise = torch.Generator().manual_seed(3)
     images, targets = torch.randn(2, 40, backbone.dim, generator=noise)
     order, texts = EpochOrder(40, 0, "images"), EpochOrder(len(SENTENCES), 0, "real")
@@ -76,7 +82,9 @@ def trajectory() -> list[dict[str, float]]:
 
 def test_twenty_steps_are_as_stored() -> None:
     stored = json.loads(STORED.read_text())
-    assert stored["versions"] == versions(), "other libraries: look whether the trajectory still holds, and store it anew"
+    assert stored["versions"] == versions(), (
+        "other libraries: look whether the trajectory still holds, and store it anew"
+    )
     for step, (found, wanted) in enumerate(zip(trajectory(), stored["rows"], strict=True), start=1):
         assert found == pytest.approx(wanted, rel=1e-3, abs=1e-4), f"step {step}"
 

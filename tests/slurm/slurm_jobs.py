@@ -32,7 +32,13 @@ class Sweep:
             *(f"hydra.launcher.{f}" for f in ("gpus_per_node=null", "mem_gb=null", "cpus_per_task=1")),
         )
         given = {override.split("=")[0] for override in overrides}
-        command = [sys.executable, str(ROOT / "run.py"), "-m", *(c for c in common if c.split("=")[0] not in given), *overrides]
+        command = [
+            sys.executable,
+            str(ROOT / "run.py"),
+            "-m",
+            *(c for c in common if c.split("=")[0] not in given),
+            *overrides,
+        ]
         out = self.root / f"command_{len(self.started)}.txt"
         process = subprocess.Popen(command, stdout=out.open("w"), stderr=subprocess.STDOUT, text=True, cwd=self.root)
         self.started[process] = out

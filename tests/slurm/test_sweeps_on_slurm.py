@@ -21,7 +21,12 @@ if os.environ.get("CGTGAN_SLURM") != "1":
 
 
 def steps(count: int) -> tuple[str, ...]:
-    return (f"train.steps={count}", f"train.validate_every={count}", "train.checkpoint_every=100000", "train.checkpoint_minutes=null")
+    return (
+        f"train.steps={count}",
+        f"train.validate_every={count}",
+        "train.checkpoint_every=100000",
+        "train.checkpoint_minutes=null",
+    )
 
 
 def test_a_sweep_is_submitted_once_and_only_what_is_missing_again(sweep: Sweep) -> None:
@@ -29,7 +34,12 @@ def test_a_sweep_is_submitted_once_and_only_what_is_missing_again(sweep: Sweep) 
     code, printed = sweep(*line)
     assert code == 0, printed
     runs = sorted((sweep.root / "runs/demo_tiny").glob("*/seed=*"))
-    assert [f"{run.parent.name.split('_')[1]} {run.name}" for run in runs] == ["t120 seed=0", "t120 seed=1", "t80 seed=0", "t80 seed=1"]
+    assert [f"{run.parent.name.split('_')[1]} {run.name}" for run in runs] == [
+        "t120 seed=0",
+        "t120 seed=1",
+        "t80 seed=0",
+        "t80 seed=1",
+    ]
     ids = job_ids(printed)
     assert ids == [f"{ids[0].split('_')[0]}_{i}" for i in range(4)]
     for run in runs:
@@ -68,7 +78,9 @@ def test_processes_of_a_job_train_one_run(sweep: Sweep) -> None:
     """On one node and on two: the single run's scores, and its weights but for the order of sums."""
     kinds = {"one": (1, 1), "two": (1, 2), "nodes": (2, 1)}
     started = {
-        name: sweep.start(f"name={name}", *steps(12), f"hydra.launcher.nodes={nodes}", f"hydra.launcher.tasks_per_node={tasks}")
+        name: sweep.start(
+            f"name={name}", *steps(12), f"hydra.launcher.nodes={nodes}", f"hydra.launcher.tasks_per_node={tasks}"
+        )
         for name, (nodes, tasks) in kinds.items()
     }
     for process in started.values():
@@ -90,10 +102,17 @@ def test_a_run_that_was_out_of_time_or_pre_empted_ends_as_if_it_had_not_been(swe
     assert code == 0, printed
     second = statistics.median(row["train/seconds"] for row in rows(sweep.run("speed")) if "train/seconds" in row)
     # longer than the 15 to 45 s after its start at which a job of a minute is told; three of them share two cores
-    training = (*steps(math.ceil(40 / second)), "wandb=offline", "train.generator_optimizer.lr=1e-6", "train.log_every=1")
+    training = (
+        *steps(math.ceil(40 / second)),
+        "wandb=offline",
+        "train.generator_optimizer.lr=1e-6",
+        "train.log_every=1",
+    )
     node = [f"hydra.launcher.nodelist=127.0.0.{number}" for number in (1, 2)]
     undisturbed = sweep.start("name=undisturbed", *training, node[0])
-    timed_out = sweep.start("name=timed_out", *training, node[0], "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=15")
+    timed_out = sweep.start(
+        "name=timed_out", *training, node[0], "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=15"
+    )
     pre_empted = sweep.start("name=pre_empted", *training, node[1], "hydra.launcher.partition=low")
 
     def folder(name: str) -> list[Path]:
@@ -101,7 +120,13 @@ def test_a_run_that_was_out_of_time_or_pre_empted_ends_as_if_it_had_not_been(swe
 
     until(lambda: folder("pre_empted") and len(rows(folder("pre_empted")[0])) > 3, "the first steps of training")
     ids = {name: (sweep.run(name) / "wandb_id.txt").read_text() for name in ("timed_out", "pre_empted")}
-    other = ("--partition=main", "--nodelist=127.0.0.2", "--exclusive", f"--output={sweep.root}/other.txt", "--wrap=sleep 2")
+    other = (
+        "--partition=main",
+        "--nodelist=127.0.0.2",
+        "--exclusive",
+        f"--output={sweep.root}/other.txt",
+        "--wrap=sleep 2",
+    )
     subprocess.run(["sbatch", *other], check=True, capture_output=True)
 
     until(lambda: job(sweep.run("timed_out"))["starts"] == 2, "a second start")
@@ -142,7 +167,10 @@ def test_what_fails_or_is_cancelled_takes_nothing_else_along(sweep: Sweep) -> No
     assert code == 1
     ending = printed[printed.index("error: 2 failed:") :]
     assert f"  seed=0: cancelled  (log: {job(runs[0])['log']})\n" in ending
-    assert f"  seed=1: killed by SIGKILL: for want of memory? hydra.launcher.mem_gb  (log: {job(runs[1])['log']})\n" in ending
+    assert (
+        f"  seed=1: killed by SIGKILL: for want of memory? hydra.launcher.mem_gb  (log: {job(runs[1])['log']})\n"
+        in ending
+    )
     assert scores(runs[2])["CIDEr"] >= 0
     assert {seed: job(run)["state"] for seed, run in runs.items()} == {0: "cancelled", 1: "failed", 2: "done"}
 
@@ -154,7 +182,9 @@ def test_what_fails_or_is_cancelled_takes_nothing_else_along(sweep: Sweep) -> No
     code, printed = sweep.wait(again)
     assert code == 130
     array = ids[0].split("_")[0]
-    assert printed.endswith(f"no longer waiting; 2 jobs go on. To cancel them: scancel {array}. The same command finds them again\n")
+    assert printed.endswith(
+        f"no longer waiting; 2 jobs go on. To cancel them: scancel {array}. The same command finds them again\n"
+    )
     code, printed = sweep("name=four", "seed=0,1,2", *steps(95))
     assert code == 2
     assert f"job {array}_0 (" in printed
@@ -169,7 +199,9 @@ def test_what_fails_or_is_cancelled_takes_nothing_else_along(sweep: Sweep) -> No
 def test_the_reason_of_a_stage_is_the_reason_of_the_job(sweep: Sweep) -> None:
     """Two processes cannot share one image: a sentence, and no other; a job beside it finishes."""
     sentence = "train.batch_size=1 in 1 parts is less than an image for each of 2 processes"
-    code, printed = sweep("name=told", "train.batch_size=1,8", "hydra.launcher.tasks_per_node=2", "variant=b${train.batch_size}")
+    code, printed = sweep(
+        "name=told", "train.batch_size=1,8", "hydra.launcher.tasks_per_node=2", "variant=b${train.batch_size}"
+    )
     assert code == 1
     assert printed.count(f"failed: {sentence}") == 2  # as it ends, and in the list
     assert "Traceback" not in printed
@@ -186,7 +218,9 @@ def process_of(job_id: str) -> int:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             variables = (folder / "environ").read_bytes().split(b"\0")
-            if b"submitit.core._submit" in (folder / "cmdline").read_bytes() and b"python" in bytes((folder / "exe").readlink()):
+            if b"submitit.core._submit" in (folder / "cmdline").read_bytes() and b"python" in bytes(
+                (folder / "exe").readlink()
+            ):
                 wanted = {f"SLURM_ARRAY_JOB_ID={array}".encode(), f"SLURM_ARRAY_TASK_ID={task}".encode()}
                 if wanted <= set(variables):
                     return int(folder.name)
@@ -210,12 +244,17 @@ def test_no_more_jobs_run_at_once_than_were_asked_for(sweep: Sweep) -> None:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (("seed=0,1", "train.batch_size=8,-3"), "error: seed=0 train.batch_size=-3: train.batch_size=-3 is not accepted"),
+        (
+            ("seed=0,1", "train.batch_size=8,-3"),
+            "error: seed=0 train.batch_size=-3: train.batch_size=-3 is not accepted",
+        ),
         (("evaluate.split=val,test",), "have the same run folder, "),
         (("seed=0,1", "hydra.launcher.partition=nowhere"), "takes no job with these fields of hydra.launcher: "),
     ],
 )
-def test_a_wrong_point_is_refused_before_anything_is_submitted(sweep: Sweep, overrides: tuple[str, ...], sentence: str) -> None:
+def test_a_wrong_point_is_refused_before_anything_is_submitted(
+    sweep: Sweep, overrides: tuple[str, ...], sentence: str
+) -> None:
     before = text_of("sacct", "-X", "-n", "-P", "-o", "JobID")
     code, printed = sweep("name=wrong", *overrides)
     assert code == 2

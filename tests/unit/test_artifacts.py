@@ -50,7 +50,18 @@ def test_fingerprint_hangs_on_content_alone() -> None:
     a, b = {"x": 1, "y": {"p": [1, 2], "q": None}}, {"y": {"q": None, "p": (1, 2)}, "x": 1}
     assert fingerprint(a) == fingerprint(b)
     assert len(fingerprint(a)) == 12
-    different: list[Any] = [{"x": 1}, {"x": 1.5}, {"x": "1"}, {"x": True}, {"x": None}, {"y": 1}, {"x": [1]}, [1], "ß", "ss"]
+    different: list[Any] = [
+        {"x": 1},
+        {"x": 1.5},
+        {"x": "1"},
+        {"x": True},
+        {"x": None},
+        {"y": 1},
+        {"x": [1]},
+        [1],
+        "ß",
+        "ss",
+    ]
     assert len({fingerprint(v) for v in different}) == len(different)
     assert fingerprint("lone \ud800 surrogate")
 
@@ -278,7 +289,9 @@ def anonymous_bytes() -> int:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="left out: memory is read from Linux's /proc")
 def test_sentences_are_read_from_the_disk_and_not_kept(tmp_path: Path) -> None:
     """Opening a corpus of 30 MB and reading a few of its sentences takes no memory of its own."""
-    save_sentences(tmp_path / "s.safetensors", ["A sentence of thirty letters."] * 1_000_000, producer=PRODUCER, counts={})
+    save_sentences(
+        tmp_path / "s.safetensors", ["A sentence of thirty letters."] * 1_000_000, producer=PRODUCER, counts={}
+    )
     before = anonymous_bytes()
     found, _ = load_sentences(tmp_path / "s.safetensors")
     assert found[999_999] == "A sentence of thirty letters."

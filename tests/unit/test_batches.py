@@ -57,7 +57,12 @@ def test_seeds_hang_on_the_image_not_on_its_batch() -> None:
 
 
 def test_seeds_differ_by_seed_step_image_and_sample() -> None:
-    found = [sampling_seeds(seed, step, [image], 2)[0] for seed in (0, 1, 12) for step in (1, 2, 23, 3) for image in (1, 2, "b")]
+    found = [
+        sampling_seeds(seed, step, [image], 2)[0]
+        for seed in (0, 1, 12)
+        for step in (1, 2, 23, 3)
+        for image in (1, 2, "b")
+    ]
     assert len({seed for row in found for seed in row}) == 2 * len(found)  # and no two keys run together
     assert all(0 <= seed < 2**63 for row in found for seed in row)
 

@@ -11,7 +11,9 @@ from cgtgan.errors import InputError
 from cgtgan.evaluation.bootstrap import CELLS, Difference, Interval, Scored, paired_bootstrap, student_t
 
 
-def one(a: np.ndarray, b: np.ndarray, resamples: int = 2000, seed: int = 0, seeds: tuple[int, ...] | None = None) -> Difference:
+def one(
+    a: np.ndarray, b: np.ndarray, resamples: int = 2000, seed: int = 0, seeds: tuple[int, ...] | None = None
+) -> Difference:
     systems = [Scored(x, seeds or tuple(range(len(x)))) for x in (np.atleast_2d(a), np.atleast_2d(b))]
     (found,) = paired_bootstrap(systems, [(0, 1)], resamples=resamples, seed=seed)
     return found
@@ -48,7 +50,9 @@ def test_the_interval_over_seeds_is_student_s_with_both_variances() -> None:
 
 
 def _draws(each: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    return np.asarray([each[picked].mean() for picked in np.random.default_rng(seed).integers(0, len(each), (resamples, len(each)))])
+    return np.asarray(
+        [each[picked].mean() for picked in np.random.default_rng(seed).integers(0, len(each), (resamples, len(each)))]
+    )
 
 
 def test_the_same_seeds_are_paired() -> None:
@@ -111,7 +115,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert 0.92 <= held_seeds / 300 <= 0.995
 
 
-@pytest.mark.parametrize(("freedom", "t"), [(1, 12.7062), (2, 4.3027), (4, 2.7764), (30, 2.0423), (31, 2.0395), (1e9, 1.95996)])
+@pytest.mark.parametrize(
+    ("freedom", "t"), [(1, 12.7062), (2, 4.3027), (4, 2.7764), (30, 2.0423), (31, 2.0395), (1e9, 1.95996)]
+)
 def test_student_s_quantiles_are_those_of_the_tables(freedom: float, t: float) -> None:
     inside, at = student_t(freedom)
     assert float(np.interp(0.95, inside, at)) == pytest.approx(t, abs=2e-4)
@@ -119,4 +125,6 @@ def test_student_s_quantiles_are_those_of_the_tables(freedom: float, t: float) -
 
 def test_systems_of_other_images_are_refused() -> None:
     with pytest.raises(InputError, match="2 and 3 images"):
-        paired_bootstrap([Scored(np.zeros((1, 2)), (0,)), Scored(np.zeros((1, 3)), (0,))], [(0, 1)], resamples=100, seed=0)
+        paired_bootstrap(
+            [Scored(np.zeros((1, 2)), (0,)), Scored(np.zeros((1, 3)), (0,))], [(0, 1)], resamples=100, seed=0
+        )

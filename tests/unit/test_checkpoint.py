@@ -45,7 +45,9 @@ def test_everything_trainable_moves_and_everything_frozen_stays(mapper: str) -> 
         assert len(parameters) > 10
         still = [key for key, p in parameters.items() if torch.equal(p, before[name][key])]
         assert still == [key for key, p in parameters.items() if not p.requires_grad], name
-        assert all(key.endswith("attention.self.key.bias") for key in still), name  # their gradient is nothing but rounding
+        assert all(key.endswith("attention.self.key.bias") for key in still), (
+            name
+        )  # their gradient is nothing but rounding
     for name, module in frozen.items():
         assert not any(p.requires_grad or p.grad is not None for p in module.parameters())
         assert all(torch.equal(value, before[name][key]) for key, value in module.state_dict().items()), name
@@ -124,7 +126,14 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
 
 def test_every_random_generator_is_put_back(tmp_path: Path) -> None:
     def draw() -> list[float]:
-        return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(()).item(), torch.randn(()).item()]
+        return [
+            random.random(),
+            random.gauss(0, 1),
+            np.random.rand(),
+            np.random.randn(),
+            torch.rand(()).item(),
+            torch.randn(()).item(),
+        ]
 
     random.seed(1)
     np.random.seed(2)
@@ -208,7 +217,9 @@ def test_what_is_not_finite_stops_before_a_weight_changes(where: str, bad: float
         optimizer.step(loss * bad if where == "gradient" else loss + bad, 2)
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
     for index, values in optimizer.adamw.state_dict()["state"].items():
-        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(state["state"][index][k])) for k, v in values.items())
+        assert all(
+            torch.equal(torch.as_tensor(v), torch.as_tensor(state["state"][index][k])) for k, v in values.items()
+        )
 
 
 # -------------------------------------------------------------------------------------------------------------- folders
@@ -230,7 +241,13 @@ def test_links_point_to_whole_folders_and_the_best_is_kept(tmp_path: Path) -> No
     assert checkpoint(tmp_path, 30, "last") == ["best", "last", "step_000010", "step_000020", "step_000030"]
     assert (tmp_path / "best/state").read_text() == "10"
     assert (tmp_path / "last/state").read_text() == "30"
-    assert checkpoint(tmp_path, 40, "last") == ["best", "last", "step_000010", "step_000030", "step_000040"]  # the last two, and the best
+    assert checkpoint(tmp_path, 40, "last") == [
+        "best",
+        "last",
+        "step_000010",
+        "step_000030",
+        "step_000040",
+    ]  # the last two, and the best
     assert checkpoint(tmp_path, 50, "last", "best") == ["best", "last", "step_000040", "step_000050"]
     assert not (tmp_path / "last").readlink().is_absolute()  # the run folder may be moved
 
@@ -255,14 +272,22 @@ checkpoint.write_checkpoint(Path(sys.argv[1]), 20, write, ["last"])
 """
 
 
-@pytest.mark.parametrize(("where", "found"), [("inside", "10"), ("between", "10"), ("before the swap", "10"), ("before removing", "20")])
+@pytest.mark.parametrize(
+    ("where", "found"), [("inside", "10"), ("between", "10"), ("before the swap", "10"), ("before removing", "20")]
+)
 def test_killed_at_any_moment_last_is_whole(tmp_path: Path, where: str, found: str) -> None:
     checkpoint(tmp_path, 5, "last")
     checkpoint(tmp_path, 10, "last")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), where], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), where], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert (tmp_path / "last/state").read_text() == found
-    assert checkpoint(tmp_path, 20, "last") == ["last", "step_000010", "step_000020"]  # the same step is made or taken again
+    assert checkpoint(tmp_path, 20, "last") == [
+        "last",
+        "step_000010",
+        "step_000020",
+    ]  # the same step is made or taken again
     assert (tmp_path / "last/state").read_text() == "20"
     assert checkpoint(tmp_path, 30, "last", "best") == ["best", "last", "step_000020", "step_000030"]

@@ -23,7 +23,12 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings(
 CPU = torch.device("cpu")
 TEXTS = ["A dog runs over the grass", "two cats", "", "a " * 200, "Zwei Hunde — 犬, 'x' &amp; y!", "two cats"]
 VIT: dict[str, Any] = {"image_resolution": 64, "vision_layers": 2, "vision_width": 64, "vision_patch_size": 32}
-RESNET: dict[str, Any] = {"image_resolution": 64, "vision_layers": (1, 2, 1, 1), "vision_width": 8, "vision_patch_size": None}
+RESNET: dict[str, Any] = {
+    "image_resolution": 64,
+    "vision_layers": (1, 2, 1, 1),
+    "vision_width": 8,
+    "vision_patch_size": None,
+}
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +129,10 @@ def archive(path: Path, tower: dict[str, Any], *, seed: int = 0) -> Any:
                 value.copy_(value.half().float())
     size = tower["image_resolution"]
     torch.jit.save(
-        torch.jit.trace(model, (torch.rand(1, 3, size, size), torch.ones(1, CONTEXT, dtype=torch.long)), check_trace=False), path
+        torch.jit.trace(
+            model, (torch.rand(1, 3, size, size), torch.ones(1, CONTEXT, dtype=torch.long)), check_trace=False
+        ),
+        path,
     )
     return model
 
@@ -143,7 +151,9 @@ def as_clip_tokenizes(texts: list[str]) -> Tensor:
 
 
 @pytest.mark.parametrize("tower", [VIT, RESNET], ids=["ViT", "RN"])
-def test_an_openai_archive_encodes_as_clip_does(tmp_path: Path, photographs: list[Image.Image], tower: dict[str, Any]) -> None:
+def test_an_openai_archive_encodes_as_clip_does(
+    tmp_path: Path, photographs: list[Image.Image], tower: dict[str, Any]
+) -> None:
     model = archive(tmp_path / "tiny.pt", tower)
     backbone = load_backbone(ClipBackboneConfig(kind="openai", model=str(tmp_path / "tiny.pt")), CPU)
     assert (backbone.dim, backbone.image_size) == (32, 64)
@@ -198,7 +208,8 @@ def test_identity_tells_weights_apart_by_content(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes())
     a, b, moved = (
-        backbone_identity(ClipBackboneConfig(kind="openai", model=str(tmp_path / name))) for name in ("a.pt", "b.pt", "elsewhere/a.pt")
+        backbone_identity(ClipBackboneConfig(kind="openai", model=str(tmp_path / name)))
+        for name in ("a.pt", "b.pt", "elsewhere/a.pt")
     )
     assert a == moved
     assert a["weights"] != b["weights"]
@@ -253,9 +264,19 @@ def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<|startoftext|> $A <|endoftext|>", special_tokens=[("<|startoftext|>", 0), ("<|endoftext|>", 1)]
     )
-    names = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "unk_token": "<unk>"}
+    names = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<unk>",
+    }
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
-    layers: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    layers: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     torch.manual_seed(0)
     config = CLIPConfig(
@@ -293,7 +314,9 @@ def test_a_transformers_folder(hugging_face: Path, photographs: list[Image.Image
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "preprocessor_config.json", "everything"])
-def test_an_incomplete_transformers_folder_is_answered_by_a_sentence(hugging_face: Path, tmp_path: Path, missing: str) -> None:
+def test_an_incomplete_transformers_folder_is_answered_by_a_sentence(
+    hugging_face: Path, tmp_path: Path, missing: str
+) -> None:
     for path in hugging_face.iterdir():
         if missing not in (path.name, "everything"):
             (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -117,7 +117,9 @@ def save_tokenizer(folder: Path, length: int, **more: Any) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
     names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=length, **names, **more).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=length, **names, **more).save_pretrained(
+        folder
+    )
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -126,8 +128,16 @@ def test_siglip(tmp_path: Path, photographs: list[Image.Image], masked: bool) ->
     from transformers import AutoTokenizer, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
     torch.manual_seed(0)
-    text = SIZES | {"vocab_size": len(VOCABULARY), "max_position_embeddings": 12, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
-    model = SiglipModel(SiglipConfig(text_config=text, vision_config=SIZES | {"image_size": 32, "patch_size": 16})).eval()
+    text = SIZES | {
+        "vocab_size": len(VOCABULARY),
+        "max_position_embeddings": 12,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+    }
+    model = SiglipModel(
+        SiglipConfig(text_config=text, vision_config=SIZES | {"image_size": 32, "patch_size": 16})
+    ).eval()
     model.save_pretrained(tmp_path)
     save_tokenizer(tmp_path, int(1e30), model_input_names=["input_ids", "attention_mask"] if masked else ["input_ids"])
     processor = SiglipImageProcessorPil(size={"height": 32, "width": 32})
@@ -141,7 +151,9 @@ def test_siglip(tmp_path: Path, photographs: list[Image.Image], masked: bool) ->
         pixels = processor(images=[p.convert("RGB") for p in photographs], return_tensors="pt")
         images = model.get_image_features(**pixels).pooler_output
         read = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=12, return_tensors="pt")
-        texts = model.get_text_features(**{k: v for k, v in read.items() if k in tokenizer.model_input_names}).pooler_output
+        texts = model.get_text_features(
+            **{k: v for k, v in read.items() if k in tokenizer.model_input_names}
+        ).pooler_output
     torch.testing.assert_close(backbone.encode_images(photographs), images, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(backbone.encode_texts(TEXTS), texts, rtol=1e-5, atol=1e-5)
     assert backbone.encode_texts([]).shape == (0, 32)
@@ -151,7 +163,13 @@ def test_siglip_2_of_flexible_resolution(tmp_path: Path, photographs: list[Image
     from transformers import Siglip2Config, Siglip2ImageProcessorPil, Siglip2Model
 
     torch.manual_seed(0)
-    text = SIZES | {"vocab_size": len(VOCABULARY), "max_position_embeddings": 12, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    text = SIZES | {
+        "vocab_size": len(VOCABULARY),
+        "max_position_embeddings": 12,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+    }
     vision = SIZES | {"num_patches": 16, "patch_size": 16}
     model = Siglip2Model(Siglip2Config(text_config=text, vision_config=vision)).eval()
     model.save_pretrained(tmp_path)
@@ -161,7 +179,8 @@ def test_siglip_2_of_flexible_resolution(tmp_path: Path, photographs: list[Image
     backbone = load_backbone(ClipBackboneConfig(kind="huggingface", model=str(tmp_path)), CPU)
     with torch.no_grad():
         found = [
-            model.get_image_features(**processor(images=[p.convert("RGB")], return_tensors="pt")).pooler_output[0] for p in photographs
+            model.get_image_features(**processor(images=[p.convert("RGB")], return_tensors="pt")).pooler_output[0]
+            for p in photographs
         ]
     torch.testing.assert_close(backbone.encode_images(photographs), torch.stack(found), rtol=1e-5, atol=1e-5)
     packed = torch.stack([backbone.pixels(p) for p in photographs])
@@ -173,7 +192,13 @@ def test_clip_with_its_own_processor_and_end_token_as_padding(tmp_path: Path, ph
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
     torch.manual_seed(0)
-    text = SIZES | {"vocab_size": len(VOCABULARY), "max_position_embeddings": 20, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 1}
+    text = SIZES | {
+        "vocab_size": len(VOCABULARY),
+        "max_position_embeddings": 20,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+    }
     config = CLIPConfig(text_config=text, vision_config=SIZES | {"image_size": 32, "patch_size": 16}, projection_dim=24)
     model = CLIPModel(config).eval()
     model.save_pretrained(tmp_path)
@@ -195,7 +220,9 @@ def test_clip_with_its_own_processor_and_end_token_as_padding(tmp_path: Path, ph
 def test_a_model_that_is_no_dual_encoder_is_refused(tmp_path: Path) -> None:
     from transformers import CLIPImageProcessorPil, GPT2Config, GPT2LMHeadModel
 
-    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9, bos_token_id=1, eos_token_id=1)).save_pretrained(tmp_path)
+    GPT2LMHeadModel(
+        GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9, bos_token_id=1, eos_token_id=1)
+    ).save_pretrained(tmp_path)
     save_tokenizer(tmp_path, 20)
     CLIPImageProcessorPil().save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"clip_backbone\.model=.* is a GPT2Model: a dual encoder"):
@@ -206,7 +233,13 @@ def test_plain_weights_of_openais_clip_are_read(tmp_path: Path) -> None:
     """A state dict, as people save it, in the place of the TorchScript archive."""
     torch.manual_seed(0)
     tower = {"embed_dim": 24, "image_resolution": 32, "vision_layers": 1, "vision_width": 64, "vision_patch_size": 16}
-    text = {"vocab_size": 49408, "transformer_width": 64, "transformer_heads": 1, "transformer_layers": 1, "context_length": CONTEXT}
+    text = {
+        "vocab_size": 49408,
+        "transformer_width": 64,
+        "transformer_heads": 1,
+        "transformer_layers": 1,
+        "context_length": CONTEXT,
+    }
     model = clip_module("model").CLIP(**tower, **text).eval().half().float()
     torch.save(model.state_dict(), tmp_path / "clip.pt")
     backbone = load_backbone(ClipBackboneConfig(kind="openai", model=str(tmp_path / "clip.pt")), CPU)
@@ -222,5 +255,8 @@ def test_plain_weights_of_openais_clip_are_read(tmp_path: Path) -> None:
 
 
 def test_the_sentence_for_a_missing_archive_has_openais_address(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match=r"ViT-L-14\.pt is missing; get OpenAI's archive \(https://openaipublic\.\S+/ViT-L-14\.pt\)"):
+    with pytest.raises(
+        MissingFileError,
+        match=r"ViT-L-14\.pt is missing; get OpenAI's archive \(https://openaipublic\.\S+/ViT-L-14\.pt\)",
+    ):
         load_backbone(ClipBackboneConfig(kind="openai", model="ViT-L/14", cache=str(tmp_path)), CPU)

@@ -8,7 +8,9 @@ import torch
 from cgtgan.evaluation.clip_score import clip_scores, prompt, ref_clip_scores
 
 IMAGES = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0], [5.0, 0.0]])
-CAPTIONS = torch.tensor([[3.0, 4.0], [0.0, 7.0], [-1.0, 0.0], [0.0, 0.0]])  # cosines 0.6, 1, -1, and no direction at all
+CAPTIONS = torch.tensor(
+    [[3.0, 4.0], [0.0, 7.0], [-1.0, 0.0], [0.0, 0.0]]
+)  # cosines 0.6, 1, -1, and no direction at all
 
 
 def test_clip_scores_are_two_and_a_half_times_the_cosine_from_zero_on() -> None:

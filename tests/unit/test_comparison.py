@@ -44,9 +44,19 @@ def root(tmp_path: Path) -> Path:
     for seed in (0, 1):
         init = list(BASE / 2 + seed / 10)
         make_run(
-            tmp_path, "a", seed, {"cgtgan": list(BASE), "init": init, "nearest": list(BASE / 3)}, settings={"reward_weights.name": "x"}
+            tmp_path,
+            "a",
+            seed,
+            {"cgtgan": list(BASE), "init": init, "nearest": list(BASE / 3)},
+            settings={"reward_weights.name": "x"},
         )
-        make_run(tmp_path, "b", seed, {"cgtgan": list(BASE + 0.3 + seed / 50), "init": init}, settings={"reward_weights.name": "y"})
+        make_run(
+            tmp_path,
+            "b",
+            seed,
+            {"cgtgan": list(BASE + 0.3 + seed / 50), "init": init},
+            settings={"reward_weights.name": "y"},
+        )
     return tmp_path
 
 
@@ -77,7 +87,9 @@ def test_differences_are_paired_and_only_of_means_of_images(root: Path) -> None:
     assert row(sets, "a").differences == {}
 
 
-@pytest.mark.parametrize(("wanted", "name"), [("b", "b"), ("exp/b", "b"), ("init", "Initialisation only"), ("Nearest sentence",) * 2])
+@pytest.mark.parametrize(
+    ("wanted", "name"), [("b", "b"), ("exp/b", "b"), ("init", "Initialisation only"), ("Nearest sentence",) * 2]
+)
 def test_the_baseline_is_a_variant_or_a_method(root: Path, wanted: str, name: str) -> None:
     sets, baselines, _ = made(root, wanted)
     assert baselines == [name]
@@ -85,7 +97,9 @@ def test_the_baseline_is_a_variant_or_a_method(root: Path, wanted: str, name: st
 
 
 def test_an_unknown_baseline_names_the_choice(root: Path) -> None:
-    with pytest.raises(InputError, match=r"report.baseline=c is none of the rows; it must be one of a, b, init, nearest"):
+    with pytest.raises(
+        InputError, match=r"report.baseline=c is none of the rows; it must be one of a, b, init, nearest"
+    ):
         made(root, "c")
     with pytest.raises(InputError, match=r"report.baseline=exp is several rows: name one of a, b"):
         made(root, "exp")
@@ -98,7 +112,13 @@ def test_one_variant_alone_is_compared_with_its_initialisation(tmp_path: Path) -
 
 def test_a_method_that_hangs_on_what_differs_has_a_row_each(tmp_path: Path) -> None:
     for corpus, shift in (("coco", 0.0), ("gcc", 0.2)):
-        make_run(tmp_path, corpus, 0, {"cgtgan": list(BASE + shift), "init": list(BASE / 2 + shift)}, settings={"corpus.name": corpus})
+        make_run(
+            tmp_path,
+            corpus,
+            0,
+            {"cgtgan": list(BASE + shift), "init": list(BASE / 2 + shift)},
+            settings={"corpus.name": corpus},
+        )
     sets, baselines, _ = made(tmp_path, "init")
     assert baselines == ["Initialisation only (corpus.name=coco)", "Initialisation only (corpus.name=gcc)"]
     assert row(sets, "gcc").baseline == "Initialisation only (corpus.name=gcc)"  # its own
@@ -108,13 +128,19 @@ def test_a_method_that_hangs_on_what_differs_has_a_row_each(tmp_path: Path) -> N
 def test_decodings_are_rows_of_their_own(root: Path) -> None:
     make_run(root, "a", 2, {"cgtgan": list(BASE)}, decoding="beam 3", settings={"reward_weights.name": "x"})
     sets, _, _ = made(root)
-    assert [(r.decoding, list(r.values["CIDEr"])) for r in sets[0].rows if r.name == "a"] == [("greedy", [0, 1]), ("beam 3", [2])]
+    assert [(r.decoding, list(r.values["CIDEr"])) for r in sets[0].rows if r.name == "a"] == [
+        ("greedy", [0, 1]),
+        ("beam 3", [2]),
+    ]
 
 
 def test_other_references_are_a_table_of_their_own(root: Path) -> None:
     make_run(root, "c", 0, {"cgtgan": list(BASE)}, references="def")
     sets, baselines, _ = made(root)
-    assert [table.name for table in sets] == ["demo, test split, 60 images, references abc", "demo, test split, 60 images, references def"]
+    assert [table.name for table in sets] == [
+        "demo, test split, 60 images, references abc",
+        "demo, test split, 60 images, references def",
+    ]
     assert [r.name for r in sets[1].rows] == ["c"]
     assert baselines == ["a"]
 
@@ -136,7 +162,9 @@ def test_a_shared_method_with_two_results_is_said(root: Path) -> None:
 
 def test_projections_at_two_temperatures_are_two_rows(root: Path) -> None:
     make_run(root, "b", 1, {"cgtgan": list(BASE), "projection": list(BASE)}, settings={"reward_weights.name": "y"})
-    folder = make_run(root, "c", 1, {"cgtgan": list(BASE), "projection": [v + 1 for v in BASE]}, settings={"reward_weights.name": "z"})
+    folder = make_run(
+        root, "c", 1, {"cgtgan": list(BASE), "projection": [v + 1 for v in BASE]}, settings={"reward_weights.name": "z"}
+    )
     scores = folder / "evaluation/test/projection/scores.json"
     made_from = json.loads(scores.read_text())
     made_from["made_from"]["projection_t"] = 3.0
@@ -148,7 +176,12 @@ def test_projections_at_two_temperatures_are_two_rows(root: Path) -> None:
 
 def test_the_paper_s_row_stands_beside_its_setting_alone(root: Path) -> None:
     assert not any(r.published for r in made(root)[0][0].rows)
-    paper = {"dataset.name": "coco", "corpus.name": "coco", "clip_backbone.kind": "openai", "clip_backbone.model": "ViT-L/14"}
+    paper = {
+        "dataset.name": "coco",
+        "corpus.name": "coco",
+        "clip_backbone.kind": "openai",
+        "clip_backbone.model": "ViT-L/14",
+    }
     make_run(root, "p", 0, {"cgtgan": list(BASE)}, settings=paper, references="coco")
     sets, _, _ = made(root)
     assert [r.name for r in sets[1].rows] == ["p", "CgT-GAN as published"]
@@ -186,13 +219,20 @@ def test_the_csv_gives_every_number_back(root: Path) -> None:
         found.images.high,
         found.images.p,
     ]
-    assert [float(line[f"seeds_{k}"]) for k in ("ci_low", "ci_high", "p")] == [found.seeds.low, found.seeds.high, found.seeds.p]
+    assert [float(line[f"seeds_{k}"]) for k in ("ci_low", "ci_high", "p")] == [
+        found.seeds.low,
+        found.seeds.high,
+        found.seeds.p,
+    ]
     (base,) = [x for x in lines if (x["row"], x["metric"]) == ("a", "CIDEr")]
     assert base["baseline"] == base["diff"] == base["p"] == ""
 
 
 def test_the_csv_takes_any_name_and_no_number_for_one() -> None:
-    rows = [ComparedRow(HOSTILE, "cgtgan", {"CIDEr": {3: math.nan, 4: 1.5}}), ComparedRow("paper", "published", {"CIDEr": {0: 1.081}})]
+    rows = [
+        ComparedRow(HOSTILE, "cgtgan", {"CIDEr": {3: math.nan, 4: 1.5}}),
+        ComparedRow("paper", "published", {"CIDEr": {0: 1.081}}),
+    ]
     one, paper = parsed(csv_text([TestSet("t,1", rows)]))
     assert (one["row"], one["test_set"]) == (HOSTILE, "t,1")
     assert (one["n"], one["mean"], one["std"], one["seeds"], one["values"]) == ("1", "1.5", "", "3 4", "nan 1.5")
@@ -200,11 +240,22 @@ def test_the_csv_takes_any_name_and_no_number_for_one() -> None:
 
 
 def latex() -> str:
-    up, down = Difference(0.2, Interval(0.1, 0.3, 0.01), Interval(0.05, 0.4, 0.02)), Difference(-0.2, Interval(-0.3, -0.1, 0.01))
+    up, down = (
+        Difference(0.2, Interval(0.1, 0.3, 0.01), Interval(0.05, 0.4, 0.02)),
+        Difference(-0.2, Interval(-0.3, -0.1, 0.01)),
+    )
     rows = [
         ComparedRow("base", "cgtgan", {"BLEU-4": {0: 0.30}, "CIDEr": {0: 1.0, 1: 1.1}}),
-        ComparedRow(HOSTILE, "cgtgan", {"BLEU-4": {0: 0.31}, "CIDEr": {0: 1.2, 1: 1.3}}, baseline="base", differences={"CIDEr": up}),
-        ComparedRow("[x]", "init", {"CIDEr": {0: 0.5}, "Vocabulary": {0: 1234.0}}, baseline="base", differences={"CIDEr": down}),
+        ComparedRow(
+            HOSTILE,
+            "cgtgan",
+            {"BLEU-4": {0: 0.31}, "CIDEr": {0: 1.2, 1: 1.3}},
+            baseline="base",
+            differences={"CIDEr": up},
+        ),
+        ComparedRow(
+            "[x]", "init", {"CIDEr": {0: 0.5}, "Vocabulary": {0: 1234.0}}, baseline="base", differences={"CIDEr": down}
+        ),
         ComparedRow("human", "human", {"CIDEr": {0: 2.8}}, bound=True),
         ComparedRow("paper", "published", {"CIDEr": {0: 3.081}}),
     ]
@@ -240,7 +291,10 @@ def test_the_best_of_ours_is_bold_and_signs_say_what_excludes_0() -> None:
 
 def test_names_are_escaped() -> None:
     assert latex_escaped("a_b & 5% #1 $x$ {y}") == r"a\_b \& 5\% \#1 \$x\$ \{y\}"
-    assert latex_escaped("\\~^<>|") == r"\textbackslash{}\textasciitilde{}\textasciicircum{}\textless{}\textgreater{}\textbar{}"
+    assert (
+        latex_escaped("\\~^<>|")
+        == r"\textbackslash{}\textasciitilde{}\textasciicircum{}\textless{}\textgreater{}\textbar{}"
+    )
     assert latex_escaped("[a] *") == "{[}a] {*}"  # neither is taken for an argument of the row's end
     assert latex_escaped("a---b-c\n  d\t\x00e") == "a-{}-{}-b-c d e"
     assert latex_escaped("cos 0.5 ± 1 · é") == r"cos 0.5 $\pm$ 1 $\cdot$ é"
@@ -250,7 +304,10 @@ def test_names_are_escaped() -> None:
 
 
 def history(values: dict[int, float], key: str = "x") -> list[dict[str, Any]]:
-    return [{"step": step, key: value} for step, value in values.items()] + [{"step": 99, "other": 1}, {"step": 98, key: None}]
+    return [{"step": step, key: value} for step, value in values.items()] + [
+        {"step": 99, "other": 1},
+        {"step": 98, key: None},
+    ]
 
 
 def test_a_curve_is_the_mean_at_common_steps_with_its_spread() -> None:
@@ -279,7 +336,9 @@ def test_many_variants_are_several_plots_that_look_alike(tmp_path: Path) -> None
     for k in range(TOGETHER + 2):
         make_run(tmp_path, f"v{k}", 0, {"cgtgan": [1.0]}, settings={"train.steps": k + 1}, steps=(1, 2) if k else ())
     first, second = [p for p in _plots(gather(find_runs([str(tmp_path)], "test"))) if p.title.startswith("Validation")]
-    assert [c.style for c in first.curves] == list(range(1, TOGETHER))  # v0 logged nothing: the others keep their colours
+    assert [c.style for c in first.curves] == list(
+        range(1, TOGETHER)
+    )  # v0 logged nothing: the others keep their colours
     assert ([c.label for c in second.curves], [c.style for c in second.curves]) == (["v6", "v7"], [0, 1])
     assert (len(first.context), len(second.context)) == (2, TOGETHER - 1)
 

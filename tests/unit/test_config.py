@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 YAMLS = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml"))
 SWEEPS = sorted(p.stem for p in (ROOT / "sweeps").glob("*.yaml"))
-GROUPS = [name for name in YAMLS if "/" in name and not name.startswith(("ablation/", "experiment/", "hydra/", "sweep/"))]
+GROUPS = [
+    name for name in YAMLS if "/" in name and not name.startswith(("ablation/", "experiment/", "hydra/", "sweep/"))
+]
 EXPERIMENTS = [name.removeprefix("experiment/") for name in YAMLS if name.startswith("experiment/")]
 # What an option needs besides itself.
 NEEDS = {
@@ -99,7 +101,11 @@ def test_plain_defaults_are_the_papers_coco_row(typed):
     assert (r.cos_weight, r.clip_weight, r.max_weight, r.delay_steps, r.ramp_steps) == (0.5, 0, 0.5, 150, 2350)
     assert t.generator_optimizer == OptimizerConfig(1e-5, warmup_steps=150, weight_decay=0.05, eps=1e-8, grad_clip=1)
     assert t.discriminator_optimizer.warmup_steps == 0
-    assert (row.initialize.optimizer.lr, row.initialize.optimizer.warmup_steps, row.initialize.batch_size) == (2e-5, 5000, 16)
+    assert (row.initialize.optimizer.lr, row.initialize.optimizer.warmup_steps, row.initialize.batch_size) == (
+        2e-5,
+        5000,
+        16,
+    )
 
 
 def test_demo_recipe_and_its_deltas(typed):
@@ -131,7 +137,9 @@ def test_coco_sample_finds_its_files_from_the_root_alone(typed, shared):
     assert "meaningless" in (cfg.report.warning or "")
 
 
-@pytest.mark.parametrize(("row", "trained"), [("coco_to_flickr30k", "coco_coco"), ("flickr30k_to_coco", "flickr30k_flickr30k")])
+@pytest.mark.parametrize(
+    ("row", "trained"), [("coco_to_flickr30k", "coco_coco"), ("flickr30k_to_coco", "flickr30k_flickr30k")]
+)
 def test_cross_rows_score_the_run_folder_of_the_other_row(typed, row, trained):
     cfg = typed(f"experiment={row}", "seed=3", "runs_dir=elsewhere")
     assert cfg.stage == "evaluate"
@@ -305,7 +313,9 @@ def test_one_failed_job_does_not_take_the_others(run_py, capsys):
     assert said.count("error: x is missing\n") == 1
     assert said.count("Traceback") == 1
     assert "seed=-1 is not accepted" in said
-    assert said.endswith("error: 3 failed:\n  experiment=demo seed=1\n  experiment=demo seed=2\n  experiment=demo seed=-1\n")
+    assert said.endswith(
+        "error: 3 failed:\n  experiment=demo seed=1\n  experiment=demo seed=2\n  experiment=demo seed=-1\n"
+    )
 
 
 @pytest.mark.parametrize("multirun", [["-m"], []])
@@ -319,7 +329,13 @@ def test_the_run_folder_is_the_same_single_or_swept_and_hydra_writes_nothing_els
     single, swept = [], []
     run_py("experiment=demo", "reward_weights=clip_cos", "seed=1", stage=lambda cfg: single.append(run_folder(cfg)))
     assert list(tmp_path.iterdir()) == []
-    run_py("-m", "experiment=demo", "reward_weights=clip_agg,clip_cos", "seed=0,1", stage=lambda cfg: swept.append(run_folder(cfg)))
+    run_py(
+        "-m",
+        "experiment=demo",
+        "reward_weights=clip_agg,clip_cos",
+        "seed=0,1",
+        stage=lambda cfg: swept.append(run_folder(cfg)),
+    )
     assert swept[3:] == single
     assert str(single[0]).startswith("runs/demo/demo_t150_clip_cos_")
     assert single[0].name == "seed=1"
@@ -328,7 +344,15 @@ def test_the_run_folder_is_the_same_single_or_swept_and_hydra_writes_nothing_els
 
 def test_scientific_settings_leave_out_what_changes_no_number(typed):
     usual = scientific_settings(typed("experiment=demo"))
-    elsewhere = ["device=cpu", "threads=1", "runs_dir=x", "artifacts_dir=y", "wandb=disabled", "decode=beam", "train.log_every=1"]
+    elsewhere = [
+        "device=cpu",
+        "threads=1",
+        "runs_dir=x",
+        "artifacts_dir=y",
+        "wandb=disabled",
+        "decode=beam",
+        "train.log_every=1",
+    ]
     assert scientific_settings(typed("experiment=demo", "stage=train", *elsewhere)) == usual
     for change in ("train.steps=3", "seed=1", "aggregation_t.t=10", "generator.width=64", "initialize.optimizer.lr=1"):
         assert scientific_settings(typed("experiment=demo", change)) != usual
@@ -424,7 +448,10 @@ def test_a_search_whose_extra_is_missing_says_what_to_install(tmp_path):
     (plugins / "__init__.py").touch()  # in the way of the installed plugins
     done = command_line("-m", "sweep=optuna_reward_weights", cwd=tmp_path, path=plugins.parent)
     assert done.returncode == 2
-    assert done.stderr == "error: hydra/sweeper=optuna needs the extra `optuna`, which is not installed: pip install -e '.[optuna]'\n"
+    assert (
+        done.stderr
+        == "error: hydra/sweeper=optuna needs the extra `optuna`, which is not installed: pip install -e '.[optuna]'\n"
+    )
 
 
 @pytest.mark.parametrize("launcher", ["slurm", "submitit_local"])
@@ -434,7 +461,10 @@ def test_a_launcher_whose_extra_is_missing_says_what_to_install(tmp_path, launch
     (bare / "submitit.py").write_text("raise ImportError")  # in the way of the installed one
     done = command_line("-m", f"hydra/launcher={launcher}", "seed=0,1", cwd=tmp_path, path=bare)
     assert done.returncode == 2
-    assert done.stderr == "error: hydra/launcher needs the extra `slurm`, which is not installed: pip install -e '.[slurm]'\n"
+    assert (
+        done.stderr
+        == "error: hydra/launcher needs the extra `slurm`, which is not installed: pip install -e '.[slurm]'\n"
+    )
 
 
 def test_multirun_may_be_asked_for_anywhere(run_py):

@@ -29,13 +29,53 @@ from cgtgan.data.corpora import (
 from cgtgan.data.released import load_plain_pickle
 from cgtgan.errors import InputError, MissingFileError
 
-INVISIBLE = ("\n", "\r", "\t", "\x00", "\x1b", "\x1c", "\x85", "\u2028", "\ud800", "\u200b", "\u200d", "\u202e", "\ufeff", "\xa0")
+INVISIBLE = (
+    "\n",
+    "\r",
+    "\t",
+    "\x00",
+    "\x1b",
+    "\x1c",
+    "\x85",
+    "\u2028",
+    "\ud800",
+    "\u200b",
+    "\u200d",
+    "\u202e",
+    "\ufeff",
+    "\xa0",
+)
 WORDS = st.sampled_from(
-    [*'abcé.,!?"ß#-', "dog", "…", "...", "--", "``", "-LRB-", ". .", " ", "ǆ", "ﬁ", "\u0301", "<S>", "</S>", " : ", *INVISIBLE]
+    [
+        *'abcé.,!?"ß#-',
+        "dog",
+        "…",
+        "...",
+        "--",
+        "``",
+        "-LRB-",
+        ". .",
+        " ",
+        "ǆ",
+        "ﬁ",
+        "\u0301",
+        "<S>",
+        "</S>",
+        " : ",
+        *INVISIBLE,
+    ]
 )
 TEXTS = st.text() | st.lists(WORDS, max_size=30).map("".join) | st.lists(WORDS, max_size=30).map(" ".join)
 TOKENS = st.lists(TEXTS | WORDS, max_size=25)
-ODD = st.none() | st.integers() | st.binary() | st.floats() | st.lists(TEXTS | st.none() | st.binary(), max_size=9) | TOKENS | TEXTS
+ODD = (
+    st.none()
+    | st.integers()
+    | st.binary()
+    | st.floats()
+    | st.lists(TEXTS | st.none() | st.binary(), max_size=9)
+    | TOKENS
+    | TEXTS
+)
 
 
 @settings(max_examples=400, deadline=None)
@@ -68,7 +108,11 @@ def check_sound(rule: str, sentence: str) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.sampled_from(["dog", "a", "b.", "É", "'s", ",", "--", "...", "..", ":", "ßx", "\u200b", "\x07"]), min_size=6, max_size=22)
+    st.lists(
+        st.sampled_from(["dog", "a", "b.", "É", "'s", ",", "--", "...", "..", ":", "ßx", "\u200b", "\x07"]),
+        min_size=6,
+        max_size=22,
+    )
 )
 def test_long_captions_are_sound_too(tokens: list[str]) -> None:
     for rule, raw in (("gcc", " ".join(tokens)), ("shutterstock", tokens)):
@@ -144,7 +188,11 @@ def test_line_ends_are_those_of_any_system(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("a dog\ra cat\r\na\u2028man\x85in\x0cred\n\rend".encode())
     assert list(read_raw("text_file", path)) == ["a dog", "a cat", "a\u2028man\x85in\x0cred", "", "end"]
-    assert load_corpus(CorpusConfig(kind="text_file", rule="none", max_sentences=9), path).counts == {"read": 5, "kept": 4, "empty": 1}
+    assert load_corpus(CorpusConfig(kind="text_file", rule="none", max_sentences=9), path).counts == {
+        "read": 5,
+        "kept": 4,
+        "empty": 1,
+    }
 
 
 def test_caption_files_of_three_layouts(tmp_path: Path) -> None:
@@ -155,7 +203,11 @@ def test_caption_files_of_three_layouts(tmp_path: Path) -> None:
             for n, split in enumerate(("train", "val", "restval", "test"))
         ]
     }
-    for content, expected in ((paper, ["a", None]), ({"annotations": paper}, ["a", None]), (karpathy, ["train 0", "restval 2"])):
+    for content, expected in (
+        (paper, ["a", None]),
+        ({"annotations": paper}, ["a", None]),
+        (karpathy, ["train 0", "restval 2"]),
+    ):
         path = tmp_path / "captions.json"
         path.write_text(json.dumps(content))
         assert list(read_raw("coco", path)) == expected
@@ -167,7 +219,9 @@ def test_gcc_file(tmp_path: Path) -> None:
     corpus = load_corpus(CorpusConfig(kind="gcc", rule="gcc"), path)
     assert corpus.sentences == ["A man on a very long white horse."]
     assert corpus.counts == {"read": 3, "kept": 1, "too_short": 1, "no_tab": 1}
-    path.write_text("caption\turl\na man on\ta very long white horse\thttp://x\n\thttp://y\none two\thttps://z\tlabel\t/m/1\n")
+    path.write_text(
+        "caption\turl\na man on\ta very long white horse\thttp://x\n\thttp://y\none two\thttps://z\tlabel\t/m/1\n"
+    )
     assert list(read_raw("gcc", path)) == ["caption", "a man on\ta very long white horse", "", "one two"]
     for header in ("", "url\tcaption\n"):
         path.write_text(header + "http://x\ta man\n")
@@ -183,13 +237,19 @@ def test_shutterstock_pickle_is_read_without_running_it(tmp_path: Path) -> None:
     tokens = ["<S>", "one", "two", "three", "four", "five", "six", "seven", "</S>"]
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         path.write_bytes(pickle.dumps([tokens, ("<S>", "x", "</S>"), 5], protocol=protocol))
-        assert load_corpus(CorpusConfig(kind="shutterstock", rule="shutterstock"), path).sentences == ["One two three four five six seven."]
+        assert load_corpus(CorpusConfig(kind="shutterstock", rule="shutterstock"), path).sentences == [
+            "One two three four five six seven."
+        ]
     path.write_bytes(
         b"(lp0\n(lp1\nS'<S>'\np2\naS'caf\\xc3\\xa9'\naS'b'\naS'c'\naS'd'\naS'e'\naS'f'\naVg\naS'</S>'\naa."
     )  # as Python 2 writes
     assert load_corpus(CorpusConfig(kind="shutterstock", rule="shutterstock"), path).sentences == ["Café b c d e f g."]
     path.write_bytes(gzip.compress(pickle.dumps((tokens, [None] * 9)), mtime=0))
-    assert load_corpus(CorpusConfig(kind="shutterstock", rule="shutterstock"), path).counts == {"read": 2, "kept": 1, "wrong_type": 1}
+    assert load_corpus(CorpusConfig(kind="shutterstock", rule="shutterstock"), path).counts == {
+        "read": 2,
+        "kept": 1,
+        "wrong_type": 1,
+    }
     path.write_bytes(pickle.dumps([OrderedDict(a=1)]))
     with pytest.raises(InputError, match=r"s\.pkl.*collections\.OrderedDict"):
         load_plain_pickle(path, "corpus.path")
@@ -261,11 +321,7 @@ def test_wrong_files_are_named(tmp_path: Path, name: str, content: bytes, kind: 
 
 
 def test_missing_files_and_usual_places(tmp_path: Path) -> None:
-    for kind, source in (
-        ("gcc", "ConceptualCaptions"),
-        ("shutterstock", "sentence"),
-        ("demo", "preprocess"),
-    ):
+    for kind, source in (("gcc", "ConceptualCaptions"), ("shutterstock", "sentence"), ("demo", "preprocess")):
         path = corpus_path(CorpusConfig(kind=kind), tmp_path)
         with pytest.raises(MissingFileError, match=rf"{source}.*corpus\.path") as caught:
             load_corpus(CorpusConfig(kind=kind, rule="coco"), path)
@@ -274,7 +330,9 @@ def test_missing_files_and_usual_places(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus/sentences.pkl").touch()
     assert corpus_path(CorpusConfig(kind="shutterstock"), tmp_path) == tmp_path / "corpus/sentences.pkl"
-    with pytest.raises(MissingFileError, match=r"my\.json does not exist: get it from https.*, or set corpus\.path to where it is"):
+    with pytest.raises(
+        MissingFileError, match=r"my\.json does not exist: get it from https.*, or set corpus\.path to where it is"
+    ):
         load_corpus(CorpusConfig(kind="coco", rule="coco"), tmp_path / "my.json")
     assert corpus_path(CorpusConfig(kind="gcc", path="other.tsv"), tmp_path) == Path("other.tsv")
     with pytest.raises(InputError, match=r"corpus\.path is null"):
@@ -299,7 +357,8 @@ def test_a_corpus_lies_beside_its_own_images_alone() -> None:
     assert not is_beside_its_images(CorpusConfig(kind="coco", path="c.json"), flickr)
     assert not is_beside_its_images(CorpusConfig(kind="gcc"), coco)
     with pytest.raises(
-        InputError, match=r"corpus\.path is null and corpus\.kind=coco.*dataset\.kind=flickr30k.*corpus\.path=FILE.*get it from http"
+        InputError,
+        match=r"corpus\.path is null and corpus\.kind=coco.*dataset\.kind=flickr30k.*corpus\.path=FILE.*get it from http",
     ):
         is_beside_its_images(CorpusConfig(kind="coco"), flickr)
 

@@ -13,7 +13,14 @@ import pytest
 from PIL import Image
 
 from cgtgan.config import DatasetConfig, DemoWorldConfig
-from cgtgan.data.datasets import ImageRecord, load_pairs, load_split, open_image, training_caption_files, training_captions
+from cgtgan.data.datasets import (
+    ImageRecord,
+    load_pairs,
+    load_split,
+    open_image,
+    training_caption_files,
+    training_captions,
+)
 from cgtgan.data.demo_world import write_demo_world
 from cgtgan.errors import InputError, MissingFileError
 
@@ -103,7 +110,9 @@ def test_coco_by_karpathys_file(coco: Path) -> None:
         for n in ids:
             year = "train2014" if split == "train" else "val2014"
             sentences = [{"raw": t.replace("_", " ")} for t in texts.format(n).split()]
-            images.append({"filepath": year, "filename": coco_name(year, n), "cocoid": n, "split": split, "sentences": sentences})
+            images.append(
+                {"filepath": year, "filename": coco_name(year, n), "cocoid": n, "split": split, "sentences": sentences}
+            )
     shutil.rmtree(coco / "annotations")
     dump(coco / "dataset_coco.json", {"images": images, "dataset": "coco"})
     check_coco(COCO, coco)
@@ -133,7 +142,9 @@ def test_the_real_split_lists_and_captions(shared: Path, tmp_path: Path) -> None
     source = shared / "data/coco"
     names = (source / "karpathy/coco_val.txt").read_text().split()
     touch(*(tmp_path / "val2014" / name for name in names))
-    config = DatasetConfig(kind="coco", karpathy=str(source / "karpathy"), val_annotations=str(source / "captions_val2014_notest.json.gz"))
+    config = DatasetConfig(
+        kind="coco", karpathy=str(source / "karpathy"), val_annotations=str(source / "captions_val2014_notest.json.gz")
+    )
     split = load_split(config, "val", tmp_path)
     assert len(split.images) == 4_975  # the shared file leaves out the captions of 25
     assert sum(map(len, split.references.values())) == 24_885  # 25,010 in the whole split, less 25 x 5
@@ -155,7 +166,9 @@ def test_the_real_split_lists_leave_no_validation_caption_in_the_corpus(shared: 
 
 def test_absent_images(coco: Path, caplog: pytest.LogCaptureFixture) -> None:
     (coco / "val2014" / coco_name("val2014", 42)).unlink()
-    with pytest.raises(MissingFileError, match=r"1 of 2 val images.*first 42.*cocodataset.*dataset\.images.*dataset\.max_bad_images"):
+    with pytest.raises(
+        MissingFileError, match=r"1 of 2 val images.*first 42.*cocodataset.*dataset\.images.*dataset\.max_bad_images"
+    ):
         load_split(COCO, "val", coco)
     with caplog.at_level(logging.WARNING):
         split = load_split(DatasetConfig(kind="coco", max_bad_images=1), "val", coco)
@@ -189,7 +202,10 @@ def test_lists_and_captions_that_do_not_belong_together(coco: Path, caplog: pyte
         assert training_captions(config, coco) == ["c"]
     assert "1 of 2 listed train images have no caption, 3 first" in caplog.text
     dump(coco / "annotations/captions_train2014.json", coco_format({77: ["c"]}))
-    with pytest.raises(InputError, match=r"lists \(dataset\.karpathy\) lists train images such as 3 and .* none of them, but such as 77"):
+    with pytest.raises(
+        InputError,
+        match=r"lists \(dataset\.karpathy\) lists train images such as 3 and .* none of them, but such as 77",
+    ):
         training_captions(config, coco)
 
 
@@ -199,7 +215,8 @@ def test_captions_of_other_images_are_refused(coco: Path) -> None:
         {**coco_format({42: [], 7: []}), **{"annotations": [{"image_id": 99, "caption": "x"}]}},
     )
     with pytest.raises(
-        InputError, match=r"val_caption_coco_format\.json \(dataset\.val_annotations\): no caption.*ids as 99, its images as 42"
+        InputError,
+        match=r"val_caption_coco_format\.json \(dataset\.val_annotations\): no caption.*ids as 99, its images as 42",
     ):
         load_split(COCO, "val", coco)
 
@@ -216,7 +233,10 @@ def test_captions_of_other_images_are_refused(coco: Path) -> None:
         ('{"images": [{"id": 7}], "annotations": []}', "no caption"),
         ('{"images": [{"split": "val", "sentences": []}]}', r"images\[0\].*'filename'"),
         ('{"images": [{"split": ["val"], "filename": "a.jpg", "sentences": []}]}', r"images\[0\].*'split'"),
-        ('{"images": [{"split": "val", "filename": "7.jpg", "cocoid": 7.0, "sentences": []}]}', r"images\[0\].*image id 7\.0"),
+        (
+            '{"images": [{"split": "val", "filename": "7.jpg", "cocoid": 7.0, "sentences": []}]}',
+            r"images\[0\].*image id 7\.0",
+        ),
         ('{"images": [{"split": "val", "filename": "7.jpg", "cocoid": 7, "sentences": ["a"]}]}', r"images\[0\].*'raw'"),
         (
             '{"images": [{"split": "restval", "filename": "7.jpg", "sentences": 0}, {"split": "val", "filename": "7.jpg"}]}',
@@ -241,7 +261,10 @@ def test_missing_annotations_and_splits(tmp_path: Path) -> None:
 
 def test_flickr30k_by_karpathys_file_and_of_the_authors(tmp_path: Path) -> None:
     config = DatasetConfig(name="flickr30k", kind="flickr30k")
-    touch(*(tmp_path / "flickr30k_images" / f"{n}.jpg" for n in (1000092795, 36979)), tmp_path / "flickr30k_images/readme.txt")
+    touch(
+        *(tmp_path / "flickr30k_images" / f"{n}.jpg" for n in (1000092795, 36979)),
+        tmp_path / "flickr30k_images/readme.txt",
+    )
     images = [
         {"filename": "1000092795.jpg", "imgid": 0, "split": "train", "sentences": [{"raw": "Two men ."}]},
         {"filename": "36979.jpg", "imgid": 1, "split": "test", "sentences": [{"raw": "A dog ."}]},
@@ -261,13 +284,16 @@ def test_flickr30k_by_karpathys_file_and_of_the_authors(tmp_path: Path) -> None:
 def test_flickr30k_by_lists_and_a_karpathy_file_of_ones_own_name(tmp_path: Path) -> None:
     touch(*(tmp_path / "flickr30k_images" / f"{n}.jpg" for n in (1, 2, 3)))
     images = [
-        {"filename": f"{n}.jpg", "split": split, "sentences": [{"raw": split}]} for n, split in enumerate(("train", "val", "test"), start=1)
+        {"filename": f"{n}.jpg", "split": split, "sentences": [{"raw": split}]}
+        for n, split in enumerate(("train", "val", "test"), start=1)
     ]
     dump(tmp_path / "mine.json", {"images": images})
     for n, split in enumerate(("train", "val", "test"), start=1):
         dump(tmp_path / f"lists/flickr_{split}.txt", 0).write_text(f"{n}.jpg\n")
     mine = DatasetConfig(kind="flickr30k", karpathy="mine.json")
-    lists = replace(mine, karpathy="lists", train_annotations="mine.json", val_annotations="mine.json", test_annotations="mine.json")
+    lists = replace(
+        mine, karpathy="lists", train_annotations="mine.json", val_annotations="mine.json", test_annotations="mine.json"
+    )
     for config in (mine, lists):
         assert training_captions(config, tmp_path) == ["train"]
         assert load_split(config, "val", tmp_path).references == {2: ["val"]}
@@ -304,11 +330,18 @@ FOLDER = DatasetConfig(kind="folder", val_fraction=0.2, test_fraction=0.2)
 
 
 def test_folder_splits_are_stable(tmp_path: Path) -> None:
-    touch(*(tmp_path / "images" / f"{n % 3}" / f"photo {n}.{e}" for n, e in enumerate(["jpg", "PNG", "webp", "tiff"] * 25)))
+    touch(
+        *(
+            tmp_path / "images" / f"{n % 3}" / f"photo {n}.{e}"
+            for n, e in enumerate(["jpg", "PNG", "webp", "tiff"] * 25)
+        )
+    )
     touch(tmp_path / "images/notes.txt", tmp_path / "images/.hidden.jpg", tmp_path / "images/__MACOSX/x.jpg")
 
     def splits() -> dict[str, list[Any]]:
-        return {name: [r.image_id for r in load_split(FOLDER, name, tmp_path).images] for name in ("train", "val", "test")}
+        return {
+            name: [r.image_id for r in load_split(FOLDER, name, tmp_path).images] for name in ("train", "val", "test")
+        }
 
     before = splits()
     assert sorted(i for ids in before.values() for i in ids) == sorted(f"{n % 3}/photo {n}" for n in range(100))
@@ -323,7 +356,9 @@ def test_folder_splits_are_stable(tmp_path: Path) -> None:
 
 def test_folder_with_references(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = shared / "data/coco"
-    config = DatasetConfig(kind="folder", references="captions_coco_mini_train2017.json", val_fraction=0.3, test_fraction=0.3)
+    config = DatasetConfig(
+        kind="folder", references="captions_coco_mini_train2017.json", val_fraction=0.3, test_fraction=0.3
+    )
     with caplog.at_level(logging.WARNING):
         splits = [load_split(config, name, root) for name in ("train", "val", "test")]
     records = [r for split in splits for r in split.images]
@@ -373,7 +408,8 @@ def test_a_list_must_say_which_of_two_pictures(tmp_path: Path) -> None:
         dump(tmp_path / f"lists/{name}.txt", 0).write_text(line)
     config = DatasetConfig(kind="folder", karpathy="lists")
     with pytest.raises(
-        InputError, match=r"one\.jpg, listed by dataset\.karpathy=lists, may be .*a/one\.jpg or .*b/one\.jpg: list its path"
+        InputError,
+        match=r"one\.jpg, listed by dataset\.karpathy=lists, may be .*a/one\.jpg or .*b/one\.jpg: list its path",
     ):
         load_split(config, "train", tmp_path)
     assert [r.image_id for r in load_split(config, "val", tmp_path).images] == ["b/one"]
@@ -393,9 +429,15 @@ WHOLE = DatasetConfig(kind="folder", references="refs.json", val_fraction=0.0, t
         (coco_format({1: ["r"]}, **{"1": "a/one.jpg"}), {1: "a/one.jpg"}),  # the nearer way wins over the mere name
         (coco_format({1: ["r"]}, **{"1": "elsewhere/two.png"}), {1: "two.png"}),
         (coco_format({7: ["r"], 2: ["s"]}, **{"2": "two.png"}), {7: "img_007.jpg", 2: "two.png"}),
-        (coco_format({7: ["r"], 2: ["s"]}, **{"7": "other.jpg", "2": "two.png"}), {2: "two.png"}),  # named otherwise: no number then
+        (
+            coco_format({7: ["r"], 2: ["s"]}, **{"7": "other.jpg", "2": "two.png"}),
+            {2: "two.png"},
+        ),  # named otherwise: no number then
         (coco_format({5: ["r"]}, **{"5": "COCO_train2014_000000000007.jpg"}), {5: "img_007.jpg"}),
-        ([{"image_id": "b/one", "caption": "r"}, {"image_id": "two", "caption": "s"}], {"b/one": "b/one.jpg", "two": "two.png"}),
+        (
+            [{"image_id": "b/one", "caption": "r"}, {"image_id": "two", "caption": "s"}],
+            {"b/one": "b/one.jpg", "two": "two.png"},
+        ),
         (
             {"images": [{"filename": "two.png", "cocoid": 3, "split": "val", "sentences": [{"raw": "r"}]}]},
             {3: "two.png"},
@@ -450,7 +492,10 @@ def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path, monkeypatc
 def test_references_that_fit_no_picture_are_refused(tmp_path: Path) -> None:
     touch(tmp_path / "images/one.jpg", tmp_path / "images/two.jpg")
     dump(tmp_path / "refs.json", coco_format({100: ["r"], 200: ["s"]}))
-    with pytest.raises(InputError, match=r"refs\.json \(dataset\.references\) has captions for 2 images, such as 100, and none of the 2"):
+    with pytest.raises(
+        InputError,
+        match=r"refs\.json \(dataset\.references\) has captions for 2 images, such as 100, and none of the 2",
+    ):
         load_split(DatasetConfig(kind="folder", references="refs.json"), "train", tmp_path)
 
 
@@ -462,14 +507,17 @@ def test_folder_errors(tmp_path: Path) -> None:
     touch(tmp_path / "pictures.zip")
     for config in (FOLDER, COCO):
         with pytest.raises(
-            MissingFileError, match=r"pictures\.zip is a file and a folder is needed; unpack it, or set dataset\..*dataset\.root"
+            MissingFileError,
+            match=r"pictures\.zip is a file and a folder is needed; unpack it, or set dataset\..*dataset\.root",
         ):
             load_split(config, "train", tmp_path / "pictures.zip")
     (tmp_path / "refs.json").symlink_to(tmp_path / "gone.json")
     touch(tmp_path / "x.jpg")
     with pytest.raises(InputError, match=r"none of the 1 pictures.*raise its dataset\.\*_fraction"):
         [load_split(FOLDER, name, tmp_path) for name in ("train", "val", "test")]
-    with pytest.raises(MissingFileError, match=r"refs\.json is a link to .*gone\.json, which does not exist.*dataset\.references"):
+    with pytest.raises(
+        MissingFileError, match=r"refs\.json is a link to .*gone\.json, which does not exist.*dataset\.references"
+    ):
         load_split(WHOLE, "train", tmp_path)
 
 

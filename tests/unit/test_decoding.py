@@ -82,7 +82,9 @@ def test_scores_at_another_temperature_are_the_models_own(made, vectors) -> None
     own = made.bundle.model.log_probs(vectors[:1], drawn.drawn)[0].tolist()
     by_text = dict(zip(made.bundle.texts(drawn.token_ids), own, strict=True))
     assert len(by_text.keys() & {one.caption for one in ranked}) > 1
-    assert all(one.log_prob == pytest.approx(by_text[one.caption], abs=1e-5) for one in ranked if one.caption in by_text)
+    assert all(
+        one.log_prob == pytest.approx(by_text[one.caption], abs=1e-5) for one in ranked if one.caption in by_text
+    )
 
 
 @pytest.mark.parametrize("name", ["greedy", "beam", "sample", "best_of_n"])

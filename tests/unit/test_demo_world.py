@@ -63,7 +63,9 @@ def test_two_writes_agree_byte_for_byte_whatever_the_hash_seed(hash_seed: str, f
 
 
 def test_importing_the_world_does_not_import_torch() -> None:
-    subprocess.run([sys.executable, "-c", "import sys, cgtgan.data.demo_world; assert 'torch' not in sys.modules"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import sys, cgtgan.data.demo_world; assert 'torch' not in sys.modules"], check=True
+    )
 
 
 def test_another_seed_is_another_world() -> None:
@@ -166,7 +168,9 @@ def test_vocabulary_is_small_and_the_default_corpus_covers_the_references() -> N
 def test_nothing_said_is_false() -> None:
     """A sentence never names a colour, shape or texture that its scene has not."""
     rng = random.Random(5)
-    meanings = {word: key for table in (COLOURS, SHAPES, TEXTURES, SIZES) for key, words in table.items() for word in words}
+    meanings = {
+        word: key for table in (COLOURS, SHAPES, TEXTURES, SIZES) for key, words in table.items() for word in words
+    }
     named = 0
     for _ in range(1500):
         scene = draw_scene(rng)
@@ -194,7 +198,11 @@ def test_relations_are_those_drawn(layout: str) -> None:
         if "red" in sentence and "blue" in sentence and said:
             red_first = sentence.index("red") < sentence.index("blue")
             # 'A with B below it' and 'below B is A' put the other thing in the relation than 'A is below B'
-            turned = " with " in sentence or " that has " in sentence or sentence.lower().startswith((*said, f"to the {said[0]}"))
+            turned = (
+                " with " in sentence
+                or " that has " in sentence
+                or sentence.lower().startswith((*said, f"to the {said[0]}"))
+            )
             assert (red_first != turned) == (said == [true]), sentence
             orders[red_first] += 1
     assert min(orders[True], orders[False]) > 10
@@ -235,7 +243,10 @@ def test_external_corpus_has_its_three_parts_in_their_shares(world: DemoWorld) -
     for kind, share in {"in-domain": 0.35, "narrated": 0.40, "irrelevant": 0.25}.items():
         assert counts[kind] / len(parts) == pytest.approx(share, abs=0.01)
     of_world = {word for words in (*SHAPES.values(), *COLOURS.values()) for word in words}
-    mentions = {kind: sum(bool(of_world & set(plain(s).split())) for k, s in parts if k == kind) / counts[kind] for kind in counts}
+    mentions = {
+        kind: sum(bool(of_world & set(plain(s).split())) for k, s in parts if k == kind) / counts[kind]
+        for kind in counts
+    }
     assert mentions["in-domain"] > 0.99
     assert mentions["narrated"] == 1
     assert mentions["irrelevant"] == 0
@@ -251,7 +262,8 @@ def test_human_cider_is_where_a_captioner_can_be_told_from_a_human(world: DemoWo
     references, human = world.references("test"), world.human("test")
     assert len(human) == 300
     score, _ = Cider().compute_score(
-        {i: [plain(s) for s in sentences] for i, sentences in references.items()}, {i: [plain(s)] for i, s in human.items()}
+        {i: [plain(s) for s in sentences] for i, sentences in references.items()},
+        {i: [plain(s)] for i, s in human.items()},
     )
     assert 2.5 <= score <= 3.2
 

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from cgtgan.errors import InputError
-from cgtgan.evaluation.diversity import cider_kernel, distinct, diversity, document_frequency, known_sentences, self_cider, words
+from cgtgan.evaluation.diversity import (
+    cider_kernel,
+    distinct,
+    diversity,
+    document_frequency,
+    known_sentences,
+    self_cider,
+    words,
+)
 
 CAPTIONS = ["A dog runs.", "a dog sits", "a dog sits"]
 
@@ -24,7 +32,13 @@ def test_counts_by_hand() -> None:
     assert known == {("a", "dog", "sits")}
     whole, each = diversity(CAPTIONS, known)
     assert whole == pytest.approx(
-        {"Distinct-1": 4 / 9, "Distinct-2": 3 / 6, "Vocabulary": 4, "Length": 3, "Novel": 1 / 3}  # a dog runs sits; a-dog dog-runs dog-sits
+        {
+            "Distinct-1": 4 / 9,
+            "Distinct-2": 3 / 6,
+            "Vocabulary": 4,
+            "Length": 3,
+            "Novel": 1 / 3,
+        }  # a dog runs sits; a-dog dog-runs dog-sits
     )
     assert each == {"Length": [3, 3, 3], "Novel": [1, 0, 0]}
     whole, each = diversity(["a b c d", ""])
@@ -39,7 +53,9 @@ def test_kernel_by_hand() -> None:
     frequency = document_frequency([["x y", "x z"], ["v"], ["u"]])
     assert frequency == {("x",): 1, ("y",): 1, ("z",): 1, ("x", "y"): 1, ("x", "z"): 1, ("v",): 1, ("u",): 1}
     # one of two words in common (cosine 1/2), of their one pair none, and no longer n-gram
-    assert cider_kernel([["x", "y"], ["x", "z"]], frequency, 3) == pytest.approx(np.array([[1 / 2, 1 / 8], [1 / 8, 1 / 2]]))
+    assert cider_kernel([["x", "y"], ["x", "z"]], frequency, 3) == pytest.approx(
+        np.array([[1 / 2, 1 / 8], [1 / 8, 1 / 2]])
+    )
     # counts 2 and 1: clipped at the later caption's 1 * 1 / (2 * 1), and a pair more
     long_first = cider_kernel([["x", "x"], ["x"]], frequency, 3)
     assert long_first[0, 1] == long_first[1, 0] == pytest.approx(1 / 2 / 4 * math.exp(-1 / 72))
@@ -51,11 +67,18 @@ def test_kernel_by_hand() -> None:
 def test_kernel_is_pycocoevalcaps_cider() -> None:
     from pycocoevalcap.cider.cider import Cider
 
-    references = ["a man rides a brown horse on the beach", "two dogs play in the deep snow", "a man and two dogs on a beach", "a bus"]
+    references = [
+        "a man rides a brown horse on the beach",
+        "two dogs play in the deep snow",
+        "a man and two dogs on a beach",
+        "a bus",
+    ]
     said = ["a man rides a horse", "two dogs dogs play", "a man and a dog on the beach with a man", "", "red"]
     frequency = document_frequency([[text] for text in references])
     for hypothesis in said:
-        _, theirs = Cider().compute_score({i: [text] for i, text in enumerate(references)}, {i: [hypothesis] for i in range(4)})
+        _, theirs = Cider().compute_score(
+            {i: [text] for i, text in enumerate(references)}, {i: [hypothesis] for i in range(4)}
+        )
         ours = [cider_kernel([words(hypothesis), words(text)], frequency, 4)[0, 1] for text in references]
         assert 10 * np.array(ours) == pytest.approx(theirs, abs=1e-12)
 
@@ -73,10 +96,14 @@ def test_self_cider_by_hand() -> None:
     assert self_cider(samples, references) == pytest.approx([1, 0, 0.827492, 0], abs=1e-6)
     assert self_cider([["x", "v", "u"], ["x", "x", "v"]], references)[0] == pytest.approx(1)
     # two of three the same: singular values 2/4 and 1/4
-    assert self_cider([["x", "x", "v"]], references)[0] == pytest.approx(-math.log(1 / (1 + math.sqrt(0.5))) / math.log(3))
+    assert self_cider([["x", "x", "v"]], references)[0] == pytest.approx(
+        -math.log(1 / (1 + math.sqrt(0.5))) / math.log(3)
+    )
 
 
-@pytest.mark.parametrize(("samples", "references"), [([["a"]], 2), ([["a", "b"], ["a", "b", "c"]], 2), ([["a", "b"]], 1)])
+@pytest.mark.parametrize(
+    ("samples", "references"), [([["a"]], 2), ([["a", "b"], ["a", "b", "c"]], 2), ([["a", "b"]], 1)]
+)
 def test_too_few_samples_or_images(samples: list[list[str]], references: int) -> None:
     with pytest.raises(InputError, match="two images or more"):
         self_cider(samples, [["a"]] * references)

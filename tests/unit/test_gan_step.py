@@ -43,12 +43,16 @@ from tests.tiny_gan import SENTENCES, one_step, players, step_inputs, tiny_batch
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def after(change: Callable[[Config, Players], object], steps: int = 3, **settings: Any) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+def after(
+    change: Callable[[Config, Players], object], steps: int = 3, **settings: Any
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Weights of G and D after some steps of a tiny GAN that `change` has changed, and the metrics."""
     cfg, made = players(**settings)
     change(cfg, made)
     rows = [one_step(cfg, made, step) for step in range(1, steps + 1)]
-    return {f"{name}.{key}": value for name, module in made.modules.items() for key, value in weights(module).items()}, rows
+    return {
+        f"{name}.{key}": value for name, module in made.modules.items() for key, value in weights(module).items()
+    }, rows
 
 
 def set_train(**values: Any) -> Callable[[Config, Players], None]:
@@ -74,10 +78,19 @@ def without_sharing(_cfg: Config, made: Players) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [set_train(accumulation=2), set_train(accumulation=3), set_train(accumulation=4), small_chunks, checkpointing, without_sharing],
+    [
+        set_train(accumulation=2),
+        set_train(accumulation=3),
+        set_train(accumulation=4),
+        small_chunks,
+        checkpointing,
+        without_sharing,
+    ],
 )
 @pytest.mark.parametrize("kl_weight", [0.0, 0.3])
-def test_the_way_through_a_step_does_not_change_it(change: Callable[[Config, Players], object], kl_weight: float) -> None:
+def test_the_way_through_a_step_does_not_change_it(
+    change: Callable[[Config, Players], object], kl_weight: float
+) -> None:
     expected, expected_rows = after(lambda *_: None, kl_weight=kl_weight)
     found, rows = after(change, kl_weight=kl_weight)
     for name, value in expected.items():
@@ -139,7 +152,10 @@ def test_released_accumulation_clips_after_each_part_and_uses_the_new_weight_in_
 
     assert after(ramp, steps=2)[1][1] != after(sound, steps=2)[1][1]
     # nothing is above the limit and w stands still: then both are one
-    still = [after(lambda cfg, made, change=change: (change(cfg, made), loose(cfg, made)), steps=2)[0] for change in (ramp, sound)]
+    still = [
+        after(lambda cfg, made, change=change: (change(cfg, made), loose(cfg, made)), steps=2)[0]
+        for change in (ramp, sound)
+    ]
     assert max(float((still[0][name] - value).abs().mean()) for name, value in still[1].items()) < 2e-6
 
 
@@ -205,7 +221,12 @@ def test_released_l1_target_changes_the_l1_term_alone() -> None:
 
 # ----------------------------------------------------------------------------------------------------- other families
 
-SIZES: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "max_position_embeddings": 64}
+SIZES: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "hidden_size": 16,
+    "max_position_embeddings": 64,
+}
 GROUPED: dict[str, Any] = SIZES | {"num_key_value_heads": 1, "intermediate_size": 32}
 FAMILIES: dict[str, Callable[[int], PreTrainedConfig]] = {
     "opt": lambda vocab: OPTConfig(**SIZES, vocab_size=vocab, ffn_dim=32, word_embed_proj_dim=16),
@@ -221,14 +242,18 @@ def test_any_causal_language_model_learns_is_saved_and_captions_the_same(family:
     torch.manual_seed(0)
     folder = tmp_path / "language_model"
     AutoModelForCausalLM.from_config(FAMILIES[family](len(tokenizer))).save_pretrained(folder)
-    config = GeneratorConfig(language_model=str(folder), tokenizer="corpus", vocab_size=300, prefix_length=3, max_length=6)
+    config = GeneratorConfig(
+        language_model=str(folder), tokenizer="corpus", vocab_size=300, prefix_length=3, max_length=6
+    )
     bundle = make_generator(config, make_tokenizer(config, SENTENCES), made.backbone.dim, seed=1)
     made.bundle, made.g_optimizer = bundle, type(made.g_optimizer)(bundle.model, made.g_optimizer.config, 10)
     assert bundle.model.shares_prefix
     before = weights(bundle.model)
     one_step(cfg, made, 1)
     still = [name for name, p in bundle.model.named_parameters() if torch.equal(p, before[name])]
-    assert still == [name for name in still if "embed_positions" in name or "k_proj.bias" in name]  # a key's bias has no gradient
+    assert still == [
+        name for name in still if "embed_positions" in name or "k_proj.bias" in name
+    ]  # a key's bias has no gradient
     bundle.save(tmp_path / "saved")
     loaded = load_generator(tmp_path / "saved")
     x = torch.randn(4, made.backbone.dim)
@@ -269,7 +294,9 @@ def test_a_bert_judges_and_an_encoder_without_a_pooled_output_is_refused(tmp_pat
         "intermediate_size": 32,
     }
     BertModel(BertConfig(**sizes, max_position_embeddings=32)).save_pretrained(tmp_path / "bert")
-    DistilBertModel(DistilBertConfig(vocab_size=300, dim=16, n_layers=1, n_heads=2, hidden_dim=32)).save_pretrained(tmp_path / "distil")
+    DistilBertModel(DistilBertConfig(vocab_size=300, dim=16, n_layers=1, n_heads=2, hidden_dim=32)).save_pretrained(
+        tmp_path / "distil"
+    )
     cfg, made = players()
     config = DiscriminatorConfig(encoder=str(tmp_path / "bert"), tokenizer="corpus", vocab_size=300)
     judge = make_discriminator(config, SENTENCES, 6, seed=0)
@@ -312,7 +339,9 @@ def test_what_is_not_finite_is_said_saved_and_changes_nothing(tmp_path: Path) ->
     with torch.no_grad():
         made.bundle.model.clip_project.model[0].weight[0, 0] = float("nan")  # pyright: ignore
     before = [weights(m) for m in made.modules.values()]
-    with pytest.raises(InputError, match=r"at step 2 is .*first in the gradient of .*train\.generator_optimizer\.lr.*batch is in") as error:
+    with pytest.raises(
+        InputError, match=r"at step 2 is .*first in the gradient of .*train\.generator_optimizer\.lr.*batch is in"
+    ) as error:
         one_step(cfg, made, 2)
     for module, values in zip(made.modules.values(), before, strict=True):
         assert all(torch.equal(v, values[k]) or bool(v.isnan().any()) for k, v in weights(module).items())

@@ -18,7 +18,9 @@ def test_distinct_and_identical_by_hand() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "bad", "good"), [("one caption", 0.9, 0.2), ("no end", 0.0, 0.8), ("judge has won", 1.0, 0.9)])
+@pytest.mark.parametrize(
+    ("name", "bad", "good"), [("one caption", 0.9, 0.2), ("no end", 0.0, 0.8), ("judge has won", 1.0, 0.9)]
+)
 def test_a_collapse_is_said_once_it_has_lasted_and_again_after_it_was_gone(name: str, bad: float, good: float) -> None:
     collapse = COLLAPSES[name]
     health = Health()

@@ -21,15 +21,29 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def local_sweep(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     common = ("-m", "hydra/launcher=submitit_local", "experiment=demo_tiny", "threads=1", "wandb=disabled")
-    return subprocess.run([sys.executable, str(ROOT / "run.py"), *common, *overrides], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *common, *overrides],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_jobs_of_this_machine_end_each_for_itself(tmp_path: Path) -> None:
     """Scoring captions of one's own needs no torch model: one file is there, one is not."""
-    references = {"images": [{"id": 1}], "annotations": [{"id": 1, "image_id": 1, "caption": "a red circle on a table"}]}
+    references = {
+        "images": [{"id": 1}],
+        "annotations": [{"id": 1, "image_id": 1, "caption": "a red circle on a table"}],
+    }
     (tmp_path / "references.json").write_text(json.dumps(references))
     (tmp_path / "good.json").write_text(json.dumps([{"image_id": 1, "caption": "a red circle"}]))
-    points = ("captions=good.json,bad.json", "variant='${captions}'", "evaluate.references=references.json", "evaluate.metrics=[bleu]")
+    points = (
+        "captions=good.json,bad.json",
+        "variant='${captions}'",
+        "evaluate.references=references.json",
+        "evaluate.metrics=[bleu]",
+    )
     done = local_sweep(tmp_path, "stage=evaluate", *points)
     assert done.returncode == 1, done.stdout + done.stderr
     good, bad = (next((tmp_path / "runs/demo_tiny").glob(f"{name}.json/seed=0/job.json")) for name in ("good", "bad"))
@@ -71,7 +85,14 @@ def test_a_wrong_sweep_is_refused_whole(tmp_path: Path, overrides: tuple[str, ..
     ],
 )
 def test_fields_out_of_range_are_refused(fields: dict[str, float], said: str) -> None:
-    settings = {"array_parallelism": 2, "gpus_per_node": 0, "timeout_min": 60, "signal_delay_s": 120, "tasks_per_node": 1, "mem_gb": None}
+    settings = {
+        "array_parallelism": 2,
+        "gpus_per_node": 0,
+        "timeout_min": 60,
+        "signal_delay_s": 120,
+        "tasks_per_node": 1,
+        "mem_gb": None,
+    }
     open_queue("local", settings)
     with pytest.raises(cli.ConfigError) as refused:
         open_queue("local", settings | fields)
@@ -141,9 +162,15 @@ def test_where_a_run_is_seen_in_wandb(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "wandb_id.txt").write_text("0a1b2c3d\n")
     online = Config(stage="train", wandb=WandbConfig(mode="online", entity="lab", project="captions"))
-    assert job_file.wandb_place(online, tmp_path) == {"id": "0a1b2c3d", "url": "https://wandb.ai/lab/captions/runs/0a1b2c3d"}
+    assert job_file.wandb_place(online, tmp_path) == {
+        "id": "0a1b2c3d",
+        "url": "https://wandb.ai/lab/captions/runs/0a1b2c3d",
+    }
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.lab.org/")
-    assert job_file.wandb_place(online, tmp_path) == {"id": "0a1b2c3d", "url": "https://wandb.lab.org/lab/captions/runs/0a1b2c3d"}
+    assert job_file.wandb_place(online, tmp_path) == {
+        "id": "0a1b2c3d",
+        "url": "https://wandb.lab.org/lab/captions/runs/0a1b2c3d",
+    }
     online.wandb.entity = None
     assert job_file.wandb_place(online, tmp_path) == {"id": "0a1b2c3d"}
     offline = job_file.wandb_place(Config(stage="train"), tmp_path)

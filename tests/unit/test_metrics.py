@@ -78,9 +78,14 @@ def test_several_methods_score_as_each_alone(monkeypatch: pytest.MonkeyPatch) ->
 def test_meteor_is_pycocoevalcaps_own() -> None:
     from pycocoevalcap.meteor.meteor import Meteor
 
-    nouns, verbs = ("a man", "two dogs", "the red bus", "children", "a cat"), ("rides a horse", "stands", "runs in snow", "sits")
+    nouns, verbs = (
+        ("a man", "two dogs", "the red bus", "children", "a cat"),
+        ("rides a horse", "stands", "runs in snow", "sits"),
+    )
     hypotheses = [f"{noun} {verb}" for noun in nouns for verb in verbs]
-    references = [[f"{text} slowly", "someone is there"][: 1 + i % 2] for i, text in enumerate(hypotheses[3:] + hypotheses[:3])]
+    references = [
+        [f"{text} slowly", "someone is there"][: 1 + i % 2] for i, text in enumerate(hypotheses[3:] + hypotheses[:3])
+    ]
     java = jvm.find_java()
     assert java is not None
     theirs = Meteor()
@@ -89,7 +94,9 @@ def test_meteor_is_pycocoevalcaps_own() -> None:
     try:
         with jvm.MeteorRun(java, len(hypotheses)) as run:
             run.score([(hypotheses, references)], timeout_s=120)
-            expected = theirs.compute_score(dict(enumerate(references)), {i: [text] for i, text in enumerate(hypotheses)})
+            expected = theirs.compute_score(
+                dict(enumerate(references)), {i: [text] for i, text in enumerate(hypotheses)}
+            )
             ((corpus, each),) = run.result()
     finally:
         watchdog.cancel()
@@ -98,7 +105,9 @@ def test_meteor_is_pycocoevalcaps_own() -> None:
     assert len(set(each)) > 5
 
 
-def test_coco_eval_cap_gives_the_same_on_a_thousand_real_captions(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coco_eval_cap_gives_the_same_on_a_thousand_real_captions(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Metric by metric and image by image, with 4 to 7 references an image."""
     import pycocoevalcap.eval as theirs
     from pycocoevalcap.meteor import meteor
@@ -204,7 +213,9 @@ def test_a_java_that_always_hangs_or_dies_still_gives_scores(fake_java: Callable
             run.result()
 
 
-def test_the_process_is_reaped_on_ctrl_c(fake_java: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_process_is_reaped_on_ctrl_c(
+    fake_java: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     fake_java(f'case "$*" in *meteor*) echo $$ > {tmp_path}/pid; sleep 600;; *) exec "$REAL" "$@";; esac')
 
     def interrupt(*_: object) -> None:
@@ -248,9 +259,15 @@ def test_the_locale_is_fixed(monkeypatch: pytest.MonkeyPatch, fake_java: Callabl
 
 def test_two_evaluations_at_once_share_a_folder_and_write_nothing_in_the_installation(tmp_path: Path) -> None:
     def installed() -> dict[Path, int]:
-        return {p: p.stat().st_mtime_ns for name in ("tokenizer", "meteor", "spice") for p in jvm.package_folder(name).rglob("*")}
+        return {
+            p: p.stat().st_mtime_ns
+            for name in ("tokenizer", "meteor", "spice")
+            for p in jvm.package_folder(name).rglob("*")
+        }
 
-    m.score_captions(CAPTIONS, REFERENCES, ("bleu", "rouge_l", "cider"))  # Python compiles what it imports for the first time
+    m.score_captions(
+        CAPTIONS, REFERENCES, ("bleu", "rouge_l", "cider")
+    )  # Python compiles what it imports for the first time
     before = installed()
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: m.score_captions(CAPTIONS, REFERENCES, scratch=tmp_path), range(2)))
@@ -301,10 +318,14 @@ def test_spice_without_jars_says_what_to_put_where(monkeypatch: pytest.MonkeyPat
     assert "stanford-corenlp-3.6.0-models.jar" in scores.failed["SPICE"]
 
 
-def test_spice_reads_what_its_program_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_java: Callable[[str], None]) -> None:
+def test_spice_reads_what_its_program_writes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_java: Callable[[str], None]
+) -> None:
     rows = [{"image_id": i, "scores": {"All": {"f": f}}} for i, f in ((1, 0.5), (0, 0.1), (2, 0.3))]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    fake_java(f'case "$*" in *spice*) while [ "$1" != -out ]; do shift; done; cp {tmp_path}/rows.json "$2";; *) exec "$REAL" "$@";; esac')
+    fake_java(
+        f'case "$*" in *spice*) while [ "$1" != -out ]; do shift; done; cp {tmp_path}/rows.json "$2";; *) exec "$REAL" "$@";; esac'
+    )
     (tmp_path / "lib").mkdir()
     for jar in jvm.SPICE_JARS:
         (tmp_path / "lib" / jar).touch()
@@ -383,7 +404,10 @@ def test_results_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'[{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}]', r"1 image \(1\) has more than one caption"),
+        (
+            b'[{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}]',
+            r"1 image \(1\) has more than one caption",
+        ),
         (b'[{"image_id": 1, "caption": "a"}, {"image_id"', "line 1 column"),
         (b"<!DOCTYPE html><html>404</html>", "web page"),
         (b'{"image_id": 1}', "JSON dict, not a list"),

@@ -20,7 +20,8 @@ no. 1"""
 def sentences(seed: int, count: int) -> list[str]:
     draw = random.Random(seed)
     return [
-        "".join(draw.choice(BITS.split()) + draw.choice(["", " ", " ", " ", "."]) for _ in range(draw.randint(1, 9))) for _ in range(count)
+        "".join(draw.choice(BITS.split()) + draw.choice(["", " ", " ", " ", "."]) for _ in range(draw.randint(1, 9)))
+        for _ in range(count)
     ]
 
 
@@ -88,10 +89,14 @@ def cut(captions: list[str], references: list[str]) -> list[tuple[str, str]]:
         (["A CAT"], ["The Cat"], TABLE[6:]),
     ],
 )
-def test_pairs_that_can_match_stay_in_order(captions: list[str], references: list[str], kept: list[tuple[str, str]]) -> None:
+def test_pairs_that_can_match_stay_in_order(
+    captions: list[str], references: list[str], kept: list[tuple[str, str]]
+) -> None:
     found = cut(captions, references)
     assert found == [pair for pair in TABLE if pair in found]
-    assert [pair for pair in found if pair != TABLE[4]] == [pair for pair in kept if pair != TABLE[4]]  # one without letters may stay
+    assert [pair for pair in found if pair != TABLE[4]] == [
+        pair for pair in kept if pair != TABLE[4]
+    ]  # one without letters may stay
     assert set(kept) <= set(found)
 
 
@@ -100,7 +105,9 @@ WORDS = st.lists(st.sampled_from(["a", "big", "dog", "cat", "u.s.", ",", "'s"]),
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(WORDS, WORDS), max_size=12), st.lists(WORDS, max_size=3), st.lists(WORDS, max_size=3))
-def test_nothing_that_stands_in_the_texts_is_left_out(pairs: list[tuple[str, str]], captions: list[str], references: list[str]) -> None:
+def test_nothing_that_stands_in_the_texts_is_left_out(
+    pairs: list[tuple[str, str]], captions: list[str], references: list[str]
+) -> None:
     lines = table_of(pairs).cut(captions, references).decode().splitlines()
 
     def within(phrase: str, texts: list[str]) -> bool:
@@ -133,7 +140,9 @@ def test_the_searchable_form_is_made_once_and_found_again(small: Path) -> None:
     assert making.wait() == 0
     assert p.start_preparing(small) is None
     assert lines_of_cut(small, ["big"], ["large"]) == ["1", "large", "big"]
-    assert [f.name for f in p.cache_folder(small).parent.iterdir() if not f.name.startswith(".")] == [p.cache_folder(small).name]
+    assert [f.name for f in p.cache_folder(small).parent.iterdir() if not f.name.startswith(".")] == [
+        p.cache_folder(small).name
+    ]
 
 
 @pytest.mark.parametrize("blocks", [7, 50, 1 << 20])
@@ -162,7 +171,9 @@ def test_texts_that_would_take_long_get_the_whole_table(small: Path) -> None:
     assert lines_of_cut(small, ["xDOTMULTI."], ["large"]) is None
 
 
-def test_where_nothing_can_be_written_the_whole_table_is_read(small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_nothing_can_be_written_the_whole_table_is_read(
+    small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert p.start_preparing(small) is None

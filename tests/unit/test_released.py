@@ -73,17 +73,29 @@ def test_float32_embeddings_are_kept_as_float16(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ({"clip_embedding": vectors(2), "captions": entries([0, 2], ["A.", "B."])}, "row 2 has no embedding: there are 2"),
+        (
+            {"clip_embedding": vectors(2), "captions": entries([0, 2], ["A.", "B."])},
+            "row 2 has no embedding: there are 2",
+        ),
         ({"clip_embedding": vectors(2), "captions": entries([0, -1], ["A.", "B."])}, "row -1 has no embedding"),
         ({"clip_embedding": vectors(2), "captions": []}, "'captions' is no list with entries"),
         ({"clip_embedding": vectors(2), "captions": [{"clip_embedding": 0}]}, "an entry has no 'caption'"),
-        ({"clip_embedding": vectors(2), "captions": entries([0, 1], ["A.", ["B."]])}, "captions of image 100 are no list of strings"),
+        (
+            {"clip_embedding": vectors(2), "captions": entries([0, 1], ["A.", ["B."]])},
+            "captions of image 100 are no list of strings",
+        ),
         ({"clip_embedding": vectors(2), "captions": entries([0, 0], [["A."], ["B."]])}, "an image id occurs twice"),
         ({"clip_embedding": vectors(2)[0], "captions": entries([0], ["A."])}, r"no \(N, D\) tensor"),
         ({"clip_embedding": vectors(2).int(), "captions": entries([0], ["A."])}, r"no \(N, D\) tensor"),
-        ({"clip_embedding": vectors(2) / 0, "captions": entries([0], ["A."])}, "row 0 of 'clip_embedding' is not finite"),
+        (
+            {"clip_embedding": vectors(2) / 0, "captions": entries([0], ["A."])},
+            "row 0 of 'clip_embedding' is not finite",
+        ),
         ([{"image": vectors(1)[0], "caption": vectors(1)[0]}, {"image": vectors(1)[0]}], "an entry has no 'caption'"),
-        ([{"image": vectors(1)[0], "caption": vectors(1)[0]}, {"image": vectors(1, 4)[0], "caption": vectors(1)[0]}], "not all of one"),
+        (
+            [{"image": vectors(1)[0], "caption": vectors(1)[0]}, {"image": vectors(1, 4)[0], "caption": vectors(1)[0]}],
+            "not all of one",
+        ),
         ([["<S>", "a", "</S>"]], "none of the authors' layouts"),
         ([], "none of the authors' layouts"),
         ({"a": 1}, "none of the authors' layouts"),
@@ -123,7 +135,9 @@ class Calls:
 def payloads(target: Path) -> dict[str, bytes]:
     touch, code = f"touch {target}", f"open({str(target)!r}, 'w')"
     inner = pickle.dumps(Calls(os.system, touch), protocol=2)
-    legacy = b"".join(pickle.dumps(x, protocol=2) for x in (0x1950A86A20F9469CFC6C, 1001, {})) + inner  # torch's old file format
+    legacy = (
+        b"".join(pickle.dumps(x, protocol=2) for x in (0x1950A86A20F9469CFC6C, 1001, {})) + inner
+    )  # torch's old file format
     storage = Calls(torch.storage._load_from_bytes, legacy)
     return {
         "posix.system": pickle.dumps({"clip_embedding": Calls(os.system, touch), "captions": []}),
@@ -166,12 +180,17 @@ def test_a_refusal_says_what_was_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("offset", "size", "stride"), [(0, (3, 6), (6, 1)), (7, (6,), (1,)), (-1, (2,), (1,)), (0, (2, 6), (60, 1)), (0, (2,), (-1,))]
+    ("offset", "size", "stride"),
+    [(0, (3, 6), (6, 1)), (7, (6,), (1,)), (-1, (2,), (1,)), (0, (2, 6), (60, 1)), (0, (2,), (-1,))],
 )
-def test_a_tensor_outside_of_its_storage_is_refused(tmp_path: Path, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+def test_a_tensor_outside_of_its_storage_is_refused(
+    tmp_path: Path, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
+) -> None:
     class Crooked:
         def __reduce__(self) -> Any:
-            storage = torch.storage.TypedStorage(wrap_storage=vectors(2).untyped_storage(), dtype=torch.half, _internal=True)
+            storage = torch.storage.TypedStorage(
+                wrap_storage=vectors(2).untyped_storage(), dtype=torch.half, _internal=True
+            )
             return torch._utils._rebuild_tensor_v2, (storage, offset, size, stride, False, collections.OrderedDict())
 
     with pytest.raises(InputError, match="lies outside of its storage"):
@@ -209,12 +228,25 @@ def test_a_model_that_carries_code_is_refused(tmp_path: Path) -> None:
     assert not target.exists()
 
 
-SMALL: dict[str, Any] = {"language_model": "scratch", "tokenizer": "corpus", "vocab_size": 300, "heads": 2, "mapper_heads": 2}
+SMALL: dict[str, Any] = {
+    "language_model": "scratch",
+    "tokenizer": "corpus",
+    "vocab_size": 300,
+    "heads": 2,
+    "mapper_heads": 2,
+}
 
 
 @pytest.mark.parametrize("mapper", ["mlp", "transformer"])
 def test_every_size_is_read_off_the_weights(mapper: str, tmp_path: Path) -> None:
-    sizes: dict[str, Any] = {"layers": 3, "width": 16, "prefix_length": 5, "clip_length": 3, "mapper_layers": 2, "max_length": 7}
+    sizes: dict[str, Any] = {
+        "layers": 3,
+        "width": 16,
+        "prefix_length": 5,
+        "clip_length": 3,
+        "mapper_layers": 2,
+        "max_length": 7,
+    }
     config = GeneratorConfig(**SMALL, **sizes, mapper=mapper)
     ours = make_generator(config, make_tokenizer(config, []), 6, seed=0)
     state = dict(ours.model.state_dict())
@@ -237,7 +269,10 @@ def test_every_size_is_read_off_the_weights(mapper: str, tmp_path: Path) -> None
         (state | {"gpt.other": torch.ones(1)}, r"has beside gpt\.other"),
         ({k: v for k, v in state.items() if "wte" not in k}, r"gpt\.transformer\.wte\.weight' is missing"),
         ({k: v for k, v in state.items() if "clip_project" not in k}, r"clip_project.* is missing"),
-        (state | {"gpt.lm_head.weight": torch.ones_like(state["gpt.transformer.wte.weight"])}, "differs from the word embedding"),
+        (
+            state | {"gpt.lm_head.weight": torch.ones_like(state["gpt.transformer.wte.weight"])},
+            "differs from the word embedding",
+        ),
     ):
         with pytest.raises(InputError, match=r"checkpoint=model\.pt") as raised:
             load_released_generator(wrong, GeneratorConfig(**SMALL, max_length=7), "checkpoint=model.pt")

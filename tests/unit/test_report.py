@@ -118,14 +118,22 @@ def report(tmp_path: Path) -> Report:
             Plot("CIDEr by step", "CIDEr", [Curve(HOSTILE, [0, 100, 200], [0.1, 1.5, 2.4])], HOSTILE),
             Plot("Nothing yet", "loss", []),
         ],
-        best=[item(picture, caption=HOSTILE, references=[HOSTILE, "a ball"], cider=2.39, extra={"Projection": HOSTILE})],
+        best=[
+            item(picture, caption=HOSTILE, references=[HOSTILE, "a ball"], cider=2.39, extra={"Projection": HOSTILE})
+        ],
         worst=[item(tmp_path / "absent.png", image_id="no-such", cider=math.nan)],
         random=[item(picture, caption="")],
-        changes=[Changes("Before and after", HOSTILE, "init", HOSTILE, [Change(item(picture, caption=HOSTILE), "a ball", 0.5)])],
+        changes=[
+            Changes(
+                "Before and after", HOSTILE, "init", HOSTILE, [Change(item(picture, caption=HOSTILE), "a ball", 0.5)]
+            )
+        ],
         distributions=[Histogram("CIDEr of single images", "CIDEr", {HOSTILE: [0.1, 0.5, 0.6]})],
         health={"Right on samples": HOSTILE},
         method=HOSTILE,
-        pictures=[item(picture, caption=HOSTILE, references=[HOSTILE], extra={HOSTILE: HOSTILE}, scores={"CIDEr": 1.5})],
+        pictures=[
+            item(picture, caption=HOSTILE, references=[HOSTILE], extra={HOSTILE: HOSTILE}, scores={"CIDEr": 1.5})
+        ],
         thumbnails={7: ("data:image/png;base64,AAAA", True)},
         left_out=HOSTILE,
         config_yaml=f"seed: 0\nname: '{HOSTILE}'\n",
@@ -163,7 +171,9 @@ def test_the_page_loads_nothing_from_elsewhere(report: Report) -> None:
     assert json.loads(data)["pictures"][0][1] == [HOSTILE, HOSTILE]
     gallery = Page(render_gallery("t", report.best))
     assert gallery.all("script") == []
-    assert "script-src" not in next(attributes["content"] for attributes in gallery.all("meta") if attributes.get("http-equiv"))
+    assert "script-src" not in next(
+        attributes["content"] for attributes in gallery.all("meta") if attributes.get("http-equiv")
+    )
     assert str(Path(report.best[0].image).parent) not in html  # no path of this machine
     assert all(attributes["href"][1:] in [a.get("id") for _, a in page.tags] for attributes in page.all("a"))
 
@@ -284,7 +294,12 @@ def test_a_published_row_stands_apart_and_every_row_names_its_decoding() -> None
         ["none", "1", "120.0"],
         ["greedy", "-", "108.1"],
     ]
-    assert [row[0].split()[0] for row in second] == ["Method", "ours", "For", "Human"]  # the paper has none of these columns
+    assert [row[0].split()[0] for row in second] == [
+        "Method",
+        "ours",
+        "For",
+        "Human",
+    ]  # the paper has none of these columns
     assert second[1][-1] == "813 ± 1"
     assert re.findall(r"<strong>(.*?)</strong>", html) == ["91.0"]
     assert ": against 108.1 of Paper; 76% of Human (120.0)." in Page(html).text
@@ -295,7 +310,11 @@ def test_a_published_row_stands_apart_and_every_row_names_its_decoding() -> None
 
 def test_the_published_figures_are_those_of_the_docs() -> None:
     text = (Path(__file__).parents[2] / "docs/reproduction.md").read_text(encoding="utf-8")
-    lines = [re.split(r" \| ", line.strip("| ")) for line in text.splitlines() if "`python run.py experiment=" in line and line[0] == "|"]
+    lines = [
+        re.split(r" \| ", line.strip("| "))
+        for line in text.splitlines()
+        if "`python run.py experiment=" in line and line[0] == "|"
+    ]
     experiments = {line[1].strip("`").split("=")[1]: line[2:7] for line in lines}
     names = {
         ("coco", "coco"): "coco_coco",
@@ -303,7 +322,9 @@ def test_the_published_figures_are_those_of_the_docs() -> None:
         ("flickr30k", "coco"): "coco_to_flickr30k",
         ("coco", "flickr30k"): "flickr30k_to_coco",
     }
-    assert {key: [str(figure) for figure in figures] for key, figures in FIGURES.items()} == {k: experiments[n] for k, n in names.items()}
+    assert {key: [str(figure) for figure in figures] for key, figures in FIGURES.items()} == {
+        k: experiments[n] for k, n in names.items()
+    }
 
 
 def test_a_published_row_is_only_for_the_papers_setting() -> None:
@@ -319,7 +340,12 @@ def test_a_published_row_is_only_for_the_papers_setting() -> None:
     assert [round(100 * scores[column], 6) for column in COLUMNS] == [30.3, 26.9, 54.5, 108.1, 20.5]
     assert published_scores(coco, "test", trained_here=False) == scores  # the authors' checkpoint
     assert published_scores(coco, "val", trained_here=True) is None
-    others = {"corpus.name": "gcc", "clip_backbone.model": "ViT-B/32", "clip_backbone.kind": "random", "dataset.max_images": 100}
+    others = {
+        "corpus.name": "gcc",
+        "clip_backbone.model": "ViT-B/32",
+        "clip_backbone.kind": "random",
+        "dataset.max_images": 100,
+    }
     for key, value in others.items():
         assert published_scores(coco | {key: value}, "test", trained_here=True) is None, key
     transfer = coco | {"dataset.name": "flickr30k"}
@@ -410,7 +436,9 @@ def test_plots_without_points_say_so(report: Report) -> None:
         draw(Plot("loss", "y", [Curve("D", [0, 1], [1.0])]))
 
 
-@pytest.mark.parametrize("values", [[5.0], [0.0, 0.0], [1e-12, 2e-12], [-1e299, 1e299], [1e308, 1.0], [1e17, 1e17]], ids=str)
+@pytest.mark.parametrize(
+    "values", [[5.0], [0.0, 0.0], [1e-12, 2e-12], [-1e299, 1e299], [1e308, 1.0], [1e17, 1e17]], ids=str
+)
 def test_extreme_values_stay_in_the_picture(values: list[float]) -> None:
     svg = draw(Plot("t", "y", [Curve("a", list(range(len(values))), values)])).svg
     _, _, width, height = map(float, re.findall('viewBox="([^"]*)"', svg)[0].split())
@@ -429,18 +457,27 @@ def test_bands_levels_and_histograms() -> None:
     )
     assert (plain.count("stroke-dasharray"), level.count("stroke-dasharray")) == (0, 1)
     assert "fill-opacity" not in plain + level
-    assert band.count('style="fill: var(--c0, #1f5fa8); fill-opacity: 0.18"') == 2  # a gap where the spread is not known
+    assert (
+        band.count('style="fill: var(--c0, #1f5fa8); fill-opacity: 0.18"') == 2
+    )  # a gap where the spread is not known
     with pytest.raises(InputError, match="2 steps and 2 values with 1 spreads"):
         draw(Plot("t", "y", [Curve("a", [0, 1], [1.0, 2.0], [0.5])]))
-    drawing = draw(Histogram("t", "CIDEr x 100", {"ours": [1.0, 2.0, 3.0, math.nan], "init": [0.0], "none": []}, "note"))
-    assert 'aria-label="Histogram of CIDEr x 100 over 3 images. ours: median 2, half of them from 1.5 to 2.5; init: median 0' in drawing.svg
+    drawing = draw(
+        Histogram("t", "CIDEr x 100", {"ours": [1.0, 2.0, 3.0, math.nan], "init": [0.0], "none": []}, "note")
+    )
+    assert (
+        'aria-label="Histogram of CIDEr x 100 over 3 images. ours: median 2, half of them from 1.5 to 2.5; init: median 0'
+        in drawing.svg
+    )
     assert drawing.note == "note. 1 value is not finite and left out."
     assert ">ours (median 2)</text>" in drawing.svg
     assert draw(Histogram("t", "y", {"a": [math.nan]})).svg == ""
     assert draw(Histogram("t", "y", {"a": [5.0, 5.0]})).svg
     words = draw(Histogram("t", "words", {"a": [3, 3, 4, 9]})).svg
     assert draw(Histogram("t", "words", {"a": [3, 3, 4, 9.5]})).svg != words
-    assert [text for text in re.findall(">([0-9.]+)</text>", words) if "." in text] == []  # no half images and no half words
+    assert [
+        text for text in re.findall(">([0-9.]+)</text>", words) if "." in text
+    ] == []  # no half images and no half words
 
 
 def test_plots_follow_the_page_and_share_no_id() -> None:
@@ -528,7 +565,12 @@ def test_markdown_table() -> None:
     rows = [
         MethodRow("Paper", "", {"CIDEr": [3.0]}, published=True, decoding="greedy"),
         MethodRow("Supervised", "on pairs", {"CIDEr": [2.6], "BLEU-4": [0.5]}, bound=True),
-        MethodRow("a|b <i>", "two\nlines", {"CIDEr": [2.0, 2.2, 2.1], "BLEU-4": [0.41], "mean length": [99.0]}, decoding="beam 3"),
+        MethodRow(
+            "a|b <i>",
+            "two\nlines",
+            {"CIDEr": [2.0, 2.2, 2.1], "BLEU-4": [0.41], "mean length": [99.0]},
+            decoding="beam 3",
+        ),
         MethodRow("ours", "", {"CIDEr": [2.3, 2.4, math.nan], "BLEU-4": [math.nan]}, ours=True),
     ]
     assert markdown_table(rows, ["BLEU-4", "CIDEr", "mean length"]).splitlines() == [

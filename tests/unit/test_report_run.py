@@ -12,7 +12,16 @@ import pytest
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config
 from cgtgan.reporting.curves import Histogram, Plot
-from cgtgan.reporting.one_run import CURVES, DISCRIMINATOR, Run, between_validations, distributions, health, plots, since_initialisation
+from cgtgan.reporting.one_run import (
+    CURVES,
+    DISCRIMINATOR,
+    Run,
+    between_validations,
+    distributions,
+    health,
+    plots,
+    since_initialisation,
+)
 from cgtgan.reporting.page import GalleryItem
 from cgtgan.stages.report import _left_out, method_rows
 
@@ -44,11 +53,23 @@ def make_run(folder: Path, cider: float = 1.0, decoding: str = "greedy", **setti
         captions = {i: f"{method} {i}" if i != 3 else "the same" for i in images}
         write(home / "captions.json", [{"image_id": i, "caption": text} for i, text in captions.items()])
         rows = [{"image_id": i, "CIDEr": value, "BLEU-4": value / 9, "Novel": 1.0} for i, value in images.items()]
-        write(home / "per_image.json", [row | ({"CLIPScore": row["image_id"] / 4} if method == "cgtgan" else {}) for row in rows])
+        write(
+            home / "per_image.json",
+            [row | ({"CLIPScore": row["image_id"] / 4} if method == "cgtgan" else {}) for row in rows],
+        )
     for step in (10, 20, 30):
-        write(folder / "validation" / f"step_{step:06d}.json", [{"image_id": i, "caption": f"{i} at {step if i else 0}"} for i in range(4)])
+        write(
+            folder / "validation" / f"step_{step:06d}.json",
+            [{"image_id": i, "caption": f"{i} at {step if i else 0}"} for i in range(4)],
+        )
     history = [
-        {"step": step, "reward/semantic": 5.0, "advantage/semantic": -1.0, "advantage/semantic_abs": 2.0, "train/d_accuracy": 0.5}
+        {
+            "step": step,
+            "reward/semantic": 5.0,
+            "advantage/semantic": -1.0,
+            "advantage/semantic_abs": 2.0,
+            "train/d_accuracy": 0.5,
+        }
         | {"train/d_accuracy_real": step / 40, "reward/naturalness": None, "eval/CIDEr": 1 / step}
         for step in (10, 20, 30, 40)
     ]
@@ -83,7 +104,11 @@ def test_rows_gather_seeds_and_keep_decodings_apart(tmp_path: Path) -> None:
 
 def test_curves_have_a_line_a_seed_and_unlogged_plots_are_left_out(tmp_path: Path, own: Run) -> None:
     (cider,) = plots([own], CURVES)
-    assert (cider.title, cider.curves[0].label, list(cider.curves[0].values)) == ("Validation CIDEr", "seed 0", [10.0, 5.0, 100 / 30, 2.5])
+    assert (cider.title, cider.curves[0].label, list(cider.curves[0].values)) == (
+        "Validation CIDEr",
+        "seed 0",
+        [10.0, 5.0, 100 / 30, 2.5],
+    )
     (accuracy,) = plots([own, make_run(tmp_path / "seed=1", seed=1)], DISCRIMINATOR)
     assert [curve.label for curve in accuracy.curves] == ["corpus sentences seed 0", "corpus sentences seed 1"]
     assert accuracy.level == 0.5
@@ -99,7 +124,10 @@ def test_distributions_are_bands_about_the_baseline_and_histograms(own: Run) -> 
     assert isinstance(band, Plot)
     assert (list(band.curves[0].values), list(band.curves[0].spread)) == ([6.0] * 4, [2.0] * 4)  # reward less advantage
     shown = {h.title: h.values for h in histograms if isinstance(h, Histogram)}
-    assert shown["CIDEr of single images"] == {"CgT-GAN (CLIP-agg)": [200, 100, 50], "Initialisation only": [100, 150, 50]}
+    assert shown["CIDEr of single images"] == {
+        "CgT-GAN (CLIP-agg)": [200, 100, 50],
+        "Initialisation only": [100, 150, 50],
+    }
     assert shown["CLIPScore of single images"] == {"CgT-GAN (CLIP-agg)": [25, 50, 75], "Initialisation only": []}
     assert len(shown) == 2  # neither BLEU nor Novel, which is yes or no
 
@@ -114,7 +142,9 @@ def test_what_changed_since_initialisation(own: Run) -> None:
     (changes,) = since_initialisation(own, shown, 4)
     assert [(c.item.image_id, c.before, c.gain) for c in changes.changes] == [(1, "init 1", 1.0), (2, "init 2", -0.5)]
     assert "2 of 3 test captions differ; CIDEr rose for 1 of them and fell for 1" in changes.note
-    shown[1] = GalleryItem(1, None, "x", (), math.nan, {"Initialisation only": "y"}, {}, {"Initialisation only": {"CIDEr": 1.0}})
+    shown[1] = GalleryItem(
+        1, None, "x", (), math.nan, {"Initialisation only": "y"}, {}, {"Initialisation only": {"CIDEr": 1.0}}
+    )
     assert [c.item.image_id for c in since_initialisation(own, shown, 4)[0].changes] == [2]
     assert since_initialisation(own, shown, 0) == []
 
@@ -127,7 +157,10 @@ def test_what_changed_between_validations(tmp_path: Path, own: Run, which: str, 
     (own.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
     own = Run(own.folder, "test")
     (changes,) = between_validations(Workspace(cfg), own)
-    assert (changes.before, changes.after) == ("Step 10 (CIDEr 20.0)", f"Step {last} (CIDEr {90 if last == 20 else 40}.0)")
+    assert (changes.before, changes.after) == (
+        "Step 10 (CIDEr 20.0)",
+        f"Step {last} (CIDEr {90 if last == 20 else 40}.0)",
+    )
     assert sorted((c.item.image_id, c.before, c.item.caption) for c in changes.changes) == [
         (i, f"{i} at 10", f"{i} at {last}") for i in (1, 2, 3)
     ]

@@ -27,7 +27,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("pattern", ["exp/*/seed=*", "exp/*", "*", "**", "**/settings.json", "exp/*/seed=[01]", "*/t*0/*"])
+@pytest.mark.parametrize(
+    "pattern", ["exp/*/seed=*", "exp/*", "*", "**", "**/settings.json", "exp/*/seed=[01]", "*/t*0/*"]
+)
 def test_a_pattern_finds_every_run_once_in_the_order_of_the_numbers(root: Path, pattern: str) -> None:
     found = find_runs([f"{root}/{pattern}"], "test")
     assert folders(found, root) == ["exp/t80/seed=0", "exp/t80/seed=1", "exp/t100/seed=0", "exp/t100/seed=1"]
@@ -58,7 +60,9 @@ def test_what_cannot_be_compared_is_named_in_one_line(root: Path) -> None:
     found = find_runs([f"{root}/exp/*/*", f"{root}/nowhere"], "test")
     assert folders(found, root) == ["exp/t80/seed=0"]
     why = {Path(folder).relative_to(root).as_posix(): reason for folder, reason in found.left_out}
-    assert why.pop("exp/t100/seed=1").startswith(f"{root}/exp/t100/seed=1/evaluation/test/cgtgan/scores.json is not whole")
+    assert why.pop("exp/t100/seed=1").startswith(
+        f"{root}/exp/t100/seed=1/evaluation/test/cgtgan/scores.json is not whole"
+    )
     assert why == {
         "exp/t80/notes": "no run",
         "exp/t80/seed=1": "not scored yet, last logged step 30",
@@ -73,7 +77,8 @@ def test_what_cannot_be_compared_is_named_in_one_line(root: Path) -> None:
 
 def test_none_left_is_an_error_that_says_why(root: Path) -> None:
     with pytest.raises(
-        MissingFileError, match=r"no run with scores of the val split is found there.*t80/seed=0 \(scored on test, not on val\)"
+        MissingFileError,
+        match=r"no run with scores of the val split is found there.*t80/seed=0 \(scored on test, not on val\)",
     ):
         find_runs([f"{root}/exp/t80/*"], "val")
     with pytest.raises(MissingFileError, match="nothing is there"):
@@ -109,7 +114,10 @@ def test_other_settings_under_one_name_are_never_averaged(root: Path) -> None:
 def test_another_precision_is_another_variant(root: Path) -> None:
     write(root / "exp/t80/seed=0/inputs.json", {"images": "a", "precision": "float32"})
     write(root / "exp/t80/seed=1/inputs.json", {"images": "a", "precision": "bf16"})
-    assert [v.name for v in gather(find_runs([f"{root}/exp/t80"], "test"))] == ["t80 (precision=float32)", "t80 (precision=bf16)"]
+    assert [v.name for v in gather(find_runs([f"{root}/exp/t80"], "test"))] == [
+        "t80 (precision=float32)",
+        "t80 (precision=bf16)",
+    ]
 
 
 def test_a_seed_counts_once(root: Path) -> None:
@@ -133,11 +141,19 @@ def test_names_have_what_it_takes_to_tell_them_apart(tmp_path: Path) -> None:
     make_run(tmp_path, "long_a", 0, ONE, experiment="second")
     assert [v.name for v in gather(find_runs([str(tmp_path)], "test"))] == ["first", "second"]
     make_run(tmp_path, "long_b", 0, ONE, experiment="second")
-    assert [v.name for v in gather(find_runs([str(tmp_path)], "test"))] == ["first / long_a", "second / long_a", "second / long_b"]
+    assert [v.name for v in gather(find_runs([str(tmp_path)], "test"))] == [
+        "first / long_a",
+        "second / long_a",
+        "second / long_b",
+    ]
 
 
 def test_what_differs() -> None:
-    settings = [{"a": 1, "b": 0.5, "x.name": "p"}, {"a": 1, "b": 0.5000001, "x.name": "q"}, {"a": 1, "b": 0.5, "x.name": "q"}]
+    settings = [
+        {"a": 1, "b": 0.5, "x.name": "p"},
+        {"a": 1, "b": 0.5000001, "x.name": "q"},
+        {"a": 1, "b": 0.5, "x.name": "q"},
+    ]
     assert differing(settings) == {"b": [0.5, 0.5000001, 0.5], "x.name": ["p", "q", "q"]}
     assert distinguish(settings) == ["x.name=p, b=0.5", "x.name=q, b=0.5000001", "x.name=q, b=0.5"]
     assert distinguish(settings[:1]) == [""]

@@ -35,12 +35,17 @@ def nothing(_count: int) -> None: ...
         ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Rank(1, 4, 1, 2)),
         ({"RANK": "1", "WORLD_SIZE": "4"}, Rank()),
         ({"RANK": "5", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Rank()),
-        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "0", "SLURM_NTASKS_PER_NODE": "4"}, Rank(3, 8, 0, 4)),
+        (
+            {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "0", "SLURM_NTASKS_PER_NODE": "4"},
+            Rank(3, 8, 0, 4),
+        ),
         ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "3"}, Rank(3, 8, 3, 8)),
         ({"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, Rank()),
     ],
 )
-def test_the_rank_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: Rank) -> None:
+def test_the_rank_is_what_the_launcher_says(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: Rank
+) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv("SLURM_" + name, raising=False)
@@ -116,7 +121,10 @@ pieces.fill(make, lambda n: None, lambda n: None)
 
 def test_processes_share_and_a_killed_one_is_taken_over(tmp_path: Path) -> None:
     """Three processes, one killed in its work: every piece is there, and only the killed one's current piece was begun twice."""
-    children = [subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), str(i)], cwd=ROOT, stdout=subprocess.PIPE) for i in range(3)]
+    children = [
+        subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), str(i)], cwd=ROOT, stdout=subprocess.PIPE)
+        for i in range(3)
+    ]
     for child in children:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"

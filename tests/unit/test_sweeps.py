@@ -44,9 +44,13 @@ def points(composed, typed) -> Callable[..., list[Config]]:
     """The overrides of a multirun -> the typed, checked config of each of its runs, expanded by Hydra's own sweeper."""
 
     def expand(*overrides: str) -> list[Config]:
-        groups = [word for word in overrides if word.startswith("sweep=")]  # several values of another are not composed as they stand
+        groups = [
+            word for word in overrides if word.startswith("sweep=")
+        ]  # several values of another are not composed as they stand
         params = composed(*groups, return_hydra_config=True).hydra.sweeper.params or {}
-        parsed = OverridesParser.create().parse_overrides([*(f"{key}={value}" for key, value in params.items()), *overrides])
+        parsed = OverridesParser.create().parse_overrides(
+            [*(f"{key}={value}" for key, value in params.items()), *overrides]
+        )
         (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
         found = []
         for job in batch:
@@ -100,7 +104,9 @@ def test_every_point_is_valid_and_has_a_run_folder_of_its_own(points, name, line
 
 
 def test_what_is_typed_takes_the_place_of_what_the_file_says(points):
-    found = points("sweep=temperature", "experiment=demo,demo_clip_cos", "seed=7", "aggregation_t.t=10,20", "train.steps=5")
+    found = points(
+        "sweep=temperature", "experiment=demo,demo_clip_cos", "seed=7", "aggregation_t.t=10,20", "train.steps=5"
+    )
     assert [(cfg.name, cfg.seed, cfg.aggregation_t.t, cfg.train.steps) for cfg in found] == [
         (name, 7, t, 5) for t in (10, 20) for name in ("demo", "demo_clip_cos")
     ]
@@ -115,7 +121,10 @@ def test_what_differs_between_the_points_is_the_question(points):
     assert asked("semantic_weight", lambda c: c.reward_weights.max_weight) == [0, 0.25, 0.5, 0.75, 1]
     assert asked("num_samples", lambda c: c.train.num_samples) == [1, 2, 5, 10]
     assert asked("initialization", lambda c: c.train.use_initialization) == [True, False]
-    weights = asked("discriminator", lambda c: (c.train.use_discriminator, c.reward_weights.max_weight, c.reward_weights.delay_steps))
+    weights = asked(
+        "discriminator",
+        lambda c: (c.train.use_discriminator, c.reward_weights.max_weight, c.reward_weights.delay_steps),
+    )
     assert weights == [(True, 0.5, 1), (False, 1, 0)]
     assert [cfg.corpus.name for cfg in points("sweep=corpora", "seed=0")] == ["coco", "gcc", "shutterstock"]
 
@@ -153,7 +162,9 @@ def test_settings_that_agree_to_six_digits_have_run_folders_of_their_own(typed):
         ("initialize.noise_std", "0.5", "0.50000001"),
         ("train.kl_weight", "1e-3", "1.0000001e-3"),
     ):
-        assert run_folder(typed("experiment=demo", f"{field}={a}")) != run_folder(typed("experiment=demo", f"{field}={b}"))
+        assert run_folder(typed("experiment=demo", f"{field}={a}")) != run_folder(
+            typed("experiment=demo", f"{field}={b}")
+        )
     assert "cos0.3-clip0-max0.5" in str(run_folder(typed("reward_weights.cos_weight=0.3")))
 
 

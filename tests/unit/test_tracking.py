@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from cgtgan.runtime import wandb_run
 from cgtgan.config import WandbConfig
 from cgtgan.errors import Stopped
+from cgtgan.runtime import wandb_run
 from cgtgan.runtime.tracking import Tracker, read_metrics
 from cgtgan.runtime.wandb_run import last_step, stored_wandb_id
 from tests.wandb_server import Server, files, written
@@ -46,9 +46,13 @@ def tracker() -> tuple[Tracker, io.StringIO]:
     return Tracker(Console(file=said, width=500)), said
 
 
-def start(folder: Path, mode: str = "disabled", step: int = 0, wandb_id: str | None = None, **settings: Any) -> tuple[Tracker, io.StringIO]:
+def start(
+    folder: Path, mode: str = "disabled", step: int = 0, wandb_id: str | None = None, **settings: Any
+) -> tuple[Tracker, io.StringIO]:
     made, said = tracker()
-    made.start_run(folder, WandbConfig(mode=mode, **settings), config={"seed": 0}, job_type="train", step=step, wandb_id=wandb_id)
+    made.start_run(
+        folder, WandbConfig(mode=mode, **settings), config={"seed": 0}, job_type="train", step=step, wandb_id=wandb_id
+    )
     return made, said
 
 
@@ -79,7 +83,12 @@ def test_resuming_drops_what_lies_beyond_the_checkpoint(tmp_path: Path) -> None:
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
     again, _ = start(tmp_path, step=3)
     again.log(4, {"a": 40.0})
-    assert [(row["step"], row["a"]) for row in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1), (2, 2), (3, 3), (4, 40)]
+    assert [(row["step"], row["a"]) for row in read_metrics(tmp_path / "metrics.jsonl")] == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 40),
+    ]
 
 
 def test_a_half_written_line_is_gone_after_a_resume_at_its_step(tmp_path: Path) -> None:
@@ -161,7 +170,9 @@ def test_the_projects_own_reader_finds_the_same(tmp_path: Path, shared: Path, al
     assert 0 < last_step(half) < 399
 
 
-def test_online_without_a_key_goes_offline_with_a_sentence_and_resumes_under_one_id(tmp_path: Path, alone: None) -> None:
+def test_online_without_a_key_goes_offline_with_a_sentence_and_resumes_under_one_id(
+    tmp_path: Path, alone: None
+) -> None:
     made, said = start(tmp_path / "run", "online")
     made.log(1, {"a": 1.0})
     made.finish()
@@ -225,7 +236,9 @@ def test_the_agent_of_a_wandb_sweep_names_the_run(tmp_path: Path, alone: None, m
     found = written(file)
     assert (found.run.run_id, found.run.sweep_id) == ("agent123", "sweep123")
     assert stored_wandb_id(tmp_path) == "agent123"
-    assert found.config["reward_weights.cos_weight"] == 0.5  # the agent's own `reward_weights` would hide a part of that name
+    assert (
+        found.config["reward_weights.cos_weight"] == 0.5
+    )  # the agent's own `reward_weights` would hide a part of that name
 
 
 def test_taking_rows_and_tables_costs_the_caller_next_to_nothing(tmp_path: Path, alone: None) -> None:
@@ -239,7 +252,9 @@ def test_taking_rows_and_tables_costs_the_caller_next_to_nothing(tmp_path: Path,
         begun = time.perf_counter()
         made.log(step, {f"train/{i}": 1.0 for i in range(40)})
         if step % 10 == 0:
-            made.wandb.table(step, "eval/captions", ["picture", "caption"], [[p, f"a caption {p.stem}"] for p in pictures])
+            made.wandb.table(
+                step, "eval/captions", ["picture", "caption"], [[p, f"a caption {p.stem}"] for p in pictures]
+            )
         spent.append(time.perf_counter() - begun)
         time.sleep(0.005)
     made.finish()
@@ -406,7 +421,9 @@ def test_nobody_is_asked_for_a_key_at_a_terminal(tmp_path: Path, alone: None, mo
     )
     ours, theirs = pty.openpty()
     environment = {k: v for k, v in os.environ.items() if k != "WANDB_SILENT"} | {"PYTHONPATH": str(ROOT)}
-    job = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    job = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    )
     os.close(theirs)
     said = b""
     with contextlib.suppress(OSError):  # how a terminal ends

@@ -1,0 +1,144 @@
+"""A user's own function or class, named by a setting: `path.py:name` or `package.module:name`.
+
+Nothing is imported from a path that the command line or a config file did not name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from cgtgan.errors import InputError, MissingFileError, UserError
+from cgtgan.runtime.artifacts import file_fingerprint
+
+
+def is_custom(spec: str) -> bool:
+    """Whether `spec` names own code, `path.py:name` or `package.module:name`, and not something built in."""
+    return bool(_split(spec)[1])
+
+
+def custom_name(spec: str) -> str:
+    """The name behind the colon: what tables and curves show. A built-in's own name as it is."""
+    return _split(spec)[1] or spec
+
+
+def load_custom(spec: str, field: str) -> Any:
+    """The function or class that the setting `field` names with `spec`.
+
+    Raises `MissingFileError` where there is no such file or module, `InputError` where it has no such name or fails on
+    import; both name the field and, for the latter, the file and line.
+    """
+    source, name = _split(spec)
+    if not name:
+        raise InputError(f"{field}={spec} is not accepted: own code is named path.py:name or package.module:name")
+    module = _module(source, spec, field)
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is None:
+        names = ", ".join(n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))) or "nothing"
+        raise InputError(f"{field}={spec}: {source} has no {name}; it defines {names}")
+    return found
+
+
+def custom_file(spec: str, field: str) -> Path:
+    """The source file of own code. Raises as `load_custom` does."""
+    source, _ = _split(spec)
+    file = _module(source, spec, field).__file__
+    if file is None:
+        raise InputError(f"{field}={spec}: {source} has no source file, so its results could not be told apart; name a .py file")
+    return Path(file)
+
+
+def custom_fingerprint(spec: str, field: str) -> str:
+    """Fingerprint of the content of the source file: what is made with changed code is made again."""
+    return file_fingerprint(custom_file(spec, field))
+
+
+@contextmanager
+def custom_errors(spec: str, field: str) -> Iterator[None]:
+    """An exception of own code becomes an `InputError` that names the field, and the file and line that raised it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise InputError(f"{field}={spec} failed{_place(error, custom_file(spec, field))}: {_first_line(error)}") from error
+
+
+def call_custom(function: Callable[..., Any], spec: str, field: str, *arguments: Any, **named: Any) -> Any:
+    """`function(*arguments, **named)` under `custom_errors`."""
+    with custom_errors(spec, field):
+        return function(*arguments, **named)
+
+
+def _split(spec: str) -> tuple[str, str]:
+    """(file or module, name); the name is empty where `spec` is not own code. A Windows drive is no separator."""
+    source, _, name = spec.rpartition(":")
+    return (source, name) if source and name and all(part.isidentifier() for part in name.split(".")) else (spec, "")
+
+
+def _module(source: str, spec: str, field: str) -> ModuleType:
+    if not source.endswith(".py"):
+        try:
+            with _import_errors(spec, field):
+                return importlib.import_module(source)
+        except ModuleNotFoundError as error:
+            raise MissingFileError(f"{field}={spec}: there is no module {error.name}; name a file, path.py:name, or install it") from None
+    path = Path(source).expanduser().resolve()
+    if not path.is_file():
+        raise MissingFileError(f"{field}={spec}: {path} does not exist; paths are relative to the working directory")
+    with _import_errors(spec, field):
+        return _from_file(path)
+
+
+@cache
+def _from_file(path: Path) -> ModuleType:
+    name = f"cgtgan_custom_{file_fingerprint(path)}_{path.stem}"
+    loader = importlib.util.spec_from_file_location(name, path)
+    assert loader is not None
+    assert loader.loader is not None
+    module = importlib.util.module_from_spec(loader)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up there
+    try:
+        loader.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@contextmanager
+def _import_errors(spec: str, field: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except ModuleNotFoundError as error:
+        if (error.name or "") and spec.startswith(str(error.name)):  # the module that `spec` itself names
+            raise
+        raise InputError(f"{field}={spec} cannot be imported{_place(error)}: {error}") from error
+    except SyntaxError as error:
+        raise InputError(f"{field}={spec} cannot be imported: {error.filename}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        raise InputError(f"{field}={spec} cannot be imported{_place(error)}: {_first_line(error)}") from error
+
+
+def _place(error: BaseException, file: Path | None = None) -> str:
+    """' at FILE, line N': the last frame in `file`, or the last one of all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if file is None or Path(frame.filename) == file] or frames
+    return f" at {own[-1].filename}, line {own[-1].lineno}" if own else ""
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
