@@ -22,7 +22,15 @@ from cgtgan.checks import accepted_values, validate
 from cgtgan.config import Config
 from cgtgan.errors import InputError, Stopped, UserError
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def _beside_package(name: str) -> Path:
+    """`conf` and `sweeps`: inside the package where it is installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return package / name if (package / name).is_dir() else package.parent / name
+
+
+CONF, SWEEPS = _beside_package("conf"), _beside_package("sweeps")
 
 STAGE_HELP = {
     "preprocess": "images and sentences -> CLIP embeddings",
@@ -68,6 +76,7 @@ def groups(conf: Path = CONF) -> dict[str, list[str]]:
     """Config group -> its options, as the folders of `conf/` have them, in the order of `config.yaml`."""
     found = {folder.name: sorted(p.stem for p in folder.glob("*.yaml")) for folder in conf.iterdir() if folder.is_dir()}
     found.pop("hydra", None)
+    found["sweep"] = sorted(p.stem for p in SWEEPS.glob("*.yaml"))
     order = list(group_defaults(conf))
     return {name: found[name] for name in sorted(found, key=lambda g: order.index(g) if g in order else len(order))}
 
