@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: `conf/` and `sweeps/` lie beside the package in a checkout and inside it in a wheel."""
+"""What pyproject.toml cannot say: in a wheel, `conf/` and `sweeps/` lie inside the package; in a checkout beside it."""
 
 import shutil
 from pathlib import Path

@@ -44,17 +44,17 @@ def load_custom(spec: str, field: str) -> Any:
     for part in name.split("."):
         found = getattr(found, part, None)
     if found is None:
-        names = ", ".join(n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))) or "nothing"
-        raise InputError(f"{field}={spec}: {source} has no {name}; it defines {names}")
+        names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise InputError(f"{field}={spec}: {source} has no {name}; it defines {', '.join(names) or 'nothing'}")
     return found
 
 
 def custom_file(spec: str, field: str) -> Path:
     """The source file of own code. Raises as `load_custom` does."""
     source, _ = _split(spec)
-    file = _module(source, spec, field).__file__
+    file = getattr(_module(source, spec, field), "__file__", None)
     if file is None:
-        raise InputError(f"{field}={spec}: {source} has no source file, so its results could not be told apart; name a .py file")
+        raise InputError(f"{field}={spec}: {source} has no source file to fingerprint; name a .py file")
     return Path(file)
 
 
@@ -71,7 +71,8 @@ def custom_errors(spec: str, field: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise InputError(f"{field}={spec} failed{_place(error, custom_file(spec, field))}: {_first_line(error)}") from error
+        place = _place(error, custom_file(spec, field))
+        raise InputError(f"{field}={spec} failed{place}: {_first_line(error)}") from error
 
 
 def call_custom(function: Callable[..., Any], spec: str, field: str, *arguments: Any, **named: Any) -> Any:
@@ -92,17 +93,18 @@ def _module(source: str, spec: str, field: str) -> ModuleType:
             with _import_errors(spec, field):
                 return importlib.import_module(source)
         except ModuleNotFoundError as error:
-            raise MissingFileError(f"{field}={spec}: there is no module {error.name}; name a file, path.py:name, or install it") from None
+            message = f"{field}={spec}: there is no module {error.name}; install it, or name a file, path.py:name"
+            raise MissingFileError(message) from None
     path = Path(source).expanduser().resolve()
     if not path.is_file():
         raise MissingFileError(f"{field}={spec}: {path} does not exist; paths are relative to the working directory")
     with _import_errors(spec, field):
-        return _from_file(path)
+        return _from_file(path, file_fingerprint(path))
 
 
 @cache
-def _from_file(path: Path) -> ModuleType:
-    name = f"cgtgan_custom_{file_fingerprint(path)}_{path.stem}"
+def _from_file(path: Path, content: str) -> ModuleType:
+    name = f"cgtgan_custom_{content}_{path.stem}"
     loader = importlib.util.spec_from_file_location(name, path)
     assert loader is not None
     assert loader.loader is not None
@@ -127,7 +129,8 @@ def _import_errors(spec: str, field: str) -> Iterator[None]:
             raise
         raise InputError(f"{field}={spec} cannot be imported{_place(error)}: {error}") from error
     except SyntaxError as error:
-        raise InputError(f"{field}={spec} cannot be imported: {error.filename}, line {error.lineno}: {error.msg}") from error
+        place = f"{error.filename}, line {error.lineno}"
+        raise InputError(f"{field}={spec} cannot be imported: {place}: {error.msg}") from error
     except Exception as error:
         raise InputError(f"{field}={spec} cannot be imported{_place(error)}: {_first_line(error)}") from error
 
