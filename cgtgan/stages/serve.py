@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cgtgan.assets.images import dataset_split
 from cgtgan.errors import InputError, MissingFileError, Stopped, UserError
 
 try:
@@ -47,6 +46,7 @@ from torch import Tensor
 from cgtgan.assets.backbone import backbone_producer
 from cgtgan.assets.checkpoints import find_checkpoint
 from cgtgan.assets.corpus import corpus_sentences, sentence_embeddings
+from cgtgan.assets.images import dataset_split
 from cgtgan.assets.workspace import Workspace
 from cgtgan.captioning.captioner import Captioner
 from cgtgan.captioning.decoding import describe
@@ -55,10 +55,10 @@ from cgtgan.data.corpora import embedded_text
 from cgtgan.data.image_folder import find_images
 from cgtgan.method.aggregation import nearest_texts
 from cgtgan.models.clip_backbone import backbone_identity
+from cgtgan.reporting.page import TEMPLATES
 from cgtgan.runtime.artifacts import ArtifactStore, file_fingerprint, read_json
 from cgtgan.runtime.interrupts import stop_requests
 
-TEMPLATES = Path(__file__).parents[1] / "evaluation" / "templates"
 # Of what Pillow reads: no format that starts another program (EPS) or follows names in the file. HEIC where a plugin is loaded.
 FORMATS = {
     "JPEG": "JPEG",
