@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -37,6 +38,13 @@ __all__ = ["Captioner", "Picture", "Scored", "checkpoint_in"]
 # A file or a picture in memory; or (3, S, S) pixels that `backbone.pixels` has made.
 PictureFile = str | os.PathLike[str] | Image.Image
 Picture = PictureFile | Tensor
+
+
+class Encoded(NamedTuple):
+    """Pictures that CLIP has read: embeddings (B, D), and what each picture's samples depend on beside the seed."""
+
+    vectors: Tensor
+    sample_keys: list[str]
 
 
 @dataclass
@@ -85,7 +93,7 @@ class Captioner:
         bundle.model.to(backbone.device).eval()
         return cls(bundle, backbone, decode)
 
-    def caption(self, images: Iterable[Picture] | PictureFile) -> list[str]:
+    def caption(self, images: Iterable[Picture] | PictureFile | Encoded) -> list[str]:
         """One caption a picture, by `decode`. Raises `MissingFileError` or `InputError` naming a file that cannot be read."""
         captions: list[str] = []
         for vectors, names in self._encoded(images):
@@ -100,7 +108,7 @@ class Captioner:
             )
         return captions
 
-    def captions(self, images: Iterable[Picture] | PictureFile, n: int = 5) -> list[list[Scored]]:
+    def captions(self, images: Iterable[Picture] | PictureFile | Encoded, n: int = 5) -> list[list[Scored]]:
         """Of each picture's greedy caption and n samples at `decode.temperature` those n that CLIP finds nearest, the nearest first.
 
         Fewer than n where the generator says the same again. Where `decode` is best-of-n, as many are drawn as it says, at least n.
@@ -126,14 +134,19 @@ class Captioner:
         """CLIP's raw embeddings (N, D) float32, on the CPU"""
         return torch.cat([torch.empty(0, self.backbone.dim), *(vectors.cpu() for vectors, _ in self._encoded(images))])
 
-    def _encoded(self, images: Iterable[Picture] | PictureFile) -> Iterator[tuple[Tensor, list[str]]]:
-        """Embeddings of a batch, and what the draws of each picture hang on: its pixels, wherever it comes from and whatever is beside."""
+    def encode(self, pictures: Sequence[Picture]) -> Encoded:
+        """One batch of pictures, to be captioned more than once. A picture's key is the hash of its pixels."""
+        pixels = [self._pixels(picture) for picture in pictures]
+        keys = [hashlib.blake2b(p.contiguous().numpy().tobytes(), digest_size=16).hexdigest() for p in pixels]
+        return Encoded(self.backbone.encode_images(torch.stack(pixels)), keys)
+
+    def _encoded(self, images: Iterable[Picture] | PictureFile | Encoded) -> Iterator[Encoded]:
+        if isinstance(images, Encoded):
+            yield images
+            return
         each = iter([images] if isinstance(images, str | os.PathLike | Image.Image) else images)
-        while batch := [self._pixels(image) for image in islice(each, self.batch_size)]:
-            names = [
-                hashlib.blake2b(pixels.contiguous().numpy().tobytes(), digest_size=16).hexdigest() for pixels in batch
-            ]
-            yield self.backbone.encode_images(torch.stack(batch)), names
+        while batch := list(islice(each, self.batch_size)):
+            yield self.encode(batch)
 
     def _pixels(self, image: Picture) -> Tensor:
         if isinstance(image, Tensor):

@@ -29,7 +29,7 @@ from cgtgan.config import Config, ServeConfig
 from cgtgan.data.corpora import embedded_text
 from cgtgan.errors import InputError
 from cgtgan.runtime.artifacts import load_sentences
-from cgtgan.stages.serve import Page, listening
+from cgtgan.stages.serve import listening, open_demo
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,7 +90,7 @@ def server(home: Path) -> Iterator[Server]:
     yield server
     assert server.end(signal.SIGTERM) == 128 + signal.SIGTERM
     assert "Traceback" not in server.said
-    assert server.said.endswith("SIGTERM came: the page is closed\n")
+    assert server.said.endswith("received SIGTERM: the page is closed\n")
 
 
 @pytest.fixture(scope="module")
@@ -343,11 +343,11 @@ def test_a_checkpoint_alone_is_served_without_a_corpus_and_with_ones_own_example
     assert "Traceback" not in server.said
 
 
-def test_what_is_not_at_hand_is_not_made(home: Path, tmp_path: Path) -> None:
+def test_what_is_not_available_is_not_made(home: Path, tmp_path: Path) -> None:
     cfg = Config(stage="serve", checkpoint=str(run_folder(home)), artifacts_dir=str(tmp_path / "artifacts"))
-    page = Page.open(Workspace(cfg))
-    assert page.no_corpus
-    assert page.examples == []
+    demo = open_demo(Workspace(cfg))
+    assert demo.no_corpus
+    assert demo.examples == []
     assert list(tmp_path.iterdir()) == []
 
 
