@@ -15,8 +15,8 @@ from cgtgan.assets.images import data_root
 from cgtgan.assets.released import released_corpus, released_sentence_embeddings
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import as_dict
+from cgtgan.data.annotated_images import training_caption_files, training_captions
 from cgtgan.data.corpora import corpus_path, embedded_text, is_beside_its_images, load_corpus
-from cgtgan.data.datasets import training_caption_files, training_captions
 from cgtgan.data.loading import tokenised
 from cgtgan.models.clip_inputs import by_length
 from cgtgan.runtime.artifacts import (

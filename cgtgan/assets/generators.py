@@ -18,8 +18,8 @@ from cgtgan.assets.optimizer import Optimizer
 from cgtgan.assets.training_state import load_state, save_state, state_tensors
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import InitializeConfig, TrainConfig, as_dict
-from cgtgan.data.annotations import Captions
 from cgtgan.data.corpora import clean_captions
+from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.datasets import load_pairs
 from cgtgan.errors import InputError
 from cgtgan.method.batches import EpochOrder, stable_seed
@@ -82,10 +82,10 @@ def supervised_generator(ws: Workspace) -> GeneratorBundle:
 
 def caption_pairs(ws: Workspace) -> tuple[list[str], list[int], dict[str, Any]]:
     """Captions of the train images and the embedding row of each, for the supervised bound alone, and what they come from."""
-    captions: Captions = load_pairs(ws.cfg.dataset, data_root(ws))
+    captions = load_pairs(ws.cfg.dataset, data_root(ws))
     rows = {image_id: row for row, image_id in enumerate(image_embeddings(ws, "train").ids)}
     # cleaned by the data set's own rule, whatever the corpus is, so that a caption ends in the stop token
-    rule = "none" if ws.cfg.dataset.kind == "demo" else "coco"
+    rule = KINDS[ws.cfg.dataset.kind].caption_rule
     listed = [(text, rows[i]) for i, texts in captions.items() if i in rows for text in clean_captions(rule, texts)]
     if not listed:
         raise InputError("evaluate.baselines has 'supervised' and no train image has a caption: leave 'supervised' out")

@@ -15,6 +15,8 @@ from cgtgan.assets.encoding import Encoder, check_finite, fill_shards, read_vect
 from cgtgan.assets.released import released_images, released_split
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import as_dict
+from cgtgan.data.custom_reader import reader_identity
+from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.datasets import ImageRecord, Split, load_split
 from cgtgan.data.demo_world import write_demo_world
 from cgtgan.data.loading import decoded
@@ -26,7 +28,7 @@ from cgtgan.runtime.tracking import Bar
 
 def data_root(ws: Workspace) -> Path:
     """The folder of the data set; the demo world is drawn there when first needed."""
-    if ws.cfg.dataset.kind != "demo":
+    if not KINDS[ws.cfg.dataset.kind].drawn:
         return Path(ws.cfg.dataset.root).expanduser()
     return ws.once("data root", lambda: _demo_world(ws))
 
@@ -47,9 +49,12 @@ def dataset_split(ws: Workspace, name: str) -> Split:
 
 
 def dataset_identity(ws: Workspace) -> dict[str, Any]:
-    """What the images of a data set depend on beside their list."""
-    d = ws.cfg.dataset
-    return {"kind": d.kind} | ({"world": as_dict(d.world)} if d.kind == "demo" else {})
+    """What the images of a data set depend on, apart from their list."""
+    config = ws.cfg.dataset
+    kind = KINDS[config.kind]
+    identity: dict[str, Any] = {"kind": kind.name}
+    identity |= {"world": as_dict(config.world)} if kind.drawn else {}
+    return identity | ({"reader": reader_identity(config)} if kind.listing == "reader" else {})
 
 
 def image_embeddings(ws: Workspace, name: str) -> Embeddings:
@@ -57,9 +62,9 @@ def image_embeddings(ws: Workspace, name: str) -> Embeddings:
     if (given := released_images(ws, name)) is not None:
         return given
     images = dataset_split(ws, name).images
-    # COCO's and Flickr30k's ids name one picture everywhere; in folders of one's own 1.jpg may be any
-    told_by = _size if ws.cfg.dataset.kind == "folder" else lambda _path: None
-    listed = fingerprint([[i.image_id, i.path.name, *filter(None, [told_by(i.path)])] for i in images])
+    # COCO's and Flickr30k's ids name one picture everywhere; in a user's own folder 1.jpg may be any
+    size = (lambda _path: None) if KINDS[ws.cfg.dataset.kind].public_ids else _size
+    listed = fingerprint([[i.image_id, i.path.name, *filter(None, [size(i.path)])] for i in images])
     producer = dataset_identity(ws) | {"split": name, "images": listed, "backbone": backbone_producer(ws)}
     producer |= {"jpeg_draft": True} if ws.cfg.dataset.jpeg_draft else {}
     path = ws.store.path("image_embeddings", producer, ".safetensors")
@@ -99,13 +104,10 @@ def image_embeddings(ws: Workspace, name: str) -> Embeddings:
 def _check_bad(ws: Workspace, name: str, report: Path, images: int, *, none_left: bool = False) -> None:
     bad, allowed = read_json(report), ws.cfg.dataset.max_bad_images
     if len(bad) > allowed or none_left:
-        mend = (
-            "mend them"
-            if none_left
-            else f"mend them, or allow them with dataset.max_bad_images={len(bad)} (now {allowed})"
-        )
+        allow = "" if none_left else f", or allow them with dataset.max_bad_images={len(bad)} (now {allowed})"
         raise InputError(
-            f"{len(bad)} of {images} {name} images cannot be read, the first: {bad[0]['why']}; all are listed in {report}; {mend}"
+            f"{len(bad)} of {images} {name} images cannot be read, the first: {bad[0]['why']}; "
+            f"all are listed in {report}; fix them{allow}"
         )
     message = f"{len(bad)} of {images} {name} images cannot be read and are left out: {report}"
     ws.once(("message", report), lambda: ws.tracker.say(message))
@@ -151,12 +153,12 @@ def _size(path: Path) -> int | None:
 
 
 def _state(path: Path) -> list[int] | None:
-    """What tells whether a file was mended since."""
+    """What tells whether a file was changed since."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
         return None
-    return [found.st_size, found.st_mtime_ns]
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _is_stale(piece: Path) -> bool:

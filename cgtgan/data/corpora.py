@@ -29,8 +29,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from cgtgan.config import CorpusConfig, DatasetConfig
-from cgtgan.data.annotations import WHERE, captions_in_file, missing_file, read_json, text_lines
+from cgtgan.data.annotations import captions_in_file
+from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.released import load_plain_pickle
+from cgtgan.data.user_files import missing_file, read_user_json, text_lines
 from cgtgan.errors import InputError
 
 RULES = ("coco", "flickr30k", "gcc", "shutterstock", "none")
@@ -42,6 +44,11 @@ TOO_SHORT, TOO_LONG, SAMPLED_OUT = "too_short", "too_long", "sampled_out"
 
 Cleaned: TypeAlias = tuple[str, str | None]  # text without its final '.' and None, or '' and why it is dropped
 
+_ADDRESSES = {
+    "gcc": "https://ai.google.com/research/ConceptualCaptions/download (Train_GCC-training.tsv)",
+    "shutterstock": "https://github.com/fengyang0317/unsupervised_captioning/issues/42 (sentences.pkl)",
+    **{name: kind.annotations_from for name, kind in KINDS.items()},
+}
 _PART_ENDS = re.compile(" [:;.-] ")
 _JOINERS = "\u200c\u200d"
 _USUAL_PLACES = {
@@ -101,7 +108,7 @@ def clean_corpus(rule: str, captions: Iterable[Any], *, released: bool = False, 
         right = _is_token_list(raw) if rule == "shutterstock" else isinstance(raw, str)
         text, reason = clean(raw) if right else ("", WRONG_TYPE)
         if reason is None and (rule == "none" or not released):
-            text, reason = _soundly_ended(text, capital=rule != "none")
+            text, reason = normalise_ending(text, capital=rule != "none")
         elif reason is None:
             text = (text[:1].upper() + text[1:]).encode("utf-8", "replace").decode("utf-8")
         if reason is None:
@@ -155,7 +162,7 @@ def _visible(character: str) -> str:
     return {"Cc": " ", "Cf": "", "Cs": "?"}.get(unicodedata.category(character), character)
 
 
-def _soundly_ended(text: str, *, capital: bool) -> Cleaned:
+def normalise_ending(text: str, *, capital: bool) -> Cleaned:
     """What the module's head says of the sound rules, after the rule itself; cleaning its result again changes nothing."""
     text = text.rstrip(" ." + _JOINERS)
     if not any(map(str.isalnum, text)):
@@ -222,7 +229,7 @@ def is_beside_its_images(config: CorpusConfig, dataset: DatasetConfig) -> bool:
     if config.kind != dataset.kind:
         raise InputError(
             f"corpus.path is null and corpus.kind={config.kind} does not lie with dataset.kind={dataset.kind}: say corpus.path=FILE, its "
-            f"train_caption.json or Karpathy's dataset_{config.kind}.json; get it from {WHERE[config.kind]}"
+            f"train_caption.json or Karpathy's dataset_{config.kind}.json; get it from {_ADDRESSES[config.kind]}"
         )
     return True
 
@@ -276,11 +283,13 @@ def read_raw(kind: str, path: Path, notes: Counter[str] | None = None) -> Iterat
     Raises `MissingFileError` at once, `InputError` at once or where the reading reaches the damage.
     """
     notes = Counter() if notes is None else notes
-    where = WHERE.get(kind.removesuffix("_external"))
+    where = _ADDRESSES.get(kind.removesuffix("_external"))
     if not path.is_file():
         raise missing_file(path, "corpus.path", where)
     if kind in ("coco", "flickr30k"):
-        return iter([caption for _, caption in captions_in_file(read_json(path, "corpus.path", where), path, "train")])
+        return iter(
+            [caption for _, caption in captions_in_file(read_user_json(path, "corpus.path", where), path, "train")]
+        )
     if kind == "shutterstock":
         content = load_plain_pickle(path, "corpus.path", where)
         if not isinstance(content, (list, tuple)):

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cgtgan.data.annotations import printable
-from cgtgan.data.datasets import open_image
+from cgtgan.data.image_files import open_image
+from cgtgan.data.user_files import printable
 from cgtgan.errors import InputError, MissingFileError, UserError
 
 

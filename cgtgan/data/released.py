@@ -19,7 +19,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from cgtgan.data.annotations import Captions, ImageId, open_bytes
+from cgtgan.data.annotations import CaptionsById, ImageId
+from cgtgan.data.user_files import open_bytes
 from cgtgan.errors import InputError, MissingFileError
 
 
@@ -29,7 +30,7 @@ class ReleasedImages:
 
     vectors: Tensor
     ids: list[ImageId]
-    references: Captions
+    references: CaptionsById
 
 
 @dataclass(frozen=True)

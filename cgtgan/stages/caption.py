@@ -13,9 +13,9 @@ from cgtgan.assets.checkpoints import find_checkpoint
 from cgtgan.assets.workspace import Workspace
 from cgtgan.captioning.captioner import Captioner
 from cgtgan.config import Config, as_dict
-from cgtgan.data.annotations import printable
-from cgtgan.data.image_folder import find_images
+from cgtgan.data.image_files import find_images
 from cgtgan.data.loading import decoded
+from cgtgan.data.user_files import printable
 from cgtgan.errors import InputError
 from cgtgan.reporting.page import GalleryItem, render_gallery
 from cgtgan.runtime.artifacts import file_fingerprint, fingerprint, locked, write_json, write_text

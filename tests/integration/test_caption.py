@@ -27,7 +27,7 @@ from cgtgan.assets.workspace import Workspace
 from cgtgan.captioning.captioner import Scored
 from cgtgan.cli import quote_paths
 from cgtgan.config import CaptionConfig, ClipBackboneConfig, Config, DecodeConfig, as_dict
-from cgtgan.data.image_folder import find_images
+from cgtgan.data.image_files import find_images
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.runtime.artifacts import write_json
 from cgtgan.stages.caption import caption

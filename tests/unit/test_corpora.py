@@ -347,7 +347,7 @@ def test_what_the_system_refuses_is_no_damage(tmp_path: Path, monkeypatch: pytes
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(InputError, match=r"a\.txt cannot be read \(Permission denied\): mend its permissions"):
+    with pytest.raises(InputError, match=r"a\.txt cannot be read \(Permission denied\): fix its permissions"):
         list(read_raw("text_file", path))
 
 

@@ -13,15 +13,10 @@ import pytest
 from PIL import Image
 
 from cgtgan.config import DatasetConfig, DemoWorldConfig
-from cgtgan.data.datasets import (
-    ImageRecord,
-    load_pairs,
-    load_split,
-    open_image,
-    training_caption_files,
-    training_captions,
-)
+from cgtgan.data.annotated_images import training_caption_files, training_captions
+from cgtgan.data.datasets import ImageRecord, load_pairs, load_split
 from cgtgan.data.demo_world import write_demo_world
+from cgtgan.data.image_files import open_image
 from cgtgan.errors import InputError, MissingFileError
 
 

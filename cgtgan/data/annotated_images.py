@@ -1,0 +1,181 @@
+"""Splits that annotation files or lists of names make: COCO, Flickr30k and the demo world."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from cgtgan.config import DatasetConfig
+from cgtgan.data.annotations import (
+    CaptionsById,
+    ImageId,
+    as_number,
+    captions_by_image,
+    captions_in_file,
+    id_order,
+    images_in_file,
+    name_lines,
+    split_list,
+    split_list_file,
+)
+from cgtgan.data.dataset_kinds import KINDS
+from cgtgan.data.image_files import IMAGE_SUFFIXES
+from cgtgan.data.user_files import missing_file, read_user_json
+from cgtgan.errors import InputError, MissingFileError
+
+log = logging.getLogger(__name__)
+
+LISTS = "dataset.karpathy"
+
+
+def annotated_split(
+    config: DatasetConfig, name: str, root: Path, *, captions_wanted: bool
+) -> tuple[dict[ImageId, Path], CaptionsById]:
+    """Pictures of a split by id, and its captions where they are wanted; folders are scanned, no image is opened.
+
+    Raises `MissingFileError` for absent files or more than `max_bad_images` absent images, `InputError` for wrong content.
+    """
+    ids, captions = _listed(config, name, root, captions_wanted)
+    index = _scan(config, name, root)
+    ids = sorted(ids, key=id_order)[: config.max_images]
+    paths = {i: index[as_number(i)] for i in ids if as_number(i) in index}
+    absent = [i for i in ids if i not in paths]
+    if len(absent) > config.max_bad_images:
+        raise _absent_images(config, name, root, absent, len(ids))
+    if name != "train" and not captions:
+        where = f"of the {name} split of dataset.kind={config.kind} under {root}"
+        raise InputError(f"the annotations {where} hold no caption of it")
+    if absent:
+        message = "%s: %d of %d images are not on disk and left out (dataset.max_bad_images)"
+        log.warning(message, name, len(absent), len(ids))
+    return paths, captions
+
+
+def training_caption_files(config: DatasetConfig, root: Path) -> list[Path]:
+    """The files that `training_captions` reads."""
+    lists = _lists_folder(config, root)
+    files = [] if lists is None else [split_list_file(lists, "train", LISTS)]
+    return files + [path for path, _ in _caption_files(config, "train", root, lists is not None)]
+
+
+def training_captions(config: DatasetConfig, root: Path) -> list[Any]:
+    """Raw captions of the training images, as the files have them and in their order: a corpus."""
+    lists = _lists_folder(config, root)
+    rows: list[tuple[ImageId, Any]] = []
+    for path, field in _caption_files(config, "train", root, lists is not None):
+        rows += captions_in_file(_read(config, path, field), path, "train")
+    return [caption for _, caption in (rows if lists is None else _of_listed_images(config, lists, rows))]
+
+
+def _of_listed_images(config: DatasetConfig, lists: Path, rows: list[tuple[ImageId, Any]]) -> list[tuple[ImageId, Any]]:
+    listed = {KINDS[config.kind].image_id(line) for line in split_list(lists, "train", LISTS)}
+    chosen = [row for row in rows if as_number(row[0]) in listed]
+    bare = listed - {as_number(image_id) for image_id, _ in chosen}
+    first = min(bare, key=id_order, default=None)
+    if not chosen:
+        raise InputError(
+            f"{lists} ({LISTS}) lists train images such as {first!r} and the caption files (dataset.train_annotations) "
+            f"have none of them, but such as {rows[0][0] if rows else None!r}: give matching files"
+        )
+    if bare:
+        message = "%s: %d of %d listed train images have no caption, %s first"
+        log.warning(message, lists, len(bare), len(listed), first)
+    return chosen
+
+
+def _listed(config: DatasetConfig, name: str, root: Path, captions_wanted: bool) -> tuple[list[ImageId], CaptionsById]:
+    """Ids of a split and, where wanted, their captions."""
+    kind, lists = KINDS[config.kind], _lists_folder(config, root)
+    if lists is not None:
+        ids = list(dict.fromkeys(kind.image_id(line) for line in split_list(lists, name, LISTS)))
+        captions: CaptionsById = {}
+        for path, field in _caption_files(config, name, root, True) if captions_wanted else ():
+            rows = captions_in_file(_read(config, path, field), path, name)
+            for image_id, texts in captions_by_image(rows, path).items():
+                captions.setdefault(image_id, []).extend(texts)
+        captions = _under_listed_ids(captions, ids)
+        return ids, {i: captions[i] for i in ids if i in captions}
+    if kind.train_list and name == "train" and not captions_wanted:
+        return [kind.image_id(line) for line in name_lines(root / kind.train_list, "dataset.root")], {}
+    path, field = _caption_files(config, name, root, False)[0]
+    content = _read(config, path, field)
+    ids = list(images_in_file(content, path, name))
+    if not captions_wanted:
+        return ids, {}
+    captions = _under_listed_ids(captions_by_image(captions_in_file(content, path, name), path), ids)
+    stray = captions.keys() - set(ids)
+    if captions and len(stray) == len(captions):
+        raise InputError(
+            f"{path} ({field}): no caption belongs to a listed image; its captions have ids as "
+            f"{next(iter(captions))!r}, its images as {next(iter(ids), None)!r}"
+        )
+    if stray:
+        message = "%s: captions of %d ids belong to no listed image, %s first"
+        log.warning(message, path, len(stray), min(stray, key=id_order))
+    return ids, captions
+
+
+def _read(config: DatasetConfig, path: Path, field: str) -> Any:
+    return read_user_json(path, field, KINDS[config.kind].annotations_from)
+
+
+def _lists_folder(config: DatasetConfig, root: Path) -> Path | None:
+    """The folder of split lists, None where the annotations make the split."""
+    if config.karpathy is None:
+        return None
+    lists = root / config.karpathy
+    if not lists.exists():
+        raise missing_file(lists, LISTS, KINDS[config.kind].annotations_from)
+    return lists if lists.is_dir() else None
+
+
+def _under_listed_ids(captions: CaptionsById, ids: list[ImageId]) -> CaptionsById:
+    """The same captions under the ids of the list: one of both may have names where the other has numbers."""
+    listed = {as_number(i): i for i in ids}
+    return {listed.get(as_number(i), i): texts for i, texts in captions.items()}
+
+
+def _caption_files(config: DatasetConfig, name: str, root: Path, split_lists: bool) -> list[tuple[Path, str]]:
+    """(file, config field) of the captions of a split: as set, or the usual places."""
+    kind, field = KINDS[config.kind], f"dataset.{name}_annotations"
+    given = {"train": config.train_annotations, "val": config.val_annotations, "test": config.test_annotations}[name]
+    if given is not None:
+        return [(root / given, field)]
+    if config.karpathy is not None and not split_lists:
+        return [(root / config.karpathy, LISTS)]
+    if split_lists and kind.listed_caption_files:
+        return [(root / place, field) for place in kind.listed_caption_files[name]]
+    places = [root / place for place in kind.caption_files[name]]
+    return [(next((place for place in places if place.is_file()), places[0]), field)]
+
+
+def _folders(config: DatasetConfig, name: str, root: Path) -> list[Path]:
+    kind = KINDS[config.kind]
+    return [root / (config.images or kind.images) / folder for folder in kind.image_folders[name]]
+
+
+def _scan(config: DatasetConfig, name: str, root: Path) -> dict[ImageId, Path]:
+    """id -> path of every picture in the split's folders: one scan per folder, no look at single files."""
+    kind = KINDS[config.kind]
+    index: dict[ImageId, Path] = {}
+    for folder in _folders(config, name, root):
+        if not folder.is_dir():
+            continue
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122 (120,000 Path objects would take seconds)
+                if suffix.lower() in IMAGE_SUFFIXES and not stem.startswith("."):
+                    index[kind.image_id(entry.name)] = folder / entry.name
+    return index
+
+
+def _absent_images(config: DatasetConfig, name: str, root: Path, absent: list[ImageId], total: int) -> MissingFileError:
+    folders = _folders(config, name, root)
+    gone = [str(folder) for folder in folders if not folder.is_dir()]
+    where = " and ".join(map(str, folders)) + (f" (no such folder: {', '.join(gone)})" if gone else "")
+    return MissingFileError(
+        f"{len(absent)} of {total} {name} images are not in {where}, first {', '.join(map(str, absent[:3]))}: get them from "
+        f"{KINDS[config.kind].images_from}, set dataset.images to where they are, or allow some with dataset.max_bad_images"
+    )

@@ -1,0 +1,127 @@
+"""A user's files, read with errors that name the file, the setting and the fix: JSON and text, plain or gzip."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from cgtgan.errors import InputError, MissingFileError
+
+LONGEST_LINE = 1_000_000  # characters: no sentence and no file name is as long
+_ARCHIVES = (b"PK\x03\x04", b"BZh91AY&SY", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
+_PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<!--", b"<?xml")
+_BAD_BYTES = re.compile("[\udc80-\udcff]+")
+
+
+def printable(path: Path) -> str:
+    """With `/`; bytes of a file's name that are not UTF-8 as \\x.., for ids and messages go into files that are UTF-8."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+
+
+def missing_file(path: Path, field: str, where: str | None = None) -> MissingFileError:
+    """The error for a file or folder that is not there: which, where to get it, which config field moves it."""
+    if field.startswith("dataset."):
+        field += " (or dataset.root)"
+    for above in (path, *path.parents):
+        if above.is_file():
+            problem = f"cannot be there: {above} is a file and a folder is needed; unpack it, or set {field}"
+            return MissingFileError(f"{path} {problem}")
+    if path.is_dir():
+        return MissingFileError(f"{path} is a folder and a file is needed: set {field} to the file")
+    if path.is_symlink():
+        problem = f"is a link to {path.readlink()}, which does not exist: fix it, or set {field} to where it is"
+        return MissingFileError(f"{path} {problem}")
+    get = f"get it from {where}, or " if where else ""
+    return MissingFileError(f"{path} does not exist: {get}set {field} to where it is")
+
+
+def broken_file(path: Path, error: Exception) -> InputError:
+    """The error for a file that stops before its end, or that the system does not let us read."""
+    if isinstance(error, OSError) and error.errno:
+        return InputError(f"{path} cannot be read ({error.strerror}): fix its permissions, or the disk it is on")
+    problem = str(error) or type(error).__name__
+    return InputError(f"{path} cannot be read to its end ({problem}): it is damaged or cut off, download it again")
+
+
+def open_bytes(path: Path, field: str, where: str | None = None) -> BinaryIO:
+    """Open a plain or gzip file, recognised by its first bytes. Web pages, archives and UTF-16 are an `InputError`."""
+    if not path.is_file():
+        raise missing_file(path, field, where)
+    try:
+        with path.open("rb") as plain:
+            zipped = plain.read(2) == b"\x1f\x8b"
+        stream = cast(BinaryIO, gzip.open(path, "rb")) if zipped else path.open("rb")  # noqa: SIM115 (the caller closes it)
+        head = stream.read(256)
+        stream.seek(0)
+    except (OSError, EOFError, zlib.error) as error:
+        raise broken_file(path, error) from error
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    problem = None
+    if not head:
+        problem = "is empty: download or make it again"
+    elif start.startswith(_PAGES):
+        problem = "holds a web page, not the data: the download was answered with a page"
+    elif head.startswith(_ARCHIVES):
+        problem = "is an archive: unpack it and name the file inside"
+    elif head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        problem = "is UTF-16 text: save it as UTF-8"
+    elif path.name.endswith(".gz") and not zipped:
+        problem = "ends in .gz but is not a gzip file: download it again, or drop the ending if it is plain text"
+    if problem:
+        stream.close()
+        raise InputError(f"{path} ({field}) {problem}")
+    return stream
+
+
+def read_user_json(path: Path, field: str, where: str | None = None) -> Any:
+    """The content of a .json or .json.gz file that the setting `field` names, or that can be got from `where`.
+
+    Raises `MissingFileError`; `InputError` with the place where it is cut off or is no JSON.
+    """
+    with open_bytes(path, field, where) as stream:
+        try:
+            return json.loads(stream.read().decode("utf-8-sig"))
+        except json.JSONDecodeError as error:
+            place = f"line {error.lineno}, column {error.colno}: {error.msg}"
+            problem = f"is not whole JSON ({place}): it is damaged or cut off, download it again"
+        except UnicodeDecodeError as error:
+            problem = f"is not UTF-8 text at byte {error.start}: {error.reason}"
+        except RecursionError:
+            problem = "is JSON nested too deeply to be a caption file"
+        except ValueError:  # Python's own limit on the digits of a number
+            problem = "has a number of thousands of digits: it is damaged, download it again"
+        except (OSError, EOFError, zlib.error) as error:
+            raise broken_file(path, error) from error
+    raise InputError(f"{path} ({field}) {problem}")
+
+
+def text_lines(path: Path, field: str, notes: Counter[str] | None = None) -> Iterator[str]:
+    """Lines of a UTF-8 text file, plain or gzip, without their ends: LF, CR LF or CR, no other.
+
+    notes: counts `bad_bytes`, lines with bytes that are not UTF-8, which become U+FFFD.
+    Raises `MissingFileError` or `InputError` when the reading begins, `InputError` when it reaches what is no text.
+    """
+    with io.TextIOWrapper(open_bytes(path, field), "utf-8-sig", "surrogateescape") as stream:
+        try:
+            for n, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), ""), 1):
+                if len(line) == LONGEST_LINE or (n <= 100 and "\0" in line):
+                    problem = "has zero bytes" if "\0" in line else f"has {LONGEST_LINE:,} characters or more"
+                    raise InputError(
+                        f"{path} ({field}) is no text: line {n} {problem}; "
+                        "one sentence or name per line, in UTF-8, is needed"
+                    )
+                if not line.isascii() and _BAD_BYTES.search(line):
+                    line = _BAD_BYTES.sub("\ufffd", line)
+                    if notes is not None:
+                        notes["bad_bytes"] += 1
+                yield line.removesuffix("\n")
+        except (OSError, EOFError, zlib.error) as error:
+            raise broken_file(path, error) from error
