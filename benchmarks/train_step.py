@@ -57,7 +57,7 @@ from cgtgan.models.tokenizers import END_OF_TEXT, ROBERTA_SPECIALS, load_tokeniz
 from cgtgan.runtime.devices import Devices, keep_freed_memory, tokens_that_fit
 from cgtgan.stages.train import gan_step
 from cgtgan.training.batches import Batch
-from cgtgan.training.parts import Players
+from cgtgan.training.parts import TrainingParts
 
 LENGTH, DIM = 20, 768
 
@@ -88,7 +88,7 @@ def sentences(count: int) -> list[str]:
     return [" ".join(" ".join(parts).split()) + "." for parts in made]
 
 
-def make(args: argparse.Namespace) -> tuple[Config, Players, Callable[[int], Batch]]:
+def make(args: argparse.Namespace) -> tuple[Config, TrainingParts, Callable[[int], Batch]]:
     torch.manual_seed(0)
     if args.one != "published" and args.device == "cpu":
         keep_freed_memory()  # as stage=train does
@@ -117,7 +117,7 @@ def make(args: argparse.Namespace) -> tuple[Config, Players, Callable[[int], Bat
     bundle = GeneratorBundle(generator.to(device), words, GeneratorConfig(), DIM)
     recipe = OptimizerConfig(lr=1e-6)  # the work is the same, and the captions stay what they are
     devices = Devices(device, "bf16" if args.one.endswith("bf16") else "float32")
-    players = Players(
+    players = TrainingParts(
         bundle, None, judge.to(device), backbone, Optimizer(generator, recipe, 100), Optimizer(judge, recipe, 100), devices,
         tokens_that_fit(12, 768, 50257, args.memory_gb, device), tokens_that_fit(12, 768, 0, args.memory_gb, device),
     )  # fmt: skip
@@ -141,7 +141,7 @@ class Published:
     """The step as METHOD describes the released program: a cached loop that keeps its graph, a second loop for the greedy captions, one
     tokeniser call a caption, texts of 77 tokens for CLIP, D over samples once to learn and once to judge. Dropout off, as ours."""
 
-    def __init__(self, cfg: Config, players: Players):
+    def __init__(self, cfg: Config, players: TrainingParts):
         self.cfg, self.p = cfg, players
         self.weights = cfg.reward_weights
 

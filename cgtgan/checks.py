@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cgtgan.config import BASELINE_ROWS, METRICS, RELEASED_SLIPS, STAGES, Config, leaves
+from cgtgan.config import BASELINE_ROWS, METRICS, RELEASED_SLIPS, STAGES, Config, custom_name, is_custom, leaves
 from cgtgan.errors import InputError
 
 Check = tuple[str, Callable[[Any], bool]]
@@ -183,6 +183,31 @@ def _comparison(cfg: Config) -> Iterator[str]:
         )
 
 
+_REWARD_TERMS = ("cos", "l1", "clip")
+_TAKEN = ("semantic", "naturalness", "real_logit")  # other rewards are logged by these names
+
+
+def _reward_terms(cfg: Config) -> Iterator[str]:
+    names = [custom_name(key) for key in cfg.reward_weights.terms]
+    for key, term in cfg.reward_weights.terms.items():
+        field, name, spec = f"reward_weights.terms.{key}", custom_name(key), term.function or key
+        if not name.isidentifier() or name in _TAKEN or name.endswith(("_greedy", "_abs")) or names.count(name) > 1:
+            taken = f"other than {', '.join(_TAKEN)}, without _greedy or _abs at its end"
+            yield f"{field} is not accepted: the name of a term is one word of letters, digits and _, {taken}, and given once"
+        elif name in _REWARD_TERMS and is_custom(spec):
+            yield f"{field}.function={spec} is not accepted: {name} is a built-in term, give yours another name"
+        elif name not in _REWARD_TERMS and not is_custom(spec):
+            known = ", ".join(_REWARD_TERMS)
+            yield (
+                f"{field} is not accepted: the built-in terms are {known}; your own needs {field}.function=path.py:name "
+                "or package.module:name"
+            )
+        elif not math.isfinite(term.weight):
+            yield f"{field}.weight={term.weight} is not a finite number"
+        elif term.scale is not None and not 0 < term.scale < math.inf:
+            yield f"{field}.scale={term.scale:g} is not accepted: it must be above 0"
+
+
 def _contradictions(cfg: Config) -> Iterator[str]:
     g, d, t, r = cfg.generator, cfg.discriminator, cfg.train, cfg.reward_weights
     if not (
@@ -192,6 +217,7 @@ def _contradictions(cfg: Config) -> Iterator[str]:
     ):
         yield f"images={cfg.images!r} is not accepted: it must be a file or folder, or a list of them"
     yield from _comparison(cfg)
+    yield from _reward_terms(cfg)
     if cfg.stage == "caption" and not cfg.image_paths:
         yield "stage=caption needs images=FOLDER (or images=[a.jpg,b.png]): which pictures to caption"
     if isinstance(cfg.aggregation_t.t, list) and cfg.stage != "aggregate":

@@ -118,12 +118,22 @@ class AggregationConfig:
 
 
 @dataclass
+class RewardTermConfig:
+    """One reward term: it adds weight * scale * value to the semantic reward."""
+
+    weight: float = 1.0
+    scale: float | None = None  # null: the logit scale for a built-in term, 1 for own code
+    function: str | None = None  # own code, path.py:name or package.module:name; null: the built-in term of this name
+
+
+@dataclass
 class RewardWeightsConfig:
     """R = (1-clip)(cos_w*cos + (1-cos_w)*l1) + clip*clip; total = w*R + (1-w)*naturalness, w ramped to `max_weight`."""
 
     name: str = "clip_agg"
     cos_weight: float = 0.5
     clip_weight: float = 0.0
+    terms: dict[str, RewardTermConfig] = field(default_factory=dict)  # further terms; cos, l1 or clip here get another weight
     max_weight: float = 0.5
     delay_steps: int = 150
     ramp_steps: int = 2350
@@ -395,6 +405,26 @@ _NOT_SCIENTIFIC_FIELDS = (
 )
 
 
+def custom_parts(spec: str) -> tuple[str, str]:
+    """(file or module, name) of own code, `path.py:name` or `package.module:name`; the name is empty where `spec` is not own code.
+
+    A Windows drive (`C:`) is no separator.
+    """
+    source, _, name = spec.rpartition(":")
+    is_code = source and all(part.isidentifier() for part in name.split("."))
+    return (source, name) if is_code else (spec, "")
+
+
+def is_custom(spec: str) -> bool:
+    """Whether `spec` names own code, `path.py:name` or `package.module:name`, and not something built in."""
+    return bool(custom_parts(spec)[1])
+
+
+def custom_name(spec: str) -> str:
+    """The name behind the colon: what tables and curves show. A built-in's own name as it is."""
+    return custom_parts(spec)[1] or spec
+
+
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
     """(full path, path with `*` for every optimizer, value) of every leaf field."""
     for f in fields(value):
@@ -408,6 +438,10 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
 def scientific_settings(cfg: Config) -> dict[str, Any]:
     """Field path -> value of every setting that changes a trained generator; two runs are one run if these agree."""
     every = {name: value for name, _, value in leaves(cfg)}
+    terms = every.pop("reward_weights.terms")
+    for key, term in terms.items():  # where the code lies is a place: its content is compared (training/rewards.py)
+        every |= {f"reward_weights.terms.{custom_name(key)}.{name}": value for name, _, value in leaves(term)}
+        every[f"reward_weights.terms.{custom_name(key)}.function"] = custom_name(term.function or key)
     return {
         k: v for k, v in every.items() if k.split(".")[0] not in _NOT_SCIENTIFIC and k not in _NOT_SCIENTIFIC_FIELDS
     }
@@ -439,6 +473,9 @@ def variant_name(cfg: Config) -> str:
     weights = (r.cos_weight, r.clip_weight, r.max_weight)
     if weights != REWARD_PRESETS.get(r.name):
         parts.append("cos{}-clip{}-max{}".format(*map(_number, weights)))
+    for key, term in r.terms.items():
+        scale = "" if term.scale is None else f"x{_number(term.scale)}"
+        parts.append(f"{custom_name(key)}{_number(term.weight)}{scale}")
     parts.append(f"k{t.num_samples}")
     parts += [] if t.use_initialization else ["noinit"]
     parts += [] if t.use_discriminator else ["nodisc"]

@@ -18,7 +18,7 @@ from cgtgan.models.generator_bundle import make_generator, make_tokenizer
 from cgtgan.models.tokenizers import END_OF_TEXT, train_tokenizer
 from cgtgan.stages.train import gan_step
 from cgtgan.training.batches import Batch
-from cgtgan.training.parts import Players
+from cgtgan.training.parts import TrainingParts
 
 SENTENCES = [
     "A red dog runs over the grass.",
@@ -30,7 +30,7 @@ SENTENCES = [
 
 def players(
     *, mapper: str = "mlp", dropout: bool = False, kl_weight: float = 0.0, discriminator: bool = True, lr: float = 1e-3
-) -> tuple[Config, Players]:
+) -> tuple[Config, TrainingParts]:
     """Everything a step of the GAN needs, tiny, from seed 0."""
     cfg = Config()
     sizes: dict[str, Any] = {"tokenizer": "corpus", "vocab_size": 300, "width": 16, "heads": 2}
@@ -59,22 +59,22 @@ def players(
         Optimizer(bundle.model, rate, 10),
         Optimizer(judge, rate, 10) if judge is not None else None,
     )
-    return cfg, Players(bundle, reference, judge, backbone, g_optimizer, d_optimizer)
+    return cfg, TrainingParts(bundle, reference, judge, backbone, g_optimizer, d_optimizer)
 
 
-def step_inputs(made: Players, step: int) -> Tensor:
+def step_inputs(made: TrainingParts, step: int) -> Tensor:
     """Images and aggregated texts (2, 4, D)"""
     return torch.randn(2, 4, made.backbone.dim, generator=torch.Generator().manual_seed(step))
 
 
-def tiny_batch(cfg: Config, made: Players, step: int) -> Batch:
+def tiny_batch(cfg: Config, made: TrainingParts, step: int) -> Batch:
     image, target = step_inputs(made, step)
     return Batch(
         list(range(4)), image, target, sampling_seeds(0, step, range(4), cfg.train.num_samples), SENTENCES * 3, 4
     )
 
 
-def one_step(cfg: Config, made: Players, step: int, *, logged: bool = True) -> dict[str, float]:
+def one_step(cfg: Config, made: TrainingParts, step: int, *, logged: bool = True) -> dict[str, float]:
     """The metrics of a step, without those of the clock."""
     found = gan_step(cfg, made, step, tiny_batch(cfg, made, step), logged=logged)
     clock = ("time/", "memory/", "train/seconds", "train/images_per_second")

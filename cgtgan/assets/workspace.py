@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from cgtgan.config import Config, run_folder
+from cgtgan.config import Config, run_folder, scientific_settings
 from cgtgan.errors import InputError
 from cgtgan.runtime.artifacts import ArtifactStore, locked, read_json, write_json
 from cgtgan.runtime.devices import auto_workers
@@ -70,16 +70,21 @@ class Workspace:
         """How many processes prepare `rows` images or texts ahead of the encoder."""
         return auto_workers(self.device, rows, self.rank.neighbours) if self.cfg.workers is None else self.cfg.workers
 
-    def check_same_run(self, name: str, expected: Mapping[str, Any]) -> None:
+    def check_same_settings(self) -> None:
+        """As `check_same_run`, for the scientific settings; one that an older version did not have counts as its default."""
+        self.check_same_run("settings", scientific_settings(self.cfg), scientific_settings(Config()))
+
+    def check_same_run(self, name: str, expected: Mapping[str, Any], missing: Mapping[str, Any] | None = None) -> None:
         """Record `expected` in `<name>.json` of the run folder, or compare with what is there.
 
-        A run folder belongs to one set of scientific settings and inputs. Raises `InputError` naming what differs.
+        A run folder belongs to one set of scientific settings and inputs. `missing`: what a key stands for that the file
+        does not have. Raises `InputError` naming what differs.
         """
         path = self.run / f"{name}.json"
         if not path.is_file():
             write_json(path, expected)
             return
-        stored: Mapping[str, Any] = read_json(path)
+        stored: Mapping[str, Any] = {**(missing or {}), **read_json(path)}
         keys = sorted({*stored, *expected})
         changed = [f"{k} was {stored.get(k)}, is {expected.get(k)}" for k in keys if stored.get(k) != expected.get(k)]
         if changed:

@@ -1,12 +1,13 @@
-"""The semantic reward: does the caption fit the image (CgT-GAN, section 3.3; METHOD: GAN training, step 3)."""
+"""The paper's semantic reward: does the caption fit the image (CgT-GAN, section 3.3; METHOD: GAN training, step 3)."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from cgtgan.method.reward_terms import TERMS, RewardInputs, paper_total
 
 
 class SemanticReward(NamedTuple):
@@ -35,12 +36,8 @@ def semantic_reward(
     CLIP-cos is clip_weight 1. Computed in float32. Raises `ValueError` if the three shapes differ.
     """
     if not text.shape == aggregated.shape == image.shape or text.dim() != 2:
-        raise ValueError(
-            f"text {tuple(text.shape)}, aggregated {tuple(aggregated.shape)} and image {tuple(image.shape)} must all be (R, D)"
-        )
-    g, a, v = text.float(), aggregated.float(), image.float()
-    cos = logit_scale * F.cosine_similarity(a, g, dim=-1)
-    l1 = logit_scale * (1 - (a - g).abs().mean(dim=-1))
-    clip = logit_scale * F.cosine_similarity(v, g, dim=-1)
-    total = (1 - clip_weight) * (cos_weight * cos + (1 - cos_weight) * l1) + clip_weight * clip
-    return SemanticReward(total, cos, l1, clip)
+        shapes = f"text {tuple(text.shape)}, aggregated {tuple(aggregated.shape)} and image {tuple(image.shape)}"
+        raise ValueError(f"{shapes} must all be (R, D)")
+    inputs = RewardInputs((), text.float(), aggregated.float(), image.float())
+    terms = {name: logit_scale * term(inputs) for name, term in TERMS.items()}
+    return SemanticReward(paper_total(terms, cos_weight, clip_weight), **terms)

@@ -16,18 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from cgtgan.config import custom_parts
 from cgtgan.errors import InputError, MissingFileError, UserError
 from cgtgan.runtime.artifacts import file_fingerprint
-
-
-def is_custom(spec: str) -> bool:
-    """Whether `spec` names own code, `path.py:name` or `package.module:name`, and not something built in."""
-    return bool(_split(spec)[1])
-
-
-def custom_name(spec: str) -> str:
-    """The name behind the colon: what tables and curves show. A built-in's own name as it is."""
-    return _split(spec)[1] or spec
 
 
 def load_custom(spec: str, field: str) -> Any:
@@ -36,7 +27,7 @@ def load_custom(spec: str, field: str) -> Any:
     Raises `MissingFileError` where there is no such file or module, `InputError` where it has no such name or fails on
     import; both name the field and, for the latter, the file and line.
     """
-    source, name = _split(spec)
+    source, name = custom_parts(spec)
     if not name:
         raise InputError(f"{field}={spec} is not accepted: own code is named path.py:name or package.module:name")
     module = _module(source, spec, field)
@@ -51,7 +42,7 @@ def load_custom(spec: str, field: str) -> Any:
 
 def custom_file(spec: str, field: str) -> Path:
     """The source file of own code. Raises as `load_custom` does."""
-    source, _ = _split(spec)
+    source, _ = custom_parts(spec)
     file = getattr(_module(source, spec, field), "__file__", None)
     if file is None:
         raise InputError(f"{field}={spec}: {source} has no source file to fingerprint; name a .py file")
@@ -79,12 +70,6 @@ def call_custom(function: Callable[..., Any], spec: str, field: str, *arguments:
     """`function(*arguments, **named)` under `custom_errors`."""
     with custom_errors(spec, field):
         return function(*arguments, **named)
-
-
-def _split(spec: str) -> tuple[str, str]:
-    """(file or module, name); the name is empty where `spec` is not own code. A Windows drive is no separator."""
-    source, _, name = spec.rpartition(":")
-    return (source, name) if source and name and all(part.isidentifier() for part in name.split(".")) else (spec, "")
 
 
 def _module(source: str, spec: str, field: str) -> ModuleType:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,7 +19,7 @@ from cgtgan.runtime.devices import Devices
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step reads, this process's share: image, target (B, D), K seeds an image, B*K corpus sentences; `total` images in all."""
+    """What a step reads, this process's share of `total` images: image and target (B, D), K seeds per image, B*K corpus sentences."""
 
     ids: list[Any]
     image: Tensor
@@ -27,24 +28,27 @@ class Batch:
     real: list[str]
     total: int
 
-    def parts(self, count: int) -> list[Batch]:
-        """The batch in `count` consecutive parts of equal size but for one image; an empty part is left out."""
+    @property
+    def samples(self) -> int:
+        """K, the captions that are sampled per image."""
+        return len(self.seeds[0])
+
+    def owner(self) -> Tensor:
+        """(B*K + B,) int64: the row of the image of each caption, K samples per image, then one greedy caption each."""
+        rows = torch.arange(len(self.seeds))
+        return torch.cat([rows.repeat_interleave(self.samples), rows])
+
+    def split(self, count: int) -> list[Batch]:
+        """The batch as `count` consecutive micro-batches whose sizes differ by one image at most; an empty one is left out."""
         if count == 1:
             return [self]
         samples = len(self.real) // max(1, len(self.ids))
         cuts = [len(self.ids) * i // count for i in range(count + 1)]
-        return [
-            Batch(
-                self.ids[a:b],
-                self.image[a:b],
-                self.target[a:b],
-                self.seeds[a:b],
-                self.real[a * samples : b * samples],
-                self.total,
-            )
-            for a, b in pairwise(cuts)
-            if b > a
-        ]
+        return [self._rows(slice(a, b), slice(a * samples, b * samples)) for a, b in pairwise(cuts) if b > a]
+
+    def _rows(self, rows: slice, sentences: slice) -> Batch:
+        image, target, seeds = self.image[rows], self.target[rows], self.seeds[rows]
+        return Batch(self.ids[rows], image, target, seeds, self.real[sentences], self.total)
 
 
 class Batches:
@@ -61,15 +65,26 @@ class Batches:
     def batch(self, step: int) -> Batch:
         t, device = self.cfg.train, self.devices.device
         rows = self.image_order.batch(step, t.batch_size)
-        if "text_order" in t.released:  # METHOD, slip 4: an image's sentences are those at its own place, each epoch
+        if "text_order" in t.released:  # the released program pairs an image with the same sentences in each epoch
             real = [(t.num_samples * int(row) + k) % len(self.sentences) for row in rows for k in range(t.num_samples)]
         else:
             real = self.text_order.batch(step, t.batch_size * t.num_samples).tolist()
         places = self.devices.share(range(t.batch_size))
-        own = rows[places[0] : places[-1] + 1]
-        index = torch.from_numpy(own)
-        ids = [self.images.ids[i] for i in own]
+        share = rows[places[0] : places[-1] + 1]
+        index = torch.from_numpy(share)
+        ids = [self.images.ids[i] for i in share]
         seeds = sampling_seeds(self.cfg.seed, step, ids, t.num_samples)
         sentences = [self.sentences[i] for i in real[places[0] * t.num_samples : (places[-1] + 1) * t.num_samples]]
         image, target = self.images.vectors[index].float(), self.targets.vectors[index].float()
         return Batch(ids, image.to(device), target.to(device), seeds, sentences, t.batch_size)
+
+
+def prefetched(batches: Batches, first: int, last: int) -> Iterator[tuple[int, Batch]]:
+    """Steps `first` to `last` with their batches; the next batch is put together while a step works."""
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(batches.batch, first)
+        for step in range(first, last + 1):
+            batch = coming.result()
+            if step < last:
+                coming = ahead.submit(batches.batch, step + 1)
+            yield step, batch

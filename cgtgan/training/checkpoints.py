@@ -18,7 +18,7 @@ from cgtgan.config import as_dict
 from cgtgan.errors import InputError, UserError
 from cgtgan.models.clip_backbone import ClipBackbone, DemoBackbone
 from cgtgan.runtime.artifacts import atomic_path, file_fingerprint, read_json, sweep_leftovers, write_json
-from cgtgan.training.parts import Players
+from cgtgan.training.parts import TrainingParts
 
 
 class Background:
@@ -82,7 +82,7 @@ class Checkpoints:
         self.ws, self.folder = ws, ws.run / "checkpoints"
         self.writer = Background()
         self.written = time.monotonic()
-        self.found = self._newest()
+        self.newest = self._newest()
 
     def _newest(self) -> Path | None:
         """The newest whole folder; damaged ones are named, and set aside."""
@@ -109,42 +109,42 @@ class Checkpoints:
         return None
 
     def steps_done(self) -> int:
-        return 0 if self.found is None else int(self.found.name.removeprefix("step_"))
+        return 0 if self.newest is None else int(self.newest.name.removeprefix("step_"))
 
     def meta(self) -> dict[str, Any]:
         """What the newest checkpoint says of the run."""
         return read_meta(self.folder / "last" / "training.safetensors")
 
-    def resume(self, players: Players) -> dict[str, Any]:
+    def resume(self, parts: TrainingParts) -> dict[str, Any]:
         """Put everything back as the newest checkpoint has it; returns what it says of the run."""
-        found = players.devices.from_first(lambda: self.found)
+        newest = parts.devices.from_first(lambda: self.newest)
         fresh = {"step": 0, "best": -1.0, "best_step": 0, "wandb_id": None, "health": {}}
-        if found is None:
+        if newest is None:
             return fresh
-        load_model(players.bundle.model, str(found / "generator.safetensors"))
-        modules = {name: module for name, module in players.modules.items() if name != "generator"}
-        return fresh | load_state(found / "training.safetensors", modules, players.optimizers)
+        load_model(parts.bundle.model, str(newest / "generator.safetensors"))
+        modules = {name: module for name, module in parts.modules.items() if name != "generator"}
+        return fresh | load_state(newest / "training.safetensors", modules, parts.optimizers)
 
     def due(self, step: int) -> bool:
         t = self.ws.cfg.train
         late = t.checkpoint_minutes is not None and time.monotonic() - self.written > 60 * t.checkpoint_minutes
         return step % t.checkpoint_every == 0 or late
 
-    def write(self, players: Players, meta: Mapping[str, Any], *, best: bool) -> None:
+    def write(self, parts: TrainingParts, meta: Mapping[str, Any], *, best: bool) -> None:
         """Copy the state now, write it while the next steps go on. `best` first: killed between the two links, the run goes on from the
         newest folder and comes to the same `best` again."""
         self.written = time.monotonic()
-        if not players.devices.first:
+        if not parts.devices.first:
             return
         self.writer.wait()  # one at a time: a second copy of the state is enough
-        bundle, meta = players.bundle.copy(), dict(meta)
-        modules = {name: module for name, module in players.modules.items() if name != "generator"}
-        tensors = state_tensors(modules, players.optimizers)
+        bundle, meta = parts.bundle.copy(), dict(meta)
+        modules = {name: module for name, module in parts.modules.items() if name != "generator"}
+        tensors = state_tensors(modules, parts.optimizers)
 
         def write(path: Path) -> None:
             bundle.save(path)
             save_state(path / "training.safetensors", tensors, meta)
-            describe_checkpoint(self.ws, path, players.backbone, meta["step"])
+            describe_checkpoint(self.ws, path, parts.backbone, meta["step"])
 
         links = ["best", "last"] if best else ["last"]
         self.writer.start(lambda: write_checkpoint(self.folder, meta["step"], write, links))

@@ -30,16 +30,16 @@ def caption_metrics(sampled: Sequence[str], greedy: Sequence[str]) -> dict[str, 
 
 @dataclass(frozen=True)
 class Collapse:
-    """One way to collapse: seen when `holds` for so many logged rows in a row."""
+    """One way to collapse: `metric` is above or below a bound for `rows` logged rows in a row."""
 
-    holds: str  # metric
+    metric: str
     above: float | None
     below: float | None
     rows: int
-    says: str
+    message: str
 
     def seen(self, metrics: Mapping[str, float]) -> bool:
-        value = metrics.get(self.holds)
+        value = metrics.get(self.metric)
         if value is None:
             return False
         return (self.above is not None and value > self.above) or (self.below is not None and value < self.below)
@@ -56,9 +56,9 @@ COLLAPSES = {
         "captions do not end in a full stop: give the discriminator more weight (a lower reward_weights.max_weight), initialise longer "
         "(initialize.steps) or raise generator.max_length",
     ),
-    "judge has won": Collapse(
+    "discriminator saturated": Collapse(
         "train/d_accuracy", 0.999, None, 30,
-        "the discriminator tells every caption from every sentence, so its reward has nothing to climb: lower "
+        "the discriminator is saturated: it tells every caption from every sentence, so its reward is no guide: lower "
         "train.discriminator_optimizer.lr, or hold the generator near the corpus with train.kl_weight",
     ),
 }  # fmt: skip
@@ -70,13 +70,12 @@ class Health:
 
     rows: dict[str, int] = field(default_factory=dict)
 
-    def look(self, metrics: Mapping[str, float]) -> list[str]:
-        """What to say now: each collapse when it has lasted, once until it is gone."""
-        says = []
+    def update(self, metrics: Mapping[str, float]) -> list[str]:
+        """The messages that are due: each collapse once it has lasted for its number of rows, and once until it is gone."""
+        messages = []
         for name, collapse in COLLAPSES.items():
             self.rows[name] = self.rows.get(name, 0) + 1 if collapse.seen(metrics) else 0
             if self.rows[name] == collapse.rows:
-                says.append(
-                    f"{collapse.says} ({collapse.holds} {metrics[collapse.holds]:.3g} for {collapse.rows} logged steps)"
-                )
-        return says
+                value = f"{collapse.metric} {metrics[collapse.metric]:.3g}"
+                messages.append(f"{collapse.message} ({value} for {collapse.rows} logged steps)")
+        return messages

@@ -15,23 +15,36 @@ from cgtgan.runtime.devices import Devices
 
 
 class Means:
-    """Means over everything that was added, over all parts and processes; on the device until `over` asks for them once a step."""
+    """Means over everything that was added, over all micro-batches and processes; on the device until `over` is called.
 
-    def __init__(self) -> None:
+    detailed: the step is logged, so that what only a logged row needs is computed too.
+    """
+
+    def __init__(self, *, detailed: bool = True) -> None:
+        self.detailed = detailed
         self.sums: dict[str, tuple[Tensor, int]] = {}
 
     def add(self, name: str, values: Tensor) -> None:
         total, count = self.sums.get(name, (torch.zeros((), device=values.device), 0))
         self.sums[name] = (total + values.detach().float().sum(), count + values.numel())
 
+    def add_rewards(self, rewards: Mapping[str, Tensor], advantages: Mapping[str, Tensor]) -> None:
+        """Every reward (B*K + B,), samples then greedy captions, and its advantage (B, K), by name."""
+        for name, reward in rewards.items():
+            advantage = advantages[name]
+            self.add(f"reward/{name}", reward[: advantage.numel()])
+            self.add(f"reward/{name}_greedy", reward[advantage.numel() :])
+            self.add(f"advantage/{name}", advantage)
+            self.add(f"advantage/{name}_abs", advantage.abs())
+
     def over(self, devices: Devices, norms: Mapping[str, Tensor]) -> dict[str, float]:
-        """Every mean, and the gradient norms, which every process has alike; the one wait for the device in a step."""
+        """Every mean, and the gradient norms, which are equal in every process; the only wait for the device in a step."""
         names = sorted(self.sums)
         sums = torch.stack([self.sums[name][0] for name in names])
         counts = torch.tensor([self.sums[name][1] for name in names], dtype=torch.float32, device=sums.device)
         means = torch.stack([sums, counts]) if devices.world == 1 else devices.sum(torch.stack([sums, counts]))
-        found = torch.cat([means[0] / means[1], *(norm[None] for norm in norms.values())]).tolist()
-        return dict(zip([*names, *(f"train/{name[0]}_grad_norm" for name in norms)], found, strict=True))
+        values = torch.cat([means[0] / means[1], *(norm[None] for norm in norms.values())]).tolist()
+        return dict(zip([*names, *(f"train/{name[0]}_grad_norm" for name in norms)], values, strict=True))
 
 
 class Clock:
@@ -60,15 +73,9 @@ class Clock:
             seconds = before.elapsed_time(after) / 1000 if self.cuda else after - before
             spent[name] = spent.get(name, 0.0) + seconds
         total = sum(spent.values())
-        peak = (
-            torch.cuda.max_memory_allocated(self.device)
-            if self.cuda
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        )
-        shares = {f"time/{name.replace(' ', '_')}": seconds / total for name, seconds in spent.items()}
-        return {
-            "train/seconds": total,
-            "train/images_per_second": images / total,
-            "memory/peak_gb": peak / 1e9,
-            **shares,
-        }
+        if self.cuda:
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        metrics = {"train/seconds": total, "train/images_per_second": images / total, "memory/peak_gb": peak / 1e9}
+        return metrics | {f"time/{name.replace(' ', '_')}": seconds / total for name, seconds in spent.items()}

@@ -1,4 +1,4 @@
-"""Everything a training step changes or asks: generator, discriminator, CLIP, optimisers."""
+"""What a training step changes or asks: generator, discriminator, CLIP, reward terms, optimisers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cgtgan.assets.optimizer import Optimizer
 from cgtgan.assets.workspace import Workspace
 from cgtgan.errors import InputError
 from cgtgan.method.batches import stable_seed
+from cgtgan.method.reward_terms import RewardTerm
 from cgtgan.models.attention import use_float32_attention
 from cgtgan.models.clip_backbone import ClipBackbone
 from cgtgan.models.discriminator import Discriminator, make_discriminator
@@ -23,14 +24,15 @@ from cgtgan.models.generator import CaptionGenerator
 from cgtgan.models.generator_bundle import GeneratorBundle
 from cgtgan.runtime.artifacts import write_json
 from cgtgan.runtime.devices import Devices, keep_freed_memory, tokens_that_fit
+from cgtgan.training.own_terms import load_own_terms
 
 
 @dataclass
-class Players:
+class TrainingParts:
     """Everything a step changes, or asks."""
 
     bundle: GeneratorBundle
-    reference: CaptionGenerator | None  # the initial generator, for the KL leash and for watching the distance to it
+    reference: CaptionGenerator | None  # the initial generator, for the KL penalty and for watching the distance to it
     discriminator: Discriminator | None
     backbone: ClipBackbone
     g_optimizer: Optimizer
@@ -38,35 +40,34 @@ class Players:
     devices: Devices = field(default_factory=Devices)
     g_chunk: int = 2**20  # positions whose states may be kept at once for a backward pass
     d_chunk: int = 2**20
+    own_terms: Mapping[str, RewardTerm] = field(default_factory=dict)
     run: Path = Path()
-    last: dict[str, Any] = field(default_factory=dict)  # captions and sentences of the step, should it go wrong
+    last_batch: dict[str, Any] = field(default_factory=dict)  # captions and sentences of the step, should it go wrong
 
     @property
     def modules(self) -> Mapping[str, torch.nn.Module]:
-        return {"generator": self.bundle.model} | (
-            {"discriminator": self.discriminator} if self.discriminator is not None else {}
-        )
+        both = {"generator": self.bundle.model, "discriminator": self.discriminator}
+        return {name: module for name, module in both.items() if module is not None}
 
     @property
     def optimizers(self) -> Mapping[str, Optimizer]:
-        return {"generator": self.g_optimizer} | (
-            {"discriminator": self.d_optimizer} if self.d_optimizer is not None else {}
-        )
+        both = {"generator": self.g_optimizer, "discriminator": self.d_optimizer}
+        return {name: optimizer for name, optimizer in both.items() if optimizer is not None}
 
     @property
     def clip_batch(self) -> int:
-        """Captions that go through CLIP together; few on a CPU, where a batch of like lengths saves more than a large one."""
+        """Captions per CLIP batch; few on a CPU, where a batch of like lengths saves more than a large one."""
         return 256 if self.devices.device.type == "cuda" else 32
 
     def check_finite(self, name: str, optimizer: Optimizer, step: int, metrics: Mapping[str, float]) -> None:
-        """Raise `InputError` before an update whose losses or gradient are not finite; the step's captions and sentences are saved."""
+        """Raise `InputError` before an update whose losses or gradient are not finite; the step's batch is saved."""
         losses = {"generator": ("semantic_loss", "naturalness_loss", "kl"), "discriminator": ("d_loss",)}[name]
         watched = {f"train/{x}": metrics[f"train/{x}"] for x in losses if f"train/{x}" in metrics}
         watched[f"{name}'s gradient norm"] = metrics[f"train/{name[0]}_grad_norm"]
         if all(map(math.isfinite, watched.values())):
             return
         file = self.run / f"not_finite_step_{step:06d}_process_{self.devices.number}.json"
-        write_json(file, {"step": step, "metrics": {k: str(v) for k, v in metrics.items()}, **self.last})
+        write_json(file, {"step": step, "metrics": {k: str(v) for k, v in metrics.items()}, **self.last_batch})
         try:
             optimizer.check(step, watched)
         except InputError as error:
@@ -75,26 +76,20 @@ class Players:
             ) from None
 
 
-def make_players(ws: Workspace, sentences: Sequence[str], steps: int, dim: int, precision: str) -> Players:
-    cfg, t = ws.cfg, ws.cfg.train
+def make_training_parts(ws: Workspace, sentences: Sequence[str], steps: int, dim: int, precision: str) -> TrainingParts:
+    """Everything for `steps` steps on image embeddings of `dim` numbers. Raises `InputError` if the generator does not fit."""
+    t = ws.cfg.train
     if ws.device.type == "cpu":
         keep_freed_memory()
-    bundle = initial_generator(ws)
-    bundle.model.to(ws.device).eval()
-    if (bundle.clip_dim, bundle.config.max_length) != (dim, cfg.generator.max_length):
-        raise InputError(
-            f"train.init_from={t.init_from} reads {bundle.clip_dim} numbers and writes {bundle.config.max_length} tokens; the "
-            f"images have {dim} and generator.max_length={cfg.generator.max_length}: use the backbone and the length it was made with"
-        )
-    if t.gradient_checkpointing:
-        bundle.model.enable_gradient_checkpointing()
+    bundle = _generator(ws, dim)
     reference = None
     if t.kl_weight or t.watch_kl:
         reference = initial_generator(ws).model.to(ws.device).eval().requires_grad_(False)
     discriminator, d_optimizer, d_chunk = None, None, 1
     if t.use_discriminator:
-        seed = stable_seed(cfg.seed, "discriminator")
-        discriminator = make_discriminator(cfg.discriminator, sentences, cfg.generator.max_length, seed).to(ws.device)
+        seed = stable_seed(ws.cfg.seed, "discriminator")
+        discriminator = make_discriminator(ws.cfg.discriminator, sentences, ws.cfg.generator.max_length, seed)
+        discriminator.to(ws.device)
         d_optimizer = Optimizer(discriminator, t.discriminator_optimizer, steps)
         encoder = discriminator.text_encoder.config
         d_chunk = tokens_that_fit(encoder.num_hidden_layers, encoder.hidden_size, 0, t.memory_gb, ws.device)
@@ -105,9 +100,24 @@ def make_players(ws: Workspace, sentences: Sequence[str], steps: int, dim: int, 
     layers = 1 if t.gradient_checkpointing else lm.num_hidden_layers
     g_chunk = tokens_that_fit(layers, lm.hidden_size, lm.vocab_size, t.memory_gb, ws.device)
     backbone = open_backbone(ws)
-    devices = Devices(
-        ws.device, precision, ws.rank
-    )  # last: the first process may have been making an initial generator for hours
-    return Players(
-        bundle, reference, discriminator, backbone, g_optimizer, d_optimizer, devices, g_chunk, d_chunk, ws.run
-    )
+    # the process group comes last: the first process may have been making an initial generator for hours
+    devices = Devices(ws.device, precision, ws.rank)
+    return TrainingParts(
+        bundle, reference, discriminator, backbone, g_optimizer, d_optimizer, devices, g_chunk, d_chunk,
+        load_own_terms(ws.cfg.reward_weights), ws.run,
+    )  # fmt: skip
+
+
+def _generator(ws: Workspace, dim: int) -> GeneratorBundle:
+    cfg, t = ws.cfg, ws.cfg.train
+    bundle = initial_generator(ws)
+    bundle.model.to(ws.device).eval()
+    if (bundle.clip_dim, bundle.config.max_length) != (dim, cfg.generator.max_length):
+        raise InputError(
+            f"train.init_from={t.init_from} reads {bundle.clip_dim} numbers and writes {bundle.config.max_length} tokens; "
+            f"the images have {dim} and generator.max_length={cfg.generator.max_length}: use the backbone and the length "
+            "it was made with"
+        )
+    if t.gradient_checkpointing:
+        bundle.model.enable_gradient_checkpointing()
+    return bundle

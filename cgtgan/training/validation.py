@@ -11,7 +11,7 @@ from cgtgan.captioning.decoding import caption_embeddings
 from cgtgan.evaluation.coco_files import save_results
 from cgtgan.evaluation.metrics import score_captions
 from cgtgan.runtime.artifacts import Embeddings
-from cgtgan.training.parts import Players
+from cgtgan.training.parts import TrainingParts
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Validation:
     per_image: dict[Any, float]
 
 
-def validate(ws: Workspace, players: Players, val: Embeddings, step: int) -> Validation:
+def validate(ws: Workspace, parts: TrainingParts, val: Embeddings, step: int) -> Validation:
     """Score greedy captions of the validation images and write them; each process captions its share, each image once."""
-    devices = players.devices
+    devices = parts.devices
     rows = devices.share(range(len(val.ids)))
     vectors = val.vectors[rows[0] : rows[-1] + 1] if rows else val.vectors[:0]
     with devices.autocast():
-        captions = caption_embeddings(players.bundle, vectors, ws.cfg.decode, ws.device, greedy=True)
+        captions = caption_embeddings(parts.bundle, vectors, ws.cfg.decode, ws.device, greedy=True)
     by_id = dict(zip(val.ids, devices.gather(captions), strict=True))
     per_image: dict[Any, float] = {}
 

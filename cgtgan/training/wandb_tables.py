@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cgtgan.assets.aggregated import aggregated_embeddings
@@ -18,26 +17,26 @@ from cgtgan.assets.images import dataset_split
 from cgtgan.assets.released import released_aggregated
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config, WandbConfig, as_dict, variant_name
-from cgtgan.data.corpora import embedded_text
-from cgtgan.method.rewards import semantic_reward
 from cgtgan.reporting.pictures import UNREADABLE, embed
 from cgtgan.runtime.artifacts import Embeddings, atomic_path, read_json
 from cgtgan.runtime.tracking import read_metrics
 from cgtgan.runtime.versions import code_version
-from cgtgan.training.parts import Players
+from cgtgan.runtime.wandb_run import under_agent
+from cgtgan.training.inputs import TrainingInputs
+from cgtgan.training.parts import TrainingParts
+from cgtgan.training.rewards import semantic_rewards
 from cgtgan.training.validation import Validation
 
 EXAMPLES = 32
 SIDE = 200  # longest side of a picture, in pixels
 TABLE = "eval/captions"
-REWARDS = ("cos", "l1", "clip", "semantic", "naturalness")
-COLUMNS = ("image", "picture", "caption", "references", "CIDEr", *REWARDS)
 
 
 def run_settings(cfg: Config) -> WandbConfig:
     """`cfg.wandb` with the tags that every run has: experiment, corpus, backbone and reward."""
-    own = (cfg.name, cfg.corpus.name, cfg.clip_backbone.name, cfg.reward_weights.name)
-    return replace(cfg.wandb, tags=list(dict.fromkeys([*cfg.wandb.tags, *(tag.replace("/", "-")[:64] for tag in own)])))
+    names = (cfg.name, cfg.corpus.name, cfg.clip_backbone.name, cfg.reward_weights.name)
+    tags = [*cfg.wandb.tags, *(name.replace("/", "-")[:64] for name in names)]
+    return replace(cfg.wandb, tags=list(dict.fromkeys(tags)))
 
 
 def run_config(cfg: Config, made_from: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,51 +93,71 @@ def _thumbnail(path: Path, to: Path) -> Path:
 
 
 @torch.no_grad()
-def log_captions(ws: Workspace, players: Players, examples: Examples | None, found: Validation, step: int) -> None:
-    """The table of this validation. Draws no random number and leaves every module in its mode: training goes on as without W&B."""
+def log_captions(
+    ws: Workspace, parts: TrainingParts, examples: Examples | None, validation: Validation, step: int
+) -> None:
+    """The table of this validation. Draws no random number and leaves every module in its mode: training is the same without W&B."""
     run = ws.tracker.wandb
     if run is None or examples is None:
         return
-    captions = [found.captions[i] for i in examples.ids]
-    columns = _rewards(ws.cfg, players, examples, captions)
+    captions = [validation.captions[i] for i in examples.ids]
+    rewards = _rewards(ws.cfg, parts, examples, captions)
     references = dataset_split(ws, "val").references
-    rows = [
-        [
-            str(i),
-            picture,
-            caption,
-            "\n".join(references[i]),
-            found.per_image.get(i),
-            *(columns[name][n] for name in REWARDS),
-        ]
-        for n, (i, picture, caption) in enumerate(zip(examples.ids, examples.pictures, captions, strict=True))
-    ]
-    run.table(step, TABLE, COLUMNS, rows)
-
-
-def _rewards(cfg: Config, players: Players, examples: Examples, captions: list[str]) -> dict[str, list[float | None]]:
-    device, weights = players.devices.device, cfg.reward_weights
-    image, target = examples.image, examples.image if examples.target is None else examples.target
-    target = F.normalize(target, dim=-1) if "l1_target" in cfg.train.released else target
-    with players.devices.autocast():
-        embedded = players.backbone.encode_texts([embedded_text(text) for text in captions], players.clip_batch).to(
-            device
-        )
-    fit = semantic_reward(
-        embedded, target.to(device), image.to(device), cos_weight=weights.cos_weight, clip_weight=weights.clip_weight,
-        logit_scale=cfg.train.reward_scale or players.backbone.logit_scale,
-    )  # fmt: skip
-    nothing: list[float | None] = [None] * len(captions)
-    aimed = {"cos": fit.cos, "l1": fit.l1, "semantic": fit.total} if examples.target is not None else {}
-    columns = dict.fromkeys(REWARDS, nothing) | {
-        name: column.tolist() for name, column in {**aimed, "clip": fit.clip}.items()
+    columns = {
+        "image": [str(i) for i in examples.ids],
+        "picture": examples.pictures,
+        "caption": captions,
+        "references": ["\n".join(references[i]) for i in examples.ids],
+        "CIDEr": [validation.per_image.get(i) for i in examples.ids],
+        **rewards,
     }
-    if (discriminator := players.discriminator) is not None:
+    run.table(step, TABLE, tuple(columns), [list(row) for row in zip(*columns.values(), strict=True)])
+
+
+def _rewards(
+    cfg: Config, parts: TrainingParts, examples: Examples, captions: list[str]
+) -> dict[str, list[float] | list[None]]:
+    """A column for every reward; None where it needs the targets and there are none, or the discriminator."""
+    device = parts.devices.device
+    image, target = examples.image, examples.image if examples.target is None else examples.target
+    rewards = semantic_rewards(cfg, parts, captions, image.to(device), target.to(device))
+    nothing = [None] * len(captions)
+    with_target = examples.target is not None
+    columns: dict[str, list[float] | list[None]] = {
+        name: reward.tolist() if with_target or name == "clip" else nothing for name, reward in rewards.items()
+    }
+    columns["naturalness"] = nothing
+    if (discriminator := parts.discriminator) is not None:
         mode = discriminator.training
-        with players.devices.autocast():
+        with parts.devices.autocast():
             columns["naturalness"] = discriminator.eval().score(captions).float().tolist()
         discriminator.train(mode)
     return columns
+
+
+def start_run(ws: Workspace, inputs: TrainingInputs, meta: Mapping[str, Any]) -> None:
+    """Open this run in W&B, or go on in the one that `meta`, the checkpoint's, names."""
+    config = run_config(ws.cfg, inputs.made_from) | {"total_steps": inputs.steps}
+    step, wandb_id = meta["step"], meta["wandb_id"]
+    ws.tracker.start_run(
+        ws.run, run_settings(ws.cfg), config=config, job_type=ws.cfg.stage, step=step, wandb_id=wandb_id
+    )
+
+
+def summarize(ws: Workspace, meta: Mapping[str, Any], last: float | None = None) -> None:
+    """The best validation, and the last one, into the run's summary."""
+    if meta["best_step"]:
+        ws.tracker.summarize({"eval/best_CIDEr": meta["best"], "eval/best_step": meta["best_step"]})
+    if last is not None:
+        ws.tracker.summarize({"eval/last_CIDEr": last})
+
+
+def report_finished_run(ws: Workspace, inputs: TrainingInputs, meta: Mapping[str, Any]) -> None:
+    """Report a run that was trained before to a W&B agent, which waits for a result. Without an agent nothing is done."""
+    if under_agent() and not ws.rank.number:
+        start_run(ws, inputs, meta)
+        summarize(ws, meta)
+        ws.tracker.finish()
 
 
 def log_checkpoint(ws: Workspace, made_from: Mapping[str, Any], best: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ from cgtgan.models.generator_bundle import make_generator, make_tokenizer
 from cgtgan.models.tokenizers import END_OF_TEXT, train_tokenizer
 from cgtgan.stages.train import gan_step
 from cgtgan.training.batches import Batch
-from cgtgan.training.parts import Players
+from cgtgan.training.parts import TrainingParts
 
 STORED = Path(__file__).with_name("trajectory.json")
 STEPS, IMAGES = 20, 6
@@ -63,7 +63,7 @@ def trajectory() -> list[dict[str, float]]:
     bundle = make_generator(cfg.generator, make_tokenizer(cfg.generator, SENTENCES), backbone.dim, seed=1)
     judge = make_discriminator(cfg.discriminator, SENTENCES, cfg.generator.max_length, seed=2)
     recipe = OptimizerConfig(lr=1e-3, warmup_steps=3)
-    made = Players(
+    made = TrainingParts(
         bundle, None, judge, backbone, Optimizer(bundle.model, recipe, STEPS), Optimizer(judge, recipe, STEPS)
     )
     noise = torch.Generator().manual_seed(3)

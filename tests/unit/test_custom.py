@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cgtgan.config import custom_name, is_custom
 from cgtgan.errors import InputError, MissingFileError
-from cgtgan.runtime.custom import call_custom, custom_file, custom_fingerprint, custom_name, is_custom, load_custom
+from cgtgan.runtime.custom import call_custom, custom_file, custom_fingerprint, load_custom
 
 FIELD = "evaluate.metrics"
 CODE = """

@@ -37,14 +37,14 @@ from cgtgan.runtime.devices import Devices, tokens_that_fit
 from cgtgan.runtime.shards import Rank
 from cgtgan.stages.train import gan_step
 from cgtgan.training.batches import Batches
-from cgtgan.training.parts import Players
+from cgtgan.training.parts import TrainingParts
 from tests.tiny_gan import SENTENCES, one_step, players, step_inputs, tiny_batch, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def after(
-    change: Callable[[Config, Players], object], steps: int = 3, **settings: Any
+    change: Callable[[Config, TrainingParts], object], steps: int = 3, **settings: Any
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Weights of G and D after some steps of a tiny GAN that `change` has changed, and the metrics."""
     cfg, made = players(**settings)
@@ -55,24 +55,24 @@ def after(
     }, rows
 
 
-def set_train(**values: Any) -> Callable[[Config, Players], None]:
-    def change(cfg: Config, _made: Players) -> None:
+def set_train(**values: Any) -> Callable[[Config, TrainingParts], None]:
+    def change(cfg: Config, _made: TrainingParts) -> None:
         for name, value in values.items():
             setattr(cfg.train, name, value)
 
     return change
 
 
-def small_chunks(_cfg: Config, made: Players) -> None:
+def small_chunks(_cfg: Config, made: TrainingParts) -> None:
     made.g_chunk, made.d_chunk = 7, 5
 
 
-def checkpointing(_cfg: Config, made: Players) -> None:
+def checkpointing(_cfg: Config, made: TrainingParts) -> None:
     made.bundle.model.enable_gradient_checkpointing()
     made.g_chunk = 20
 
 
-def without_sharing(_cfg: Config, made: Players) -> None:
+def without_sharing(_cfg: Config, made: TrainingParts) -> None:
     made.bundle.model._shares_prefix = False
 
 
@@ -89,7 +89,7 @@ def without_sharing(_cfg: Config, made: Players) -> None:
 )
 @pytest.mark.parametrize("kl_weight", [0.0, 0.3])
 def test_the_way_through_a_step_does_not_change_it(
-    change: Callable[[Config, Players], object], kl_weight: float
+    change: Callable[[Config, TrainingParts], object], kl_weight: float
 ) -> None:
     expected, expected_rows = after(lambda *_: None, kl_weight=kl_weight)
     found, rows = after(change, kl_weight=kl_weight)
@@ -101,7 +101,7 @@ def test_the_way_through_a_step_does_not_change_it(
 
 
 def test_a_step_in_bf16_is_near_and_keeps_weights_losses_and_rewards_in_float32() -> None:
-    def bf16(_cfg: Config, made: Players) -> None:
+    def bf16(_cfg: Config, made: TrainingParts) -> None:
         made.devices = Devices(precision="bf16")
         assert made.discriminator is not None
         use_float32_attention(made.bundle.model.gpt, made.discriminator.text_encoder)
@@ -117,7 +117,7 @@ def test_a_step_in_bf16_is_near_and_keeps_weights_losses_and_rewards_in_float32(
 def test_sampling_with_dropout_carries_the_gradient_of_the_pass_that_drew() -> None:
     """With the dropout's own rate at 0 it is the sound step; above 0 every sample has its own masks, and the gradient is a number."""
 
-    def no_rate(_cfg: Config, made: Players) -> None:
+    def no_rate(_cfg: Config, made: TrainingParts) -> None:
         for module in (m for part in made.modules.values() for m in part.modules()):
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -142,11 +142,11 @@ def test_sampling_with_dropout_carries_the_gradient_of_the_pass_that_drew() -> N
 
 
 def test_released_accumulation_clips_after_each_part_and_uses_the_new_weight_in_the_last() -> None:
-    def ramp(cfg: Config, _made: Players) -> None:
+    def ramp(cfg: Config, _made: TrainingParts) -> None:
         cfg.reward_weights.ramp_steps = 2
         cfg.train.accumulation, cfg.train.released = 2, ["accumulation"]
 
-    def sound(cfg: Config, made: Players) -> None:
+    def sound(cfg: Config, made: TrainingParts) -> None:
         ramp(cfg, made)
         cfg.train.released = []
 
@@ -159,7 +159,7 @@ def test_released_accumulation_clips_after_each_part_and_uses_the_new_weight_in_
     assert max(float((still[0][name] - value).abs().mean()) for name, value in still[1].items()) < 2e-6
 
 
-def loose(cfg: Config, made: Players) -> None:
+def loose(cfg: Config, made: TrainingParts) -> None:
     cfg.reward_weights.ramp_steps = 0
     for optimizer in made.optimizers.values():
         optimizer.config.grad_clip = 1e6
@@ -188,9 +188,9 @@ def test_processes_share_a_batch_and_draw_what_one_would(world: int) -> None:
         assert [s for p in parts for s in p.seeds] == whole.seeds
         assert torch.equal(torch.cat([p.image for p in parts]), whole.image)
         assert {p.total for p in parts} == {5}
-        again = [x for p in whole.parts(3) for x in p.ids]
+        again = [x for p in whole.split(3) for x in p.ids]
         assert again == whole.ids
-        assert [s for p in whole.parts(3) for s in p.real] == whole.real
+        assert [s for p in whole.split(3) for s in p.real] == whole.real
 
 
 def test_released_text_order_gives_an_image_its_own_sentences_in_every_epoch() -> None:
@@ -206,11 +206,11 @@ def test_released_text_order_gives_an_image_its_own_sentences_in_every_epoch() -
 
 
 def test_released_l1_target_changes_the_l1_term_alone() -> None:
-    def normalised(cfg: Config, made: Players) -> None:
+    def normalised(cfg: Config, made: TrainingParts) -> None:
         made.bundle.model.normalize_prefix = True
         cfg.train.released = ["l1_target"]
 
-    def sound(cfg: Config, made: Players) -> None:
+    def sound(cfg: Config, made: TrainingParts) -> None:
         normalised(cfg, made)
         cfg.train.released = []
 

@@ -1,4 +1,4 @@
-"""Variety of captions by hand-counted examples, and when a collapse is said."""
+"""Variety of captions by hand-counted examples, and when a collapse is messages."""
 
 import pytest
 
@@ -19,22 +19,22 @@ def test_distinct_and_identical_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "bad", "good"), [("one caption", 0.9, 0.2), ("no end", 0.0, 0.8), ("judge has won", 1.0, 0.9)]
+    ("name", "bad", "good"), [("one caption", 0.9, 0.2), ("no end", 0.0, 0.8), ("discriminator saturated", 1.0, 0.9)]
 )
-def test_a_collapse_is_said_once_it_has_lasted_and_again_after_it_was_gone(name: str, bad: float, good: float) -> None:
+def test_a_collapse_is_named_once_it_has_lasted_and_again_after_it_was_gone(name: str, bad: float, good: float) -> None:
     collapse = COLLAPSES[name]
     health = Health()
-    said = [health.look({collapse.holds: bad}) for _ in range(3 * collapse.rows)]
-    assert [i for i, texts in enumerate(said) if texts] == [collapse.rows - 1]
-    (text,) = said[collapse.rows - 1]
-    assert collapse.holds in text
+    messages = [health.update({collapse.metric: bad}) for _ in range(3 * collapse.rows)]
+    assert [i for i, texts in enumerate(messages) if texts] == [collapse.rows - 1]
+    (text,) = messages[collapse.rows - 1]
+    assert collapse.metric in text
     assert any(knob in text for knob in ("train.", "initialize.", "reward_weights."))
-    assert health.look({collapse.holds: good}) == []
+    assert health.update({collapse.metric: good}) == []
     assert health.rows[name] == 0
     resumed = Health(dict(health.rows))
-    said = [resumed.look({collapse.holds: bad}) for _ in range(collapse.rows)]
-    assert len(said[-1]) == 1
+    messages = [resumed.update({collapse.metric: bad}) for _ in range(collapse.rows)]
+    assert len(messages[-1]) == 1
 
 
 def test_a_metric_that_is_not_there_is_no_collapse() -> None:
-    assert Health().look({}) == []
+    assert Health().update({}) == []

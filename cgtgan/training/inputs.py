@@ -1,0 +1,66 @@
+"""What GAN training is made from: embeddings, sentences, and how many steps they give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cgtgan.assets.aggregated import aggregated_embeddings
+from cgtgan.assets.checkpoints import init_checkpoint
+from cgtgan.assets.corpus import corpus_sentences
+from cgtgan.assets.generators import total_steps
+from cgtgan.assets.images import dataset_split, image_embeddings
+from cgtgan.assets.workspace import Workspace
+from cgtgan.errors import InputError
+from cgtgan.runtime.artifacts import Embeddings, file_fingerprint, fingerprint
+from cgtgan.runtime.devices import best_precision
+from cgtgan.training.own_terms import own_term_fingerprints
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """Embeddings (N, D) of the training images, their targets and the validation images; corpus sentences; `made_from`
+    fingerprints of all of it. scored: the validation images have references."""
+
+    images: Embeddings
+    targets: Embeddings
+    val: Embeddings
+    sentences: Sequence[str]
+    scored: bool
+    steps: int
+    validate_every: int
+    precision: str
+    made_from: dict[str, Any]
+
+
+def training_inputs(ws: Workspace) -> TrainingInputs:
+    """Make or load everything. Raises `InputError` if the run folder was begun with other settings or inputs."""
+    cfg, t = ws.cfg, ws.cfg.train
+    ws.check_same_settings()
+    sentences, _, corpus = corpus_sentences(ws)
+    images, targets = image_embeddings(ws, "train"), aggregated_embeddings(ws, "train")
+    precision = best_precision(t.precision, ws.device)
+    made_from = {"images": images.header.fingerprint, "aggregated": targets.header.fingerprint, "precision": precision}
+    if t.init_from:
+        made_from["init_from"] = file_fingerprint(init_checkpoint(ws) / "generator.safetensors")
+    made_from |= own_term_fingerprints(cfg.reward_weights)
+    ws.check_same_run("inputs", made_from)
+    made_from["sentences"] = fingerprint(corpus)
+    val = image_embeddings(ws, "val")
+    scored = bool(
+        dataset_split(ws, "val").references
+    )  # without references nothing can be validated: `best` is the last
+    if not scored:
+        ws.tracker.say(
+            "train: the val images have no references: nothing is validated, checkpoints/best is the last step"
+        )
+    if ws.rank.world > t.batch_size // t.accumulation:
+        raise InputError(
+            f"train.batch_size={t.batch_size} in {t.accumulation} parts is less than one image for each of "
+            f"{ws.rank.world} processes: raise it, or start fewer"
+        )
+    every = t.validate_every or math.ceil(len(images.ids) / t.batch_size)
+    steps = total_steps(t, len(images.ids))
+    return TrainingInputs(images, targets, val, sentences, scored, steps, every, precision, made_from)

@@ -1,0 +1,48 @@
+"""The semantic reward as the settings describe it: the paper's terms, and those of `reward_weights.terms`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cgtgan.config import Config, RewardWeightsConfig, custom_name
+from cgtgan.data.corpora import embedded_text
+from cgtgan.method.reward_terms import TERMS, RewardInputs, RewardTerm, paper_total, paper_weights, weighted_sum
+from cgtgan.training.parts import TrainingParts
+
+
+@torch.no_grad()
+def semantic_rewards(
+    cfg: Config, parts: TrainingParts, texts: Sequence[str], image: Tensor, target: Tensor
+) -> dict[str, Tensor]:
+    """Rewards of R captions, given the embedding and the target (R, D) of each one's image: name -> (R,) float32.
+
+    Every term, scaled, and `semantic`, their weighted sum. Equal texts are embedded once.
+    """
+    if "l1_target" in cfg.train.released:  # a slip of the released program: only the L1 term's target is normalised
+        target = F.normalize(target, dim=-1)
+    with parts.devices.autocast():
+        embedded = parts.backbone.encode_texts([embedded_text(text) for text in texts], parts.clip_batch)
+    inputs = RewardInputs(texts, embedded.to(parts.devices.device).float(), target.float(), image.float())
+    scale = cfg.train.reward_scale or parts.backbone.logit_scale
+    return weighted_terms(cfg.reward_weights, parts.own_terms, scale, inputs)
+
+
+def weighted_terms(
+    weights: RewardWeightsConfig, own_terms: Mapping[str, RewardTerm], logit_scale: float, inputs: RewardInputs
+) -> dict[str, Tensor]:
+    """Every term by its name, and `semantic`, their weighted sum, each (R,) float32.
+
+    A term's value is multiplied by its scale: the logit scale for a built-in term, 1 for a user's own, or what `scale` says.
+    """
+    scales = {**dict.fromkeys(TERMS, logit_scale), **dict.fromkeys(own_terms, 1.0)}
+    scales |= {custom_name(key): term.scale for key, term in weights.terms.items() if term.scale is not None}
+    terms = {name: scales[name] * term(inputs) for name, term in {**TERMS, **own_terms}.items()}
+    if not weights.terms:
+        return {**terms, "semantic": paper_total(terms, weights.cos_weight, weights.clip_weight)}
+    shares = paper_weights(weights.cos_weight, weights.clip_weight)
+    shares |= {custom_name(key): term.weight for key, term in weights.terms.items()}
+    return {**terms, "semantic": weighted_sum(terms, shares)}
