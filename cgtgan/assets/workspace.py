@@ -1,4 +1,4 @@
-"""What every stage works with: the run folder, the device, the process's rank, the artifact store, and what is reported where."""
+"""What every stage works with: run folder, device, the process's rank, artifact store, tracker."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ T = TypeVar("T")
 
 @dataclass
 class Workspace:
-    """Opened once per stage, or once for the whole pipeline. Costs nothing until a part is used, and reads no data itself."""
+    """Opened once per stage, or once for the whole pipeline.
+
+    Costs nothing until a part is used, and reads no data itself.
+    """
 
     cfg: Config
     tracker: Tracker = field(default_factory=Tracker)
     _kept: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """`make()`, called the first time that `key` is asked for and kept from then on: a split, the backbone, a message."""
+        """`make()`, called the first time that `key` is asked for and kept from then on."""
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
@@ -44,7 +47,10 @@ class Workspace:
         return run_folder(self.cfg)
 
     def hold_run(self) -> AbstractContextManager[None]:
-        """Lock the run folder, so that one job works there: a child of a killed `make` may still run. The first process locks."""
+        """Lock the run folder, so that one job works there: a child of a killed `make` may still run.
+
+        The first process locks.
+        """
         if self.rank.number:
             return nullcontext()
         return locked(self.run, lambda: self.tracker.say(f"waiting for another process that works in {self.run}"))
@@ -71,14 +77,14 @@ class Workspace:
         return auto_workers(self.device, rows, self.rank.neighbours) if self.cfg.workers is None else self.cfg.workers
 
     def check_same_settings(self) -> None:
-        """As `check_same_run`, for the scientific settings; one that an older version did not have counts as its default."""
+        """As `check_same_run`, for the scientific settings; one that the file does not have counts as its default."""
         self.check_same_run("settings", scientific_settings(self.cfg), scientific_settings(Config()))
 
     def check_same_run(self, name: str, expected: Mapping[str, Any], missing: Mapping[str, Any] | None = None) -> None:
         """Record `expected` in `<name>.json` of the run folder, or compare with what is there.
 
-        A run folder belongs to one set of scientific settings and inputs. `missing`: what a key stands for that the file
-        does not have. Raises `InputError` naming what differs.
+        A run folder belongs to one set of scientific settings and inputs. `missing`: what a key stands for that the
+        file does not have. Raises `InputError` naming what differs.
         """
         path = self.run / f"{name}.json"
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""Aggregated text embeddings: attention over the corpus, tiled, with a running maximum; parts of the corpus merge exactly.
+"""Aggregated text embeddings: attention over the corpus, tiled, with a running maximum; its parts merge exactly.
 
 One pass serves several temperatures: similarities, the reading and the normalising of the corpus are shared.
 """
@@ -28,13 +28,13 @@ def aggregate_text_embeddings(
 ) -> Tensor:
     """a_i = sum_j softmax_j(t * cos(v_i, c_j)) * c_j with unnormalised c_j (CgT-GAN, section 3.2; METHOD: Aggregation).
 
-    image_embeddings (N, D) and text_embeddings (M, D): any float dtype; the text may be memory-mapped, it is read once for each
-    block of images, in tiles, so memory is bounded by about `chunk_bytes` and does not grow with M. Returns (N, D) float32 on the CPU
-    when `device` is None and the images are there, else on `device`. t = 0 is the mean, a large t the nearest sentence: the running
-    maximum keeps every exponent at 0 or below, so no t overflows.
+    image_embeddings (N, D) and text_embeddings (M, D): any float dtype; the text may be memory-mapped, it is read once
+    for each block of images, in tiles, so memory is bounded by about `chunk_bytes` and does not grow with M. Returns
+    (N, D) float32 on the CPU when `device` is None and the images are there, else on `device`. t = 0 is the mean, a
+    large t the nearest sentence: the running maximum keeps every exponent at 0 or below, so no t overflows.
 
-    A zero vector has cosine 0 with everything. Raises `InputError` for shapes that do not fit, an empty corpus, a negative or not
-    finite t, and rows that are not finite.
+    A zero vector has cosine 0 with everything. Raises `InputError` for shapes that do not fit, an empty corpus, a
+    negative or not finite t, and rows that are not finite.
     """
     return aggregate_at_temperatures(image_embeddings, text_embeddings, [t], chunk_bytes=chunk_bytes, device=device)[0]
 
@@ -65,8 +65,8 @@ def aggregate_at_temperatures(
 class PartialAggregate:
     """What a part of the corpus contributes, for T temperatures and N images; sums are relative to `highest`.
 
-    highest (N, 1) float64: the largest cosine; total (T, N, 1) and weighted (T, N, D), float64: sums of exp(t (cos - highest)) and of
-    the same times c_j.
+    highest (N, 1) float64: the largest cosine; total (T, N, 1) and weighted (T, N, D), float64: sums of exp(t (cos -
+    highest)) and of the same times c_j.
     """
 
     temperatures: tuple[float, ...]
@@ -101,13 +101,17 @@ def aggregate_part(
     first_image: int = 0,
     first_text: int = 0,
 ) -> PartialAggregate:
-    """One pass of these images (N, D) over this part of the corpus (M, D), M >= 1. N is what `chunk_bytes` must hold at once.
+    """One pass of these images (N, D) over this part of the corpus (M, D), M >= 1.
 
-    first_image, first_text: what row 0 is called where a row is not finite. Raises `InputError` as `aggregate_text_embeddings` does.
+    N is what `chunk_bytes` must hold at once.
+
+    first_image, first_text: what row 0 is called where a row is not finite. Raises `InputError` as
+    `aggregate_text_embeddings` does.
     """
     _check(image_embeddings, text_embeddings, temperatures)
     target = torch.device(device) if device is not None else image_embeddings.device
-    # in units of the sharpest temperature: what is multiplied into the queries need not be multiplied into N x M similarities
+    # in units of the sharpest temperature: what is multiplied into the queries need not be multiplied into N x M
+    # similarities
     sharpest = max(temperatures, default=0) or 1.0
     ratios = [t / sharpest for t in temperatures]
     exact_queries = _unit(image_embeddings.to(target), "image", first_image)
@@ -158,7 +162,8 @@ def aggregate_nearest(
 ) -> tuple[Tensor, Tensor]:
     """`aggregate_at_temperatures` over the k nearest sentences of each image alone, found exactly in one pass.
 
-    Returns the aggregated embeddings (T, N, D) float32 and the mass that the other sentences have in the full softmax, (T, N) float32.
+    Returns the aggregated embeddings (T, N, D) float32 and the mass that the other sentences have in the full softmax,
+    (T, N) float32.
     """
     target = torch.device(device) if device is not None else image_embeddings.device
     found = torch.empty(len(temperatures), *image_embeddings.shape, dtype=torch.float32, device=target)
@@ -188,7 +193,7 @@ def nearest_texts(
     chunk_bytes: int = 256 * 2**20,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """(N, k) int64: rows of the k sentences with the highest cosine, the nearest first; of equal ones any. k is cut to M."""
+    """(N, k) int64: rows of the k sentences with the highest cosine, the nearest first. k is cut to M."""
     target = torch.device(device) if device is not None else image_embeddings.device
     rows = image_block(image_embeddings, text_embeddings, k, chunk_bytes)
     blocks = range(0, len(image_embeddings), rows)
@@ -202,7 +207,9 @@ def nearest_texts(
 def _nearest(
     images: Tensor, texts: Tensor, temperatures: Sequence[float], k: int, chunk_bytes: int, first_image: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosines (N, k) float64 and rows (N, k) of the nearest sentences; sums (T, N) float64 of exp(t (cos - highest)) over all."""
+    """Cosines (N, k) float64 and rows (N, k) of the nearest sentences; sums (T, N) float64 of exp(t (cos - highest))
+    over all.
+    """
     _check(images, texts, temperatures)
     exact_queries = _unit(images, "image", first_image)
     queries = exact_queries.float()
@@ -228,14 +235,16 @@ def _nearest(
 def _centre(texts: Tensor, device: torch.device, chunk_bytes: int, first_text: int) -> Tensor:
     """(1, D) float64: the mean direction of the first sentences.
 
-    CLIP's sentences lie in a narrow cone. What they have in common shifts all cosines of an image by one number, which a softmax does
-    not see; with it taken off, the float32 products are several times more exact.
+    CLIP's sentences lie in a narrow cone. What they have in common shifts all cosines of an image by one number, which
+    a softmax does not see; with it taken off, the float32 products are several times more exact.
     """
     return _unit(texts[: _tile(texts, chunk_bytes)].to(device), "text", first_text).mean(dim=0, keepdim=True)
 
 
 def _tiles(texts: Tensor, centre: Tensor, chunk_bytes: int, first_text: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Sentences (R, D) and their unit vectors less `centre`, both float32, tile after tile, each in the place of the one before."""
+    """Sentences (R, D) and their unit vectors less `centre`, both float32, tile after tile, each in the place of the
+    one before.
+    """
     rows = _tile(texts, chunk_bytes)
     minus_centre = -centre.float()
     values, keys = (torch.empty(rows, texts.shape[1], device=centre.device) for _ in range(2))
@@ -267,8 +276,9 @@ def _refine(
 ) -> None:
     """Give the scores that decide an image's answer the accuracy of a float64 product, in place.
 
-    A float32 cosine of D terms is wrong by some 3e-8; t times that is the relative error of a weight. Over many small weights such
-    errors cancel; the few sentences with more than `DECISIVE` of an image's weight (at most 1/`DECISIVE` of them) are worth a second look.
+    A float32 cosine of D terms is wrong by some 3e-8; t times that is the relative error of a weight. Over many small
+    weights such errors cancel; the few sentences with more than `DECISIVE` of an image's weight (at most 1/`DECISIVE`
+    of them) are worth a second look.
     """
     cut = torch.full_like(highest, torch.inf)
     for i, ratio in enumerate(ratios):

@@ -1,5 +1,6 @@
-"""Which rows a step sees and which numbers it draws: functions of (seed, step, row), so that resuming needs no stored place and
-the number of processes changes nothing."""
+"""Which rows a step sees and which numbers it draws: functions of (seed, step, row), so that resuming needs no stored
+place and the number of processes changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ class EpochOrder:
         self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
 
     def rows(self, start: int, count: int) -> np.ndarray:
-        """Rows at places start .. start+count-1 of the endless order, int64; a batch may run over the end of an epoch."""
+        """Rows at places start .. start+count-1 of the endless order, int64; they may run over the end of an epoch."""
         out = np.empty(count, dtype=np.int64)
         filled = 0
         while filled < count:
@@ -43,5 +44,7 @@ class EpochOrder:
 
 
 def sampling_seeds(seed: int, step: int, image_ids: Sequence[object], num_samples: int) -> list[list[int]]:
-    """K seeds an image: what an image draws hangs on (seed, step, image) alone, not on the batch or the process it is in."""
+    """K seeds an image: what an image draws hangs on (seed, step, image) alone, not on the batch or the process it is
+    in.
+    """
     return [[stable_seed(seed, step, image_id, k) for k in range(num_samples)] for image_id in image_ids]

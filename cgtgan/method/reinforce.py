@@ -1,4 +1,6 @@
-"""REINFORCE with a self-critical or leave-one-out baseline, and the schedules of the two rewards (METHOD: GAN training)."""
+"""REINFORCE with a self-critical or leave-one-out baseline, and the schedules of the two rewards (METHOD: GAN
+training).
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,10 @@ def policy_gradient_loss(advantages: Tensor, log_probs: Tensor) -> Tensor:
 
 
 def semantic_weight(step: int, *, max_weight: float, delay_steps: int, ramp_steps: int) -> float:
-    """w of G_loss = w*semantic + (1-w)*naturalness at optimiser step `step`, counted from 1: 0 while step <= delay_steps,
-    then linear over `ramp_steps` up to `max_weight`. With ramp_steps 0 it is `max_weight` from the first step after the delay."""
+    """w of G_loss = w*semantic + (1-w)*naturalness at optimiser step `step`, counted from 1: 0 while step <=
+    delay_steps, then linear over `ramp_steps` up to `max_weight`. With ramp_steps 0 it is `max_weight` from the first
+    step after the delay.
+    """
     if step <= delay_steps:
         return 0.0
     ramp = 1.0 if ramp_steps == 0 else min((step - delay_steps) / ramp_steps, 1.0)
@@ -45,8 +49,10 @@ def semantic_weight(step: int, *, max_weight: float, delay_steps: int, ramp_step
 
 
 def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, final_ratio: float = 1.0) -> float:
-    """Factor of the base learning rate at optimiser step `step`, counted from 1: linear warm-up from 0, then linear to `final_ratio`
-    at `total_steps` (1: constant). The first step of a warm-up has rate 0, as in the published runs (METHOD, slip 11)."""
+    """Factor of the base learning rate at optimiser step `step`, counted from 1: linear warm-up from 0, then linear to
+    `final_ratio` at `total_steps` (1: constant). The first step of a warm-up has rate 0, as in the published runs
+    (METHOD, slip 11).
+    """
     done = step - 1
     if done < warmup_steps:
         return done / warmup_steps
@@ -55,9 +61,11 @@ def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, fina
 
 
 def kl_to_reference(token_log_probs: Tensor, reference_token_log_probs: Tensor, mask: Tensor) -> Tensor:
-    """A leash: the k3 estimate of KL(policy || reference) a token (Schulman 2020), the mean over a caption's tokens, (...,) >= 0.
+    """A leash: the k3 estimate of KL(policy || reference) a token (Schulman 2020), the mean over a caption's tokens,
+    (...,) >= 0.
 
-    token log-probs (..., L) of the drawn tokens under both models, mask (..., L) true up to and including the stop token.
+    token log-probs (..., L) of the drawn tokens under both models, mask (..., L) true up to and including the stop
+    token.
     """
     ratio = (reference_token_log_probs.detach() - token_log_probs) * mask
     return (torch.expm1(ratio) - ratio).sum(-1) / mask.sum(-1)

@@ -1,4 +1,6 @@
-"""Reward terms: how well captions fit their images, one number per caption (CgT-GAN, section 3.3; METHOD: GAN training, step 3)."""
+"""Reward terms: how well captions fit their images, one number per caption (CgT-GAN, section 3.3; METHOD: GAN training,
+step 3).
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RewardInputs:
-    """What a term may read of R captions. Rows belong together: caption r was written for the image of row r.
+    """What a term may read of R captions.
 
-    texts: the captions as they are printed. text, aggregated, image (R, D) float32, on one device, not normalised: the CLIP embedding of
-    the caption (without its final stop), the image's aggregated text embedding, the image's own embedding.
+    Rows belong together: caption r was written for the image of row r.
+
+    texts: the captions as they are printed. text, aggregated, image (R, D) float32, on one device, not normalised: the
+    CLIP embedding of the caption (without its final stop), the image's aggregated text embedding, the image's own
+    embedding.
     """
 
     texts: Sequence[str]
@@ -52,7 +57,9 @@ def paper_weights(cos_weight: float, clip_weight: float) -> dict[str, float]:
 
 
 def paper_total(terms: Mapping[str, Tensor], cos_weight: float, clip_weight: float) -> Tensor:
-    """(1-clip_weight)*(cos_weight*cos + (1-cos_weight)*l1) + clip_weight*clip, in the order of operations of the paper's formula."""
+    """(1-clip_weight)*(cos_weight*cos + (1-cos_weight)*l1) + clip_weight*clip, in the order of operations of the
+    paper's formula.
+    """
     agg = cos_weight * terms["cos"] + (1 - cos_weight) * terms["l1"]
     return (1 - clip_weight) * agg + clip_weight * terms["clip"]
 

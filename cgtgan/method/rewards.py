@@ -29,10 +29,11 @@ def semantic_reward(
     clip_weight: float,
     logit_scale: float = 100.0,
 ) -> SemanticReward:
-    """Reward of R captions with CLIP text embeddings `text` (R, D) against their images' targets, each (R, D), any float dtype.
+    """Reward of R captions with CLIP text embeddings `text` (R, D) against their images' targets, each (R, D), any
+    float dtype.
 
-    cos = s*cos(a, g); l1 = s*(1 - mean|a - g|), on the raw vectors; clip = s*cos(v, g);
-    total = (1-clip_weight)*(cos_weight*cos + (1-cos_weight)*l1) + clip_weight*clip. CLIP-agg is cos_weight 0.5, clip_weight 0;
+    cos = s*cos(a, g); l1 = s*(1 - mean|a - g|), on the raw vectors; clip = s*cos(v, g); total =
+    (1-clip_weight)*(cos_weight*cos + (1-cos_weight)*l1) + clip_weight*clip. CLIP-agg is cos_weight 0.5, clip_weight 0;
     CLIP-cos is clip_weight 1. Computed in float32. Raises `ValueError` if the three shapes differ.
     """
     if not text.shape == aggregated.shape == image.shape or text.dim() != 2:

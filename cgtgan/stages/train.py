@@ -126,14 +126,14 @@ def _warn(ws: Workspace, step: int, message: str) -> None:
     ws.tracker.say(f"warning, step {step}: {message}")
 
 
-# --------------------------------------------------------------------------------------------------------------- one step
+# ------------------------------------------------------------------------------------------------------------- one step
 
 
 def gan_step(cfg: Config, parts: TrainingParts, step: int, batch: Batch, *, logged: bool = True) -> dict[str, float]:
-    """One optimiser step (CgT-GAN, Algorithm 1; METHOD: GAN training) on this process's share of the batch; returns the metrics.
+    """One optimiser step on this process's share of the batch (CgT-GAN, Algorithm 1; METHOD: GAN training).
 
-    The gradients are sums over captions divided by the whole step's number of them, so micro-batches (`train.accumulation`),
-    chunks and processes add up to the same step. `logged`: also what only a logged row needs.
+    Returns the metrics; `logged`: also those that only a logged row needs. The gradients are sums over captions divided
+    by the whole step's number of them, so micro-batches (`train.accumulation`), chunks and processes add up alike.
     """
     t, devices = cfg.train, parts.devices
     clock, means = Clock(devices.device), Means(detailed=logged)
@@ -249,7 +249,7 @@ def reinforce(
 
 
 def _released_gradient(sampled: Captions, advantage: Tensor, captions: int, mask: Tensor) -> Tensor:
-    """The gradient through the pass that drew, dropout on, as the released program has it; the mean log-prob stands for each token's."""
+    """The gradient through the pass that drew, with dropout (released program); each token has the mean log-prob."""
     log_probs = sampled.log_probs.flatten()
     (policy_gradient_loss(advantage, log_probs) * len(log_probs) / captions).backward()
     return log_probs.detach()[:, None] * mask
@@ -262,7 +262,7 @@ def _advantages(rewards: Tensor, batch: Batch, baseline: str) -> Tensor:
 
 
 def _apply_updates(parts: TrainingParts, step: int, means: Means) -> dict[str, float]:
-    """Sum the gradients over the processes, check them, clip them and update every weight; returns the metrics so far."""
+    """Sum the gradients over the processes, check and clip them, update every weight; returns the metrics so far."""
     norms = {}
     for name, optimizer in parts.optimizers.items():
         parts.devices.sum_gradients(optimizer.parameters)

@@ -19,7 +19,7 @@ from cgtgan.runtime.devices import Devices
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step reads, this process's share of `total` images: image and target (B, D), K seeds per image, B*K corpus sentences."""
+    """A process's share of a step's `total` images: image, target (B, D), K seeds per image, B*K corpus sentences."""
 
     ids: list[Any]
     image: Tensor
@@ -39,7 +39,7 @@ class Batch:
         return torch.cat([rows.repeat_interleave(self.samples), rows])
 
     def split(self, count: int) -> list[Batch]:
-        """The batch as `count` consecutive micro-batches whose sizes differ by one image at most; an empty one is left out."""
+        """The batch as up to `count` consecutive micro-batches, whose sizes differ by one image at most."""
         if count == 1:
             return [self]
         samples = len(self.real) // max(1, len(self.ids))

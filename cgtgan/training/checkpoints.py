@@ -52,7 +52,10 @@ class Background:
 
 
 def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], links: Iterable[str]) -> Path:
-    """Make `folder/step_<n>` with `write(path)` and let `links` (last, best) point to it; the two newest and what a link needs are kept."""
+    """Make `folder/step_<n>` with `write(path)` and let `links` (last, best) point to it.
+
+    The two newest folders and those with a link are kept.
+    """
     target = folder / f"step_{step:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     sweep_leftovers(folder)
@@ -76,7 +79,7 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], lin
 
 
 class Checkpoints:
-    """`checkpoints/` of a run: whole folders `step_<n>` with a list of their files' fingerprints, written while training goes on."""
+    """`checkpoints/` of a run: whole folders `step_<n>`, written while training goes on."""
 
     def __init__(self, ws: Workspace):
         self.ws, self.folder = ws, ws.run / "checkpoints"
@@ -104,7 +107,8 @@ class Checkpoints:
             return folder
         if damaged is not None:
             raise InputError(
-                f"{self.folder} has no whole checkpoint any more: remove it, and training starts again from its first step"
+                f"{self.folder} has no whole checkpoint any more: remove it, and training starts again from its "
+                "first step"
             )
         return None
 
@@ -131,8 +135,11 @@ class Checkpoints:
         return step % t.checkpoint_every == 0 or late
 
     def write(self, parts: TrainingParts, meta: Mapping[str, Any], *, best: bool) -> None:
-        """Copy the state now, write it while the next steps go on. `best` first: killed between the two links, the run goes on from the
-        newest folder and comes to the same `best` again."""
+        """Copy the state now, write it while the next steps go on.
+
+        `best` first: killed between the two links, the run goes on from the newest folder and comes to the same `best`
+        again.
+        """
         self.written = time.monotonic()
         if not parts.devices.first:
             return
@@ -158,7 +165,7 @@ class Checkpoints:
 
 
 def best_validation(ws: Workspace) -> float | None:
-    """The run's best CIDEr (a fraction) on the validation images; None where nothing was validated, and in all processes but the first."""
+    """The run's best validation CIDEr, a fraction; None without validation, and in every process but the first."""
     if ws.rank.number:
         return None
     best = read_meta(ws.run / "checkpoints" / "last" / "training.safetensors")["best"]
@@ -166,7 +173,7 @@ def best_validation(ws: Workspace) -> float | None:
 
 
 def describe_checkpoint(ws: Workspace, path: Path, backbone: ClipBackbone, step: int) -> None:
-    """What `caption` needs to know: the backbone (the demo's own is small and comes along), the decoding, and what the files should be."""
+    """What `caption` needs: the backbone (the demo's comes along), the decoding, the files' fingerprints."""
     if isinstance(backbone, DemoBackbone):
         save_demo_clip(path / "clip", backbone.model)
     files = {str(file.relative_to(path)): file_fingerprint(file) for file in sorted(path.rglob("*")) if file.is_file()}

@@ -18,10 +18,10 @@ from cgtgan.training.parts import TrainingParts
 def update_discriminator(
     parts: TrainingParts, batch: Batch, sampled: list[str], greedy: list[str], means: Means, *, dropout: bool
 ) -> Tensor:
-    """Naturalness (B*K + B,) of samples and greedy captions; adds the gradient of the update on real and sampled sentences.
+    """Naturalness (B*K + B,) of samples and greedy captions, by the discriminator before its update.
 
-    The rewards are those of the discriminator before its update. Without dropout one pass serves both, and equal texts are
-    scored once.
+    Adds the gradient of that update on real and sampled sentences. Without dropout one pass serves both, and equal
+    texts are scored once.
     """
     discriminator, devices, real = parts.discriminator, parts.devices, batch.real
     if discriminator is None:
@@ -55,7 +55,7 @@ def update_discriminator(
 def _scores(
     discriminator: Discriminator, fakes: Sequence[str], logits: Tensor, sampled: Sequence[str], greedy: Sequence[str]
 ) -> Tensor:
-    """Logits of `sampled` and `greedy` in order, from those of the distinct samples `fakes`; the rest is scored here."""
+    """Logits of `sampled` and `greedy` in order, from those of the distinct samples `fakes`; others are scored."""
     row = {text: i for i, text in enumerate(fakes)}
     others = [text for text in dict.fromkeys(greedy) if text not in row]
     every = torch.cat([logits, discriminator.score(others)]) if others else logits

@@ -1,4 +1,4 @@
-"""Whether GAN training is healthy: what the captions of a step look like, and the three ways in which it is known to collapse."""
+"""Health of GAN training: what the captions of a step look like, and its known ways to collapse."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def most_frequent(captions: Sequence[str]) -> float:
 
 
 def caption_metrics(sampled: Sequence[str], greedy: Sequence[str]) -> dict[str, float]:
-    """Variety of a step's captions: distinct-1/2 and share of repeated samples, and the share of the most frequent greedy caption."""
+    """Distinct-1 and distinct-2, the share of repeated samples, and the share of the most frequent greedy caption."""
     return {
         "caption/distinct_1": distinct(sampled, 1),
         "caption/distinct_2": distinct(sampled, 2),
@@ -48,12 +48,12 @@ class Collapse:
 COLLAPSES = {
     "one caption": Collapse(
         "caption/greedy_most_frequent", 0.5, None, 10,
-        "most images of a batch get one and the same caption: start from a better initialisation (initialize.steps), lower "
+        "most images of a batch get the same caption: start from a better initialisation (initialize.steps), lower "
         "train.generator_optimizer.lr or hold the generator with train.kl_weight",
     ),
     "no end": Collapse(
         "caption/finished", None, 0.1, 10,
-        "captions do not end in a full stop: give the discriminator more weight (a lower reward_weights.max_weight), initialise longer "
+        "captions do not end in a full stop: lower reward_weights.max_weight, initialise longer "
         "(initialize.steps) or raise generator.max_length",
     ),
     "discriminator saturated": Collapse(
@@ -66,12 +66,12 @@ COLLAPSES = {
 
 @dataclass
 class Health:
-    """Counts logged rows on which a collapse is seen; `rows` is part of a checkpoint, so that a resumed run counts on."""
+    """Counts the logged rows on which a collapse is seen; `rows` is stored in checkpoints."""
 
     rows: dict[str, int] = field(default_factory=dict)
 
     def update(self, metrics: Mapping[str, float]) -> list[str]:
-        """The messages that are due: each collapse once it has lasted for its number of rows, and once until it is gone."""
+        """The messages that are due: each collapse once, when it has lasted for its number of rows."""
         messages = []
         for name, collapse in COLLAPSES.items():
             self.rows[name] = self.rows.get(name, 0) + 1 if collapse.seen(metrics) else 0

@@ -38,7 +38,7 @@ class Means:
             self.add(f"advantage/{name}_abs", advantage.abs())
 
     def over(self, devices: Devices, norms: Mapping[str, Tensor]) -> dict[str, float]:
-        """Every mean, and the gradient norms, which are equal in every process; the only wait for the device in a step."""
+        """Every mean, and the gradient norms, equal in every process; the only wait for the device in a step."""
         names = sorted(self.sums)
         sums = torch.stack([self.sums[name][0] for name in names])
         counts = torch.tensor([self.sums[name][1] for name in names], dtype=torch.float32, device=sums.device)

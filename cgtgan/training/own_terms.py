@@ -24,7 +24,7 @@ class OwnTerm:
     file: Path
 
     def __call__(self, inputs: RewardInputs) -> Tensor:
-        """(R,) float32. Raises `InputError`, with the file, for an error of the function or a result of another kind."""
+        """(R,) float32. Raises `InputError`, with the file, where the function fails or returns something else."""
         values = call_custom(self.function, self.spec, self.field, inputs)
         rows, wanted = len(inputs.texts), f"it must return a float tensor ({len(inputs.texts)},)"
         place = f"{self.field}={self.spec} ({self.file})"

@@ -77,7 +77,10 @@ class TrainingParts:
 
 
 def make_training_parts(ws: Workspace, sentences: Sequence[str], steps: int, dim: int, precision: str) -> TrainingParts:
-    """Everything for `steps` steps on image embeddings of `dim` numbers. Raises `InputError` if the generator does not fit."""
+    """Everything for `steps` steps on image embeddings of `dim` numbers.
+
+    Raises `InputError` if the generator does not fit.
+    """
     t = ws.cfg.train
     if ws.device.type == "cpu":
         keep_freed_memory()
@@ -114,9 +117,9 @@ def _generator(ws: Workspace, dim: int) -> GeneratorBundle:
     bundle.model.to(ws.device).eval()
     if (bundle.clip_dim, bundle.config.max_length) != (dim, cfg.generator.max_length):
         raise InputError(
-            f"train.init_from={t.init_from} reads {bundle.clip_dim} numbers and writes {bundle.config.max_length} tokens; "
-            f"the images have {dim} and generator.max_length={cfg.generator.max_length}: use the backbone and the length "
-            "it was made with"
+            f"train.init_from={t.init_from} reads {bundle.clip_dim} numbers and writes {bundle.config.max_length} "
+            f"tokens; the images have {dim} and generator.max_length={cfg.generator.max_length}: use the backbone and "
+            "the length it was made with"
         )
     if t.gradient_checkpointing:
         bundle.model.enable_gradient_checkpointing()

@@ -36,7 +36,7 @@ def weighted_terms(
 ) -> dict[str, Tensor]:
     """Every term by its name, and `semantic`, their weighted sum, each (R,) float32.
 
-    A term's value is multiplied by its scale: the logit scale for a built-in term, 1 for a user's own, or what `scale` says.
+    A term's value is multiplied by its `scale`; null is the logit scale for a built-in term and 1 for a user's own.
     """
     scales = {**dict.fromkeys(TERMS, logit_scale), **dict.fromkeys(own_terms, 1.0)}
     scales |= {custom_name(key): term.scale for key, term in weights.terms.items() if term.scale is not None}

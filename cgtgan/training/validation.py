@@ -24,7 +24,7 @@ class Validation:
 
 
 def validate(ws: Workspace, parts: TrainingParts, val: Embeddings, step: int) -> Validation:
-    """Score greedy captions of the validation images and write them; each process captions its share, each image once."""
+    """Score greedy captions of the validation images and write them; each process captions its share."""
     devices = parts.devices
     rows = devices.share(range(len(val.ids)))
     vectors = val.vectors[rows[0] : rows[-1] + 1] if rows else val.vectors[:0]

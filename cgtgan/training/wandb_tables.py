@@ -1,4 +1,4 @@
-"""What W&B shows of a run beside its curves: captions of the same validation images at every validation, scores, artifacts."""
+"""What W&B shows of a run beside its curves: captions of the same images at every validation, scores, artifacts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ class Examples:
 
 
 def validation_examples(ws: Workspace, val: Embeddings) -> Examples | None:
-    """The same images for every run on these images; None where W&B is disabled. The pictures are the first process's."""
+    """The same images for every run on these images; None where W&B is disabled.
+
+    The pictures are the first process's.
+    """
     if ws.cfg.wandb.mode == "disabled":
         return None
     order = sorted(range(len(val.ids)), key=lambda row: (str(val.ids[row]), isinstance(val.ids[row], str)))
@@ -70,7 +73,7 @@ def validation_examples(ws: Workspace, val: Embeddings) -> Examples | None:
 
 
 def _thumbnails(ws: Workspace, ids: list[Any]) -> list[Path | None]:
-    """Small files of the pictures, made once; None where there is no file, as with the authors' embeddings, or it cannot be read."""
+    """Small files of the pictures, made once; None where there is no file or it cannot be read."""
     files, folder = (
         {record.image_id: record.path for record in dataset_split(ws, "val").images},
         ws.run / "validation" / "pictures",
@@ -96,7 +99,10 @@ def _thumbnail(path: Path, to: Path) -> Path:
 def log_captions(
     ws: Workspace, parts: TrainingParts, examples: Examples | None, validation: Validation, step: int
 ) -> None:
-    """The table of this validation. Draws no random number and leaves every module in its mode: training is the same without W&B."""
+    """The table of this validation.
+
+    Draws no random number and leaves every module in its mode: training is the same without W&B.
+    """
     run = ws.tracker.wandb
     if run is None or examples is None:
         return
@@ -153,7 +159,10 @@ def summarize(ws: Workspace, meta: Mapping[str, Any], last: float | None = None)
 
 
 def report_finished_run(ws: Workspace, inputs: TrainingInputs, meta: Mapping[str, Any]) -> None:
-    """Report a run that was trained before to a W&B agent, which waits for a result. Without an agent nothing is done."""
+    """Report a run that was trained before to a W&B agent, which waits for a result.
+
+    Without an agent nothing is done.
+    """
     if under_agent() and not ws.rank.number:
         start_run(ws, inputs, meta)
         summarize(ws, meta)
@@ -174,7 +183,7 @@ def log_checkpoint(ws: Workspace, made_from: Mapping[str, Any], best: Mapping[st
 
 
 def send_scores(ws: Workspace, scores: Path, made_from: Mapping[str, Any]) -> None:
-    """The captioner's scores into the summary of the run that trained it, `test/CIDEr` and so on, and its captions as an artifact."""
+    """The captioner's scores into its run's summary, `test/CIDEr` and so on, and its captions as an artifact."""
     trained = read_metrics(ws.run / "metrics.jsonl")
     config = run_config(ws.cfg, made_from)
     if trained:  # its own start has said them, and more
