@@ -1,4 +1,4 @@
-"""Variants -> rows of the comparison, a table for every test set, and the paired test of each row against the baseline."""
+"""Variants -> rows of the comparison, one table per test set, and the paired test of each row against the baseline."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import numpy as np
 
 from cgtgan.errors import InputError
 from cgtgan.evaluation.bootstrap import Difference, Scored, paired_bootstrap
-from cgtgan.reporting.export import ComparedRow, TestSet
 from cgtgan.reporting.methods import METHODS
-from cgtgan.reporting.one_run import Run, published
-from cgtgan.reporting.published import DECODING
+from cgtgan.reporting.run_folder import Run
+from cgtgan.reporting.tables import ComparedRow, TestSet
 from cgtgan.reporting.variants import Variant, distinguish
 from cgtgan.runtime.artifacts import canonical_json, fingerprint
 
@@ -22,7 +21,8 @@ SUMMED = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR")  # of summed counts:
 _GAN = ("train.", "reward_weights.", "discriminator.", "precision")
 _TEXT = (*_GAN, "aggregation_t.")
 _INITIAL = ("train.use_initialization", "train.dropout")
-# What a method without adversarial training does not hang on, and what it does all the same; variants that agree in it share its row.
+# method without adversarial training -> settings that its scores do not depend on, and exceptions from these; variants
+# that agree in all others share its row
 _UNUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "init": (_TEXT, _INITIAL),
     "mean_shift": (_TEXT, _INITIAL),
@@ -42,8 +42,16 @@ class Entry:
     depends: Mapping[str, Any]
     variants: set[int] = field(default_factory=set)
     runs: dict[int, Run] = field(default_factory=dict)
-    name: str = ""
     row: ComparedRow = field(default_factory=lambda: ComparedRow("", "", {}))
+
+    @property
+    def first_variant(self) -> int:
+        return min(self.variants)
+
+    @property
+    def order(self) -> tuple[bool, bool, int, int]:
+        known = METHODS[self.method]
+        return self.method != "cgtgan", known.bound, list(METHODS).index(self.method), self.first_variant
 
     @cached_property
     def per_image(self) -> dict[int, dict[Any, dict[str, float]]]:
@@ -56,62 +64,35 @@ class Entry:
 
 
 SetKey = tuple[str, str, str]  # dataset, split, fingerprint of the references
+Sets = Mapping[SetKey, Sequence[Entry]]
 
 
 def entries(variants: Sequence[Variant], notes: list[str]) -> dict[SetKey, list[Entry]]:
-    """The rows of every test set in the table's order, named; what had to be decided goes to `notes`."""
-    found: dict[SetKey, dict[tuple[str, str, str], Entry]] = {}
+    """The named rows of every test set in the table's order; contradictions between runs are added to `notes`."""
+    sets: dict[SetKey, dict[tuple[str, str, str], Entry]] = {}
     for place, variant in enumerate(variants):
         for run in variant.runs:
             for method in run.scored:
-                depends = _depends(method, variant.settings)
-                own_t = (run.scores(method).get("made_from") or {}).get(
-                    "projection_t"
-                )  # a setting of the evaluation, not of the run
-                if method == "projection" and own_t not in (None, depends.get("aggregation_t.t")):
-                    depends["aggregation_t.t"] = own_t
+                depends = _depends(run, method, variant.settings)
                 kind = str(place) if method == "cgtgan" else canonical_json(depends)
-                rows = found.setdefault(_set_key(run, method), {})
-                entry = rows.setdefault(
-                    (method, kind, run.decoding(method)), Entry(method, run.decoding(method), depends)
-                )
+                rows, key = sets.setdefault(_set_key(run, method), {}), (method, kind, run.decoding(method))
+                entry = rows.setdefault(key, Entry(method, run.decoding(method), depends))
                 entry.variants.add(place)
                 first = entry.runs.setdefault(run.settings["seed"], run)
                 if first is not run and first.scores(method)["scores"] != run.scores(method)["scores"]:
                     notes.append(
-                        f"{METHODS[method].title}, seed {run.settings['seed']}: {run.folder} and {first.folder} have other scores though "
-                        "every setting that it hangs on is the same; those of the latter are shown"
+                        f"{METHODS[method].title}, seed {run.settings['seed']}: {run.folder} and {first.folder} have "
+                        "other scores, though all settings it depends on are equal; the table has those of the latter"
                     )
-    ordered = {}
-    for key, rows in found.items():
-        ordered[key] = sorted(
-            rows.values(),
-            key=lambda e: (
-                e.method != "cgtgan",
-                METHODS[e.method].bound,
-                list(METHODS).index(e.method),
-                min(e.variants),
-            ),
-        )
-        for method in {entry.method for entry in ordered[key]}:
-            same = [entry for entry in ordered[key] if entry.method == method]
-            suffixes = distinguish([entry.depends for entry in same])
-            for entry, suffix in zip(same, suffixes, strict=True):
-                title = METHODS[method].title
-                entry.name = (
-                    variants[min(entry.variants)].name
-                    if method == "cgtgan"
-                    else f"{title} ({suffix})"
-                    if suffix
-                    else title
-                )
-                entry.row = _row(entry, variants)
-    return ordered
+    return {key: _named(sorted(rows.values(), key=lambda e: e.order), variants) for key, rows in sets.items()}
 
 
-def _depends(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _depends(run: Run, method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     unused, kept = _UNUSED.get(method, ((), ()))
-    return {k: v for k, v in settings.items() if k in kept or not k.startswith(unused)}
+    depends = {k: v for k, v in settings.items() if k in kept or not k.startswith(unused)}
+    # the projection's temperature is a setting of the evaluation, not of the run
+    t = (run.scores(method).get("made_from") or {}).get("projection_t") if method == "projection" else None
+    return depends if t is None else depends | {"aggregation_t.t": t}
 
 
 def _set_key(run: Run, method: str) -> SetKey:
@@ -120,142 +101,149 @@ def _set_key(run: Run, method: str) -> SetKey:
     return run.settings["dataset.name"], run.split, made_from.get("references") or fingerprint(data)
 
 
-def _row(entry: Entry, variants: Sequence[Variant]) -> ComparedRow:
+def _named(rows: list[Entry], variants: Sequence[Variant]) -> list[Entry]:
+    for method in {entry.method for entry in rows}:
+        same = [entry for entry in rows if entry.method == method]
+        for entry, suffix in zip(same, distinguish([entry.depends for entry in same]), strict=True):
+            title = METHODS[method].title + (f" ({suffix})" if suffix else "")
+            entry.row = _row(entry, variants, title)
+    return rows
+
+
+def _row(entry: Entry, variants: Sequence[Variant], title: str) -> ComparedRow:
     values: dict[str, dict[int, float]] = {}
     for seed, run in sorted(entry.runs.items()):
         for metric, value in run.scores(entry.method)["scores"].items():
             values.setdefault(metric, {})[seed] = value
-    own = [variants[i] for i in sorted(entry.variants)]
-    known, first = METHODS[entry.method], next(iter(entry.runs.values()))
+    sharing, known = [variants[i] for i in sorted(entry.variants)], METHODS[entry.method]
+    trained, first = entry.method == "cgtgan", next(iter(entry.runs.values()))
     return ComparedRow(
-        entry.name,
+        sharing[0].name if trained else title,
         entry.method,
         values,
-        experiment=own[0].experiment if len({v.experiment for v in own}) == 1 else "",
-        variant=own[0].variant if len(own) == 1 else "",
-        note=first.title("cgtgan") if entry.method == "cgtgan" else known.note,
+        experiment=sharing[0].experiment if len({v.experiment for v in sharing}) == 1 else "",
+        variant=sharing[0].variant if len(sharing) == 1 else "",
+        note=first.title("cgtgan") if trained else known.note,
         decoding=entry.decoding,
         bound=known.bound,
     )
 
 
-def tables_of(found: Mapping[SetKey, Sequence[Entry]], variants: Sequence[Variant]) -> list[TestSet]:
+def tables_of(sets: Sets, variants: Sequence[Variant]) -> list[TestSet]:
     """The tables, with the paper's row where a variant's setting is the paper's."""
-    titles = [f"{dataset}, {split} split" for dataset, split, _ in found]
-    sets = []
-    for (key, made), title in zip(found.items(), titles, strict=True):
-        images = sorted({run.scores(entry.method).get("images") or 0 for entry in made for run in entry.runs.values()})
-        name = f"{title}, {' or '.join(f'{n:,}' for n in images if n)} images" if any(images) else title
+    titles = [f"{dataset}, {split} split" for dataset, split, _ in sets]
+    tables = []
+    for (key, rows), title in zip(sets.items(), titles, strict=True):
+        counts = {run.scores(entry.method).get("images") or 0 for entry in rows for run in entry.runs.values()}
+        images = " or ".join(f"{n:,}" for n in sorted(counts) if n)
+        name = f"{title}, {images} images" if images else title
         name += f", references {key[2]}" if titles.count(title) > 1 else ""
-        paper: dict[str, ComparedRow] = {}
-        own = [entry for entry in made if entry.method == "cgtgan"]
-        corpora = {variants[i].settings["corpus.name"] for entry in own for i in entry.variants}
-        for entry in own:
-            for run in entry.runs.values():
-                if row := published(run, f" · {run.settings['corpus.name']}" if len(corpora) > 1 else ""):
-                    values = {m: {0: s[0]} for m, s in row.scores.items()}
-                    paper[row.name + row.note] = ComparedRow(
-                        row.name, "published", values, note=row.note, decoding=DECODING
-                    )
-        sets.append(TestSet(name, [*(entry.row for entry in made), *paper.values()]))
-    return sets
+        tables.append(TestSet(name, [*(entry.row for entry in rows), *_published(rows, variants)]))
+    return tables
 
 
-# --------------------------------------------------------------------------------------------------------- the paired test
+def _published(rows: Sequence[Entry], variants: Sequence[Variant]) -> list[ComparedRow]:
+    trained = [entry for entry in rows if entry.method == "cgtgan"]
+    corpora = {variants[i].settings["corpus.name"] for entry in trained for i in entry.variants}
+    found: dict[str, ComparedRow] = {}
+    for run in (run for entry in trained for run in entry.runs.values()):
+        if row := run.published(f" · {run.settings['corpus.name']}" if len(corpora) > 1 else ""):
+            values = {metric: {0: scores[0]} for metric, scores in row.scores.items()}
+            found[row.name + row.note] = ComparedRow(
+                row.name, "published", values, note=row.note, decoding=row.decoding
+            )
+    return list(found.values())
 
 
-def against_baseline(
-    found: Mapping[SetKey, Sequence[Entry]], wanted: str | None, *, resamples: int, seed: int, notes: list[str]
-) -> list[str]:
+# ----------------------------------------------------------------------------------------------------- the paired test
+
+
+def against_baseline(sets: Sets, wanted: str | None, *, resamples: int, seed: int, notes: list[str]) -> list[str]:
     """Put the differences to the baseline into the entries' rows; returns the names of the baselines.
 
-    The default baseline: the first variant, or with one variant alone the initialisation. Raises InputError when `wanted` is unknown.
+    The default baseline: the first variant; with one variant, its initialisation. Raises InputError for an unknown one.
     """
-    chosen = {key: _baselines(made, wanted) for key, made in found.items()}
+    chosen = {key: _baselines(rows, wanted) for key, rows in sets.items()}
     if wanted is not None and not any(chosen.values()):
-        every = (entry for made in found.values() for entry in made)
-        known = list(dict.fromkeys(entry.name if entry.method == "cgtgan" else entry.method for entry in every))
+        every = (entry for rows in sets.values() for entry in rows)
+        known = list(dict.fromkeys(entry.row.name if entry.method == "cgtgan" else entry.method for entry in every))
         raise InputError(f"report.baseline={wanted} is none of the rows; it must be one of {', '.join(known[:20])}")
     names = []
-    for key, made in found.items():
-        pairs: dict[int, list[Entry]] = {}
-        bases = chosen[key]
-        for entry in made if bases else ():
+    for key, rows in sets.items():
+        bases, compared = chosen[key], {}
+        for entry in rows if bases else ():
             base = min(
                 bases, key=lambda b: (b is not entry, not b.variants & entry.variants, b.decoding != entry.decoding)
             )
             if base is not entry:
-                pairs.setdefault(bases.index(base), []).append(entry)
-        for place, others in pairs.items():
-            names.append(bases[place].name)
+                compared.setdefault(bases.index(base), []).append(entry)
+        for place, others in compared.items():
+            names.append(bases[place].row.name)
             _test(bases[place], others, resamples, seed, notes)
     return list(dict.fromkeys(names))
 
 
-def _baselines(made: Sequence[Entry], wanted: str | None) -> list[Entry]:
-    """Rows that the name stands for: a variant in its decodings, or a method, which may have a row for each of several corpora."""
-    own = [entry for entry in made if entry.method == "cgtgan"]
+def _baselines(rows: Sequence[Entry], wanted: str | None) -> list[Entry]:
+    """The rows a name stands for: a variant in its decodings, or a method, which may have one row per corpus."""
+    trained = [entry for entry in rows if entry.method == "cgtgan"]
     if wanted is None:
-        several = len({min(entry.variants) for entry in own}) > 1
-        return [e for e in own if e.variants == own[0].variants] if several else [e for e in made if e.method == "init"]
+        if len({entry.first_variant for entry in trained}) > 1:
+            return [entry for entry in trained if entry.variants == trained[0].variants]
+        return [entry for entry in rows if entry.method == "init"]
     for names in (
-        lambda e: (e.name,),
-        lambda e: (e.row.variant, f"{e.row.experiment}/{e.row.variant}"),
-        lambda e: (e.row.experiment,),
+        lambda row: (row.name,),
+        lambda row: (row.variant, f"{row.experiment}/{row.variant}"),
+        lambda row: (row.experiment,),
     ):
-        named = [entry for entry in own if wanted in names(entry)]
-        if len({min(entry.variants) for entry in named}) > 1:
-            raise InputError(
-                f"report.baseline={wanted} is several rows: name one of {', '.join(e.name for e in named)}"
-            )
+        named = [entry for entry in trained if wanted in names(entry.row)]
+        if len({entry.first_variant for entry in named}) > 1:
+            choice = ", ".join(entry.row.name for entry in named)
+            raise InputError(f"report.baseline={wanted} is several rows: name one of {choice}")
         if named:
             return named
-    return [entry for entry in made if wanted in (entry.method, entry.name)]
+    return [entry for entry in rows if wanted in (entry.method, entry.row.name)]
 
 
 def _test(base: Entry, others: Sequence[Entry], resamples: int, seed: int, notes: list[str]) -> None:
     ids = sorted(base.images, key=lambda i: (str(i), isinstance(i, str)))
     systems: list[Scored] = []
-    pairs, places = [], []
-    columns: dict[tuple[int, str], int | None] = {}
+    numbers: dict[tuple[int, str], int | None] = {}  # (entry, metric) -> its place in `systems`
 
-    def system(entry: Entry, metric: str) -> int | None:
-        if (id(entry), metric) not in columns:
-            made = _scored(entry, metric, ids)
-            columns[id(entry), metric] = None if made is None else len(systems)
-            systems.extend([] if made is None else [made])
-        return columns[id(entry), metric]
+    def number(entry: Entry, metric: str) -> int | None:
+        key = id(entry), metric
+        if key not in numbers:
+            scored = _scored(entry, metric, ids)
+            numbers[key] = None if scored is None else len(systems)
+            systems.extend([] if scored is None else [scored])
+        return numbers[key]
 
+    pairs, tested = [], []
     for entry in others:
-        if any(scores.keys() != set(ids) for own in (base, entry) for scores in own.per_image.values()):
-            differ = len(entry.images ^ base.images)
-            notes.append(
-                f"{entry.name} is not tested against {base.name}: their scored images differ ({differ:,} are not in both)"
-            )
+        if any(scores.keys() != set(ids) for e in (base, entry) for scores in e.per_image.values()):
+            differ = f"their scored images differ ({len(entry.images ^ base.images):,} are not in both)"
+            notes.append(f"{entry.row.name} is not tested against {base.row.name}: {differ}")
             continue
         for metric in entry.row.values:
-            a, b = (system(own, metric) if metric in own.row.values else None for own in (entry, base))
+            a, b = (number(e, metric) if metric in e.row.values else None for e in (entry, base))
             if a is not None and b is not None:
                 pairs.append((a, b))
-                places.append((entry, metric))
+                tested.append((entry, metric))
     differences: dict[int, dict[str, Difference]] = {}
     drawn = paired_bootstrap(systems, pairs, resamples=resamples, seed=seed) if pairs else []
-    for (entry, metric), difference in zip(places, drawn, strict=True):
+    for (entry, metric), difference in zip(tested, drawn, strict=True):
         differences.setdefault(id(entry), {})[metric] = difference
     for entry in others:
         if id(entry) in differences:
-            entry.row = replace(entry.row, baseline=base.name, differences=differences[id(entry)])
+            entry.row = replace(entry.row, baseline=base.row.name, differences=differences[id(entry)])
 
 
 def _scored(entry: Entry, metric: str, ids: Sequence[Any]) -> Scored | None:
-    """The scores (seeds, images), where the metric's value of the whole is the mean of its images: only that can be resampled."""
-    seeds = tuple(sorted(entry.runs))
-    if metric in SUMMED or any(seed not in entry.row.values[metric] for seed in seeds):
+    """Scores (seeds, images) where the corpus score is the mean over images: only such a score can be resampled."""
+    seeds, corpus = tuple(sorted(entry.runs)), entry.row.values[metric]
+    if metric in SUMMED or any(seed not in corpus for seed in seeds):
         return None
-    scores = np.asarray(
-        [[entry.per_image[seed][i].get(metric, np.nan) for i in ids] for seed in seeds], dtype=np.float64
-    )
-    whole = np.asarray([entry.row.values[metric][seed] for seed in seeds])
+    rows = [[entry.per_image[seed][i].get(metric, np.nan) for i in ids] for seed in seeds]
+    scores, whole = np.asarray(rows, dtype=np.float64), np.asarray([corpus[seed] for seed in seeds])
     if not np.isfinite(scores).all() or not np.allclose(scores.mean(1), whole, rtol=1e-6, atol=1e-6):
         return None
     return Scored(scores, seeds)

@@ -1,233 +1,208 @@
-"""Line plots over the training step and histograms as inline SVG that follows the page's light and dark style."""
+"""Rows of metrics.jsonl -> plots: of one run, and of many runs as means over their seeds.
+
+A key `reward/NAME` that is not listed here (a reward term of the user) gets plots of its own, labelled from the key.
+"""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup, escape
 
-from cgtgan.errors import InputError
+from cgtgan.reporting.svg import Curve, Plot
 
-SMOOTH_FROM = 60  # points from which a noisy curve is drawn thin, with its moving average over it
-LARGEST = 1e300  # beyond it a difference of two values may be infinite; treated as not finite
-INK = "#010203"  # stands for the page's text colour until the SVG is written
-COLOURS = (
-    "#1f5fa8",
-    "#b4470f",
-    "#1a7344",
-    "#8a3fa0",
-    "#a8324a",
-    "#5c6414",
-    "#0c6f7a",
-    "#6b5646",
-)  # --c0 to --c7 of the page
-BINS = 24
-DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (7, 1.5, 1, 1.5, 1, 1.5)), (0, (1, 2.5)))
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": [
-        "DejaVu Sans"
-    ],  # comes with matplotlib, so the layout is the same everywhere; the page shows its own font
-    "legend.fontsize": 9,
-    "text.parse_math": False,  # a dollar in a label is a dollar
-    "axes.formatter.useoffset": False,
-    "path.simplify_threshold": 0.5,
-    **dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK
-    ),
-}
+History = Sequence[Mapping[str, Any]]
+
+TOGETHER = 6  # variants with a colour and dashes of their own in one plot; the others stand behind in grey
+POINTS = 50  # of a mean curve; of more, neighbours are averaged
+BAND_NOTE = (
+    "line: mean reward of the baseline (the greedy caption, or the image's other samples); band: mean distance of a "
+    "sample's reward from its baseline, up and down. Rewards of single captions are not stored"
+)
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One line of a plot. `steps` and `values` have the same length, `spread` too or none; a value that is not finite leaves a gap.
-
-    With a `spread` the band from value - spread to value + spread is drawn behind the line. `style` is the number of its colour and
-    dashes, so that a curve looks the same in every plot; by default its place.
-    """
-
-    label: str
-    steps: Sequence[int]
-    values: Sequence[float]
-    spread: Sequence[float] = ()
-    style: int | None = None
-
-
-@dataclass(frozen=True)
-class Plot:
-    """Curves over the training step, in the unit that `y_label` names; a `note` is printed under the plot, `level` is a dotted line.
-
-    `context` are curves that are drawn thin and grey behind, without a name: what else there is.
-    """
-
-    title: str
-    y_label: str
-    curves: Sequence[Curve]
-    note: str = ""
-    level: float | None = None
-    context: Sequence[Curve] = ()
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """How often values occur: `values` maps a label to one value an image, in the unit that `x_label` names."""
-
-    title: str
-    x_label: str
-    values: Mapping[str, Sequence[float]]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A plot ready for the template; `svg` is empty when there is nothing to draw."""
+class Quantity:
+    """A plot of logged values. `keys`: label -> key of metrics.jsonl. Values are multiplied by `factor`."""
 
     title: str
     unit: str
-    svg: Markup
-    note: str
+    keys: Mapping[str, str]
+    note: str = ""
+    level: float | None = None
+    factor: float = 1
 
 
-def smooth(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:
-    """Centred moving average over `window` values, short at the ends; what is not finite becomes NaN and counts for no other."""
-    array = np.asarray(values, dtype=np.float64)
-    if not len(array):
-        return array
-    finite = np.abs(array) < LARGEST
-    kernel = np.ones(min(window, len(array)))
-    total, count = (np.convolve(np.where(finite, x, 0.0), kernel, "same") for x in (array, 1.0))
-    return np.where(finite, total / np.maximum(count, 1), np.nan)
+CIDER = Quantity(
+    "Validation CIDEr", "CIDEr x 100", {"": "eval/CIDEr"}, "greedy captions of the validation images", factor=100
+)
+KL = Quantity("Distance from the initial generator", "nats per token", {"KL": "train/kl"})
+SEMANTIC = {"cos(aggregated, caption)": "reward/cos", "1 - L1": "reward/l1", "cos(image, caption)": "reward/clip"}
+ONE_RUN = (
+    CIDER,
+    Quantity("Semantic reward", "reward", SEMANTIC,
+             "raw means over the sampled captions, each in units of the reward's scale"),
+    Quantity("Sampled captions", "share",
+             {"end by themselves": "caption/finished", "repeat another": "caption/identical",
+              "most frequent": "caption/greedy_most_frequent"},
+             "of one batch; most frequent: share of the images with the batch's most frequent greedy caption"),
+    KL,
+)  # fmt: skip
+DISCRIMINATOR = (
+    Quantity("Accuracy", "share classified correctly",
+             {"corpus sentences": "train/d_accuracy_real", "samples": "train/d_accuracy_generated"},
+             "dotted: chance", 0.5),
+    Quantity("Naturalness", "logit",
+             {"corpus": "reward/real_logit", "samples": "reward/naturalness", "greedy": "reward/naturalness_greedy"},
+             "the discriminator's raw logit; above 0, the dotted line, it says human", 0.0),
+    Quantity("Loss", "nats", {"discriminator": "train/d_loss"}, "dotted: chance, ln 2", math.log(2)),
+    Quantity("Gradient norm", "norm before clipping",
+             {"discriminator": "train/d_grad_norm", "generator": "train/g_grad_norm"}),
+)  # fmt: skip
+MANY_RUNS = (
+    CIDER,
+    Quantity("Caption and aggregated text", "cosine x reward scale", {"": "reward/cos"}, "sampled captions"),
+    Quantity("Caption and image", "cosine x reward scale", {"": "reward/clip"},
+             "sampled captions; also where the reward does not use it"),
+    Quantity("Naturalness", "logit", {"": "reward/naturalness"},
+             "sampled captions; above 0, the dotted line, the discriminator says human", 0.0),
+    Quantity("Accuracy of the discriminator", "share classified correctly", {"": "train/d_accuracy"},
+             "dotted: chance", 0.5),
+    Quantity("Captions that end by themselves", "share", {"": "caption/finished"}, "sampled captions"),
+    KL,
+)  # fmt: skip
+KNOWN_REWARDS = ("cos", "l1", "clip", "semantic", "naturalness", "real_logit")
+HEALTH = {
+    "Right on corpus sentences": "train/d_accuracy_real",
+    "Right on samples": "train/d_accuracy_generated",
+    "Logit of corpus sentences": "reward/real_logit",
+    "Logit of samples": "reward/naturalness",
+    "Loss (chance: 0.693)": "train/d_loss",
+}
 
 
-def draw(plot: Plot | Histogram) -> Drawing:
-    """Raises InputError when a curve's steps and values differ in length."""
-    return _lines(plot) if isinstance(plot, Plot) else _histogram(plot)
+def further_rewards(histories: Sequence[History]) -> list[str]:
+    """Names of logged reward terms that have no plot of their own above, in the order of their first row."""
+    keys = dict.fromkeys(key for rows in histories for row in rows for key in row if key.startswith("reward/"))
+    names = dict.fromkeys(key.removeprefix("reward/").removesuffix("_greedy") for key in keys)
+    return [name for name in names if name not in KNOWN_REWARDS]
 
 
-def _lines(plot: Plot) -> Drawing:
-    for curve in (*plot.curves, *plot.context):
-        if len(curve.steps) != len(curve.values) or (curve.spread and len(curve.spread) != len(curve.values)):
-            sizes = f"{len(curve.steps)} steps and {len(curve.values)} values"
-            sizes += f" with {len(curve.spread)} spreads" if curve.spread else ""
-            raise InputError(f"plot '{plot.title}', curve '{curve.label}': {sizes}; give one value a step")
-    points = [[(x, y) for x, y in zip(c.steps, c.values, strict=True) if abs(y) < LARGEST] for c in plot.curves]
-    steps = [x for curve in points for x, _ in curve]
-    notes = _notes(plot.note, sum(len(curve.values) for curve in plot.curves) - len(steps))
+def points(rows: History, key: str) -> list[tuple[int, float]]:
+    """(step, value) of the rows that have the key."""
+    return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+
+
+# ------------------------------------------------------------------------------------------------------------- one run
+
+
+def run_plots(rows: History, seed: int) -> list[Plot]:
+    """Curves of one run; a plot for which nothing was logged is left out."""
+    names = further_rewards([rows])
+    keys = {name: {"samples": f"reward/{name}", "greedy": f"reward/{name}_greedy"} for name in names}
+    further = [Quantity(f"Reward: {name}", "reward", keys[name], "raw means, before the weight") for name in names]
+    return quantity_plots(rows, [*ONE_RUN, *further], seed)
+
+
+def quantity_plots(rows: History, quantities: Sequence[Quantity], seed: int) -> list[Plot]:
+    plots = []
+    for q in quantities:
+        logged = {label or f"seed {seed}": points(rows, key) for label, key in q.keys.items()}
+        curves = [
+            Curve(label, [step for step, _ in xy], [q.factor * value for _, value in xy])
+            for label, xy in logged.items() if xy
+        ]  # fmt: skip
+        if curves:
+            plots.append(Plot(q.title, q.unit, curves, q.note, q.level))
+    return plots
+
+
+def health(rows: History) -> dict[str, str]:
+    """The discriminator in numbers: mean over the first and the last quarter of the logged steps."""
+    if not any("train/d_accuracy" in row for row in rows):  # without a discriminator the rewards' keys are 0
+        return {}
+    facts = {}
+    for label, key in HEALTH.items():
+        values = [value for _, value in points(rows, key)]
+        quarter = max(len(values) // 4, 1)
+        if values:
+            facts[label] = f"{np.mean(values[:quarter]):.2f} → {np.mean(values[-quarter:]):.2f}"
+    return facts
+
+
+def reward_bands(rows: History) -> list[Plot]:
+    """The baseline of each reward over training; its band is the mean distance of the samples from it."""
+    plots = []
+    terms = {"semantic": ("Semantic reward", "reward"), "naturalness": ("Naturalness", "logit")}
+    for term, (title, unit) in (
+        terms | {name: (f"Reward: {name}", "reward") for name in further_rewards([rows])}
+    ).items():
+        mean, advantage, distance = f"reward/{term}", f"advantage/{term}", f"advantage/{term}_abs"
+        logged = [row for row in rows if None not in (row.get(mean), row.get(advantage), row.get(distance))]
+        if any(row[distance] for row in logged):
+            steps, baseline = [row["step"] for row in logged], [row[mean] - row[advantage] for row in logged]
+            curve = Curve("baseline", steps, baseline, [row[distance] for row in logged])
+            plots.append(Plot(f"{title}: samples about the baseline", unit, [curve], BAND_NOTE))
+    return plots
+
+
+# ----------------------------------------------------------------------------------------------------------- many runs
+
+
+def variant_plots(variants: Mapping[str, Sequence[History]]) -> list[Plot]:
+    """Plots of several variants' runs, at most six in colour and the others grey; unlogged quantities are left out."""
+    names = further_rewards([rows for histories in variants.values() for rows in histories])
+    further = [Quantity(f"Reward: {n}", "reward", {"": f"reward/{n}"}, "sampled captions") for n in names]
+    labels, count = short_names(list(variants)), len(variants)
+    plots = []
+    for quantity in (*MANY_RUNS, *further):
+        (key,) = quantity.keys.values()
+        curves = {}
+        for i, histories in enumerate(variants.values()):
+            if curve := mean_curve(histories, key, quantity.factor):
+                curves[i] = replace(curve, label=labels[i], style=i % TOGETHER)
+        for start in range(0, count, TOGETHER):
+            coloured = [curve for i, curve in curves.items() if start <= i < start + TOGETHER]
+            grey = [curve for i, curve in curves.items() if not start <= i < start + TOGETHER]
+            part = f" ({start + 1} to {min(start + TOGETHER, count)})" if count > TOGETHER else ""
+            note = "; ".join(filter(None, (quantity.note, "grey: the other variants" if grey else "")))
+            if coloured:
+                plots.append(Plot(quantity.title + part, quantity.unit, coloured, note, quantity.level, grey))
+    return plots
+
+
+def mean_curve(histories: Sequence[History], key: str, factor: float = 1) -> Curve | None:
+    """Mean over the seeds at the steps that all of them logged; None without such a step.
+
+    The band is their standard deviation (n-1), of two seeds half their distance. More than POINTS steps are averaged.
+    """
+    seeds = [dict(points(rows, key)) for rows in histories]
+    steps = sorted(set.intersection(*map(set, seeds))) if seeds else []
     if not steps:
-        return Drawing(plot.title, plot.y_label, Markup(), " ".join(notes))
-    if any(len(curve.values) >= SMOOTH_FROM for curve in plot.curves):
-        notes.append("Faint: as logged; solid: moving average over a twentieth of the run.")
-    lasts = [f"{curve[-1][1]:.3g}" if curve else "no value" for curve in points]
-    ends = "; ".join(f"{curve.label} ends at {last}" for curve, last in zip(plot.curves, lasts, strict=True))
-    alt = f"Line chart of {plot.y_label} from step {min(steps):,} to {max(steps):,}: {ends}."
-
-    def fill(axes: Any) -> list[Any]:
-        lines = []
-        for curve in plot.context:
-            axes.plot(curve.steps, smooth(curve.values, 1), color=INK, lw=0.8, alpha=0.25)
-        for place, curve in enumerate(plot.curves):
-            i = place if curve.style is None else curve.style
-            steps, values, colour = np.asarray(curve.steps), smooth(curve.values, 1), COLOURS[i % 8]
-            spread = smooth(curve.spread, 1)
-            if len(values) >= SMOOTH_FROM:
-                axes.plot(steps, values, color=colour, lw=0.7, alpha=0.3, clip_on=False)
-                values, spread = (smooth(x, len(values) // 20 | 1) for x in (values, spread))
-            if len(spread):
-                axes.fill_between(steps, values - spread, values + spread, color=colour, alpha=0.18, lw=0)
-            lines += axes.plot(
-                steps, values, color=colour, ls=DASHES[(i + i // 8) % len(DASHES)], lw=1.6, clip_on=False
-            )
-            gaps = np.pad(np.isnan(values), 1, constant_values=True)
-            alone = ~gaps[1:-1] & gaps[:-2] & gaps[2:]  # a line of one point would not be seen
-            if alone.any():
-                axes.plot(steps[alone], values[alone], "o", color=colour, ms=3, clip_on=False)
-        if plot.level is not None:
-            axes.axhline(plot.level, color=INK, lw=0.9, ls=(0, (1, 3)))
-        return lines
-
-    legend = [f"{_short(curve.label)} (last {last})" for curve, last in zip(plot.curves, lasts, strict=True)]
-    return Drawing(plot.title, plot.y_label, _svg(plot.title, "step", legend, alt, fill), " ".join(notes))
+        return None
+    table = factor * np.asarray([[seed[step] for step in steps] for seed in seeds], dtype=np.float64)
+    parts = np.array_split(np.arange(len(steps)), min(POINTS, len(steps)))
+    table = np.stack([table[:, part].mean(1) for part in parts], axis=1)
+    spread: list[float] = []
+    if len(seeds) > 1:
+        spread = (np.ptp(table, 0) / 2 if len(seeds) == 2 else table.std(0, ddof=1)).tolist()
+    return Curve("", [steps[part[-1]] for part in parts], table.mean(0).tolist(), spread)
 
 
-def _histogram(plot: Histogram) -> Drawing:
-    values = {label: np.asarray([y for y in column if abs(y) < LARGEST]) for label, column in plot.values.items()}
-    values = {label: column for label, column in values.items() if len(column)}
-    notes = _notes(plot.note, sum(map(len, plot.values.values())) - sum(map(len, values.values())))
-    if not values:
-        return Drawing(plot.title, plot.x_label, Markup(), " ".join(notes))
-    everything = np.concatenate(list(values.values()))
-    if (everything == everything.round()).all() and np.ptp(everything) <= 2 * BINS:  # counts: a bar a number
-        edges = np.arange(everything.min() - 0.5, everything.max() + 1)
-    else:
-        edges = np.histogram_bin_edges(everything, min(BINS, 5 + len(everything) // 12))
-    quartiles = {label: np.quantile(column, (0.25, 0.5, 0.75)) for label, column in values.items()}
-    middles = (
-        f"{label}: median {b:.3g}, half of them from {a:.3g} to {c:.3g}" for label, (a, b, c) in quartiles.items()
-    )
-    alt = f"Histogram of {plot.x_label} over {max(map(len, values.values())):,} images. {'; '.join(middles)}."
-
-    def fill(axes: Any) -> list[Any]:
-        drawn = []
-        for i, column in enumerate(values.values()):
-            counts, colour = np.histogram(column, edges)[0], COLOURS[i % 8]
-            if i == 0:
-                axes.stairs(counts, edges, color=colour, fill=True, alpha=0.22, lw=0)
-            drawn.append(axes.stairs(counts, edges, color=colour, ls=DASHES[i % 4], lw=1.6))
-        axes.set_ylim(0)
-        return drawn
-
-    legend = [f"{_short(label)} (median {b:.3g})" for label, (_, b, _) in quartiles.items()]
-    return Drawing(plot.title, "images", _svg(plot.title, plot.x_label, legend, alt, fill), " ".join(notes))
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names for a legend: long ones lose the beginning and the end that all share, cut at underscores."""
+    if max(map(len, names)) <= 30 or len(names) < 2:
+        return list(names)
+    words = [name.split("_") for name in names]
+    head = _common(words)
+    tail = _common([part[head:][::-1] for part in words])
+    return ["_".join(part[head : len(part) - tail]) or name for part, name in zip(words, names, strict=True)]
 
 
-def _notes(note: str, missing: int) -> list[str]:
-    notes = [note.rstrip(".") + "."] if note else []
-    if missing:
-        notes.append(f"{missing} {'value is' if missing == 1 else 'values are'} not finite and left out.")
-    return notes
-
-
-def _short(name: str) -> str:
-    name = name.encode("utf-8", "replace").decode()
-    return name if len(name) <= 34 else name[:33] + "…"
-
-
-def _svg(title: str, x_label: str, legend: Sequence[str], alt: str, fill: Callable[[Any], list[Any]]) -> Markup:
-    """matplotlib's <svg> element in the page's colours; `fill` draws into the axes and returns what the legend's entries stand for."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator
-
-    legend_columns = 2 if max(map(len, legend)) <= 20 else 1
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": ascii(title)}):
-        figure = Figure(figsize=(4.2, 2.6 + 0.18 * math.ceil(len(legend) / legend_columns)), layout="constrained")
-        axes = figure.subplots()
-        handles = fill(axes)
-        axes.spines[["left", "right", "top"]].set_visible(False)
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="y", alpha=0.2, lw=0.6)
-        axes.set_xlabel(x_label)
-        if x_label == "step":
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.yaxis.set_major_locator(MaxNLocator(6, integer=x_label != "step"))
-        figure.legend(handles, legend, loc="outside upper left", ncols=legend_columns, frameon=False)
-        file = io.StringIO()
-        figure.savefig(
-            file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
-    svg = file.getvalue()[file.getvalue().index("<svg") :]
-    svg = re.sub('<g id="[^"]*"', "<g", svg)  # matplotlib's group names are the same in every figure
-    svg = re.sub(
-        'width="[^"]*" height="[^"]*"', lambda _: f'width="100%" role="img" aria-label="{escape(alt)}"', svg, count=1
-    )
-    svg = svg.replace(INK, "currentColor").replace("'DejaVu Sans'", "inherit")
-    for i, colour in enumerate(COLOURS):
-        svg = svg.replace(colour, f"var(--c{i}, {colour})")
-    return Markup(svg)
+def _common(lists: Sequence[Sequence[str]]) -> int:
+    """How many items all lists begin with."""
+    columns = zip(*lists)  # noqa: B905 (to the shortest)
+    return next((i for i, items in enumerate(columns) if len(set(items)) > 1), min(map(len, lists)))

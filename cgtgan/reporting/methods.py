@@ -1,4 +1,4 @@
-"""The rows of a comparison: the captioner and its baselines, by the name that run folders and settings have for them."""
+"""The rows of a comparison: the captioner and its baselines, by their name in run folders and settings."""
 
 from __future__ import annotations
 

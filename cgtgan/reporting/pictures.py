@@ -1,4 +1,4 @@
-"""Pictures as data URIs, embedded whole or shrunk, thumbnails within a budget, and the choice of the ones to show large."""
+"""Pictures as data URIs, whole or shrunk; thumbnails within a budget; the choice of the pictures of a gallery."""
 
 from __future__ import annotations
 
@@ -18,36 +18,25 @@ from cgtgan.errors import InputError
 Id = TypeVar("Id", int, str, int | str)
 
 EMBED_PIXELS = 320  # longest side of an embedded picture
-THUMBNAIL_PIXELS = (
-    200,
-    144,
-    112,
-    88,
-)  # longest side of a thumbnail: the first with which all of them fit the budget, else the last
+THUMBNAIL_PIXELS = (200, 144, 112, 88)  # longest side: the first with which all fit the budget, else the last
 PIXEL_ART = 96  # up to here a picture is enlarged with hard pixels instead of a blur
 EMBED_AS_IS_BYTES = 200_000
-UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    Image.DecompressionBombError,
-)  # what Pillow raises for broken files
+# What Pillow raises for broken files.
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 def pick_gallery(per_image_cider: Mapping[Id, float], n: int, seed: int) -> tuple[list[Id], list[Id], list[Id]]:
-    """`n` ids each: best first, worst first, and random ones drawn with `seed`; the same for any order of the mapping.
+    """`n` ids each: best first, worst first, and random ones drawn with `seed`, whatever the order of the mapping.
 
-    The three are disjoint when there are at least 3 n images with a finite score; with fewer they overlap rather than shrink below
-    what there is. An image whose score is not finite can only be among the random ones. Raises InputError when `n` is negative.
+    The three are disjoint when at least 3 n images have a finite score; with fewer they overlap. An image whose score
+    is not finite can only be among the random ones. Raises InputError when `n` is negative.
     """
     if n < 0:
         raise InputError(f"the gallery's size n is {n}; it must be 0 or more")
     everything = sorted(per_image_cider, key=lambda image_id: (str(image_id), isinstance(image_id, str)))
     ranked = sorted((i for i in everything if math.isfinite(per_image_cider[i])), key=lambda i: -per_image_cider[i])
     best, worst = ranked[:n], ranked[::-1][:n]
-    shown = {*best, *worst}
-    rest = [image_id for image_id in everything if image_id not in shown]
+    rest = [image_id for image_id in everything if image_id not in {*best, *worst}]
     pool = rest if len(rest) >= n else everything
     return best, worst, random.Random(seed).sample(pool, min(n, len(pool)))
 
@@ -55,27 +44,27 @@ def pick_gallery(per_image_cider: Mapping[Id, float], n: int, seed: int) -> tupl
 def thumbnails(
     images: Mapping[Any, Path], budget: int, advance: Callable[[], None] = lambda: None
 ) -> dict[Any, tuple[str, bool]]:
-    """(data URI, whether it is pixel art) by id, of as many of `images` as fit `budget` bytes of text, picked by a fixed draw.
+    """(data URI, whether it is pixel art) by id, of as many of `images` as fit `budget` bytes of text; a fixed draw.
 
-    Pictures that cannot be read are left out. The side is the largest of THUMBNAIL_PIXELS with which all would fit, judged by 24.
+    Pictures that cannot be read are left out. 24 pictures decide the side: the largest with which all would fit.
     """
     order = list(images)
-    random.Random(0).shuffle(order)  # when not all fit, those without are no particular part of the split
+    random.Random(0).shuffle(order)  # when not all fit, those without come from everywhere in the split
     side = THUMBNAIL_PIXELS[-1]
     for side in THUMBNAIL_PIXELS:
-        sample = [len(found[0]) for i in order[:24] if (found := _thumbnail(images[i], side))]
+        sample = [len(small[0]) for i in order[:24] if (small := _thumbnail(images[i], side))]
         if sum(sample) * len(order) <= budget * max(len(sample), 1):
             break
     made, spent = {}, 0
     for image_id in order:
-        found = _thumbnail(images[image_id], side)
+        small = _thumbnail(images[image_id], side)
         advance()
-        if found is None:
+        if small is None:
             continue
-        spent += len(found[0])
+        spent += len(small[0])
         if spent > budget:
             break
-        made[image_id] = found
+        made[image_id] = small
     return made
 
 
@@ -87,17 +76,14 @@ def _thumbnail(path: Path, side: int) -> tuple[str, bool] | None:
 
 
 def embed(path: Path, side: int = EMBED_PIXELS, quality: int = 85) -> tuple[str, bool]:
-    """The picture as (data URI, whether it is pixel art). Small plain files go in byte for byte, others upright, 8 bits, shrunk."""
+    """(data URI, whether it is pixel art). Small plain files go in byte for byte, others upright, 8 bits, shrunk."""
     raw = path.read_bytes()
     with Image.open(io.BytesIO(raw)) as image:
         longest = max(image.size)
         small = longest <= side
-        plain = (
-            image.format in ("PNG", "JPEG")
-            and image.mode in ("1", "L", "LA", "P", "RGB", "RGBA")
-            and not image.getexif()
-        )
-        if small and plain and len(raw) <= EMBED_AS_IS_BYTES and getattr(image, "n_frames", 1) == 1:
+        plain = image.format in ("PNG", "JPEG") and image.mode in ("1", "L", "LA", "P", "RGB", "RGBA")
+        plain = plain and not image.getexif() and getattr(image, "n_frames", 1) == 1
+        if small and plain and len(raw) <= EMBED_AS_IS_BYTES:
             image.load()  # a truncated file shows here, not as a broken picture in the page
             return _data_uri(image.format or "", raw), longest <= PIXEL_ART
         image.draft("RGB", (2 * side, 2 * side))  # JPEG only: decodes a large one at a fraction of the cost

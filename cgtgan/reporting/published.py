@@ -1,4 +1,4 @@
-"""Scores of the paper (ViT-L/14, greedy, Karpathy's test images), to stand beside a run's own; docs/reproduction.md has the same table."""
+"""Scores of the paper (ViT-L/14, greedy, Karpathy's test images); docs/reproduction.md has the same table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 COLUMNS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
 DECODING = "greedy"
-# (test images, corpus): figures as printed, x 100. Where the two differ the generator was trained on the corpus' own data set.
+# (test images, corpus): figures as printed, x 100. Where they differ, the images for training were the corpus' own.
 FIGURES = {
     ("coco", "coco"): (30.3, 26.9, 54.5, 108.1, 20.5),
     ("flickr30k", "flickr30k"): (24.1, 22.6, 48.2, 64.9, 16.1),
@@ -17,21 +17,15 @@ FIGURES = {
 
 
 def published_scores(settings: Mapping[str, Any], split: str, *, trained_here: bool) -> dict[str, float] | None:
-    """The paper's scores, as fractions, of a run with these `settings`; None where its setting is not one of the paper's.
+    """The paper's scores, as fractions, for a run with these `settings`; None where they are not the paper's.
 
-    Not the paper's: another backbone, other images than all of the test split's, or, for the rows of transfer, a run that was trained
-    on the images it is tested on.
+    Not the paper's: another backbone, another split or a part of it, and a transfer row whose run was trained here.
     """
     dataset, corpus = settings["dataset.name"], settings["corpus.name"]
     figures = FIGURES.get((dataset, corpus))
     backbone = (settings["clip_backbone.kind"], settings["clip_backbone.model"])
-    if (
-        figures is None
-        or backbone != ("openai", "ViT-L/14")
-        or split != "test"
-        or settings["dataset.max_images"] is not None
-    ):
-        return None
-    if dataset != corpus and trained_here:
+    whole_test_split = split == "test" and settings["dataset.max_images"] is None
+    transfer_trained_here = dataset != corpus and trained_here
+    if figures is None or backbone != ("openai", "ViT-L/14") or not whole_test_split or transfer_trained_here:
         return None
     return {column: figure / 100 for column, figure in zip(COLUMNS, figures, strict=True)}

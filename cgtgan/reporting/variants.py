@@ -13,10 +13,10 @@ from typing import Any
 
 from cgtgan.config import Config, scientific_settings
 from cgtgan.errors import MissingFileError, UserError
-from cgtgan.reporting.one_run import Run
+from cgtgan.reporting.run_folder import Run
 from cgtgan.runtime.artifacts import canonical_json, read_json
 
-NAMED = 6  # folders that a sentence names before it only counts them
+NAMED = 6  # folders that a sentence names; it only counts the others
 OUTPUT = "comparison"  # the folder that a comparison is written to
 
 
@@ -42,13 +42,13 @@ class Found:
         """'left out: 2 folders: a (no run), b (not scored yet, step 40)', or nothing."""
         if not self.left_out:
             return ""
-        shown = ", ".join(f"{folder} ({why})" for folder, why in self.left_out[:NAMED])
+        named = ", ".join(f"{folder} ({why})" for folder, why in self.left_out[:NAMED])
         more = f" and {len(self.left_out) - NAMED} more" if len(self.left_out) > NAMED else ""
-        return f"left out: {shown}{more}"
+        return f"left out: {named}{more}"
 
 
 def find_runs(patterns: Sequence[str], split: str) -> Found:
-    """Scored runs in and below the folders that match, in the order of the patterns and then of their names (t80 before t100).
+    """Scored runs in and below the folders that match, by pattern and then by name (t80 before t100).
 
     Raises MissingFileError when none is left.
     """
@@ -59,17 +59,16 @@ def find_runs(patterns: Sequence[str], split: str) -> Found:
             found.left_out.append((pattern, "nothing is there"))
         for match in sorted(matches, key=natural):
             folders = list(_run_folders(Path(match)))
-            if not folders and "**" not in pattern and _is_worth_a_word(Path(match)):
+            if not folders and "**" not in pattern and should_report(Path(match)):
                 found.left_out.append((match, "no run"))
             for folder in folders:
                 if (place := folder.resolve()) not in seen:
                     seen.add(place)
                     _take(Run(folder, split), found)
     if not found.runs:
-        raise MissingFileError(
-            f"runs={','.join(patterns)}: no run with scores of the {split} split is found there, run stage=evaluate first"
-            + (f"; {found.sentence()}" if found.left_out else "")
-        )
+        missing = f"runs={','.join(patterns)}: no run with scores of the {split} split is found there"
+        left_out = f"; {found.sentence()}" if found.left_out else ""
+        raise MissingFileError(f"{missing}, run stage=evaluate first{left_out}")
     return found
 
 
@@ -92,7 +91,7 @@ def _in_a_run(match: Path) -> bool:
     return any((parent / "settings.json").is_file() for parent in match.absolute().parents)
 
 
-def _is_worth_a_word(match: Path) -> bool:
+def should_report(match: Path) -> bool:
     """A folder without a run that is neither a part of one nor what a multirun or a comparison wrote."""
     return match.is_dir() and match.name != OUTPUT and "multirun" not in match.parts and not _in_a_run(match)
 
@@ -107,37 +106,33 @@ def _take(run: Run, found: Found) -> None:
     except UserError as error:
         found.left_out.append((name, str(error)))
     else:
-        assert seed is not None
-        assert experiment is not None
-        if scored:
-            found.runs.append(run)
-        else:
+        if seed is None or experiment is None or not scored:
             found.left_out.append((name, _unscored(run)))
+        else:
+            found.runs.append(run)
 
 
 def _unscored(run: Run) -> str:
     others = sorted(p.parent.parent.name for p in run.folder.glob("evaluation/*/*/scores.json"))
     if others:
         return f"scored on {', '.join(dict.fromkeys(others))}, not on {run.split}"
-    step = run.history[-1]["step"] if run.history else 0
-    return f"not scored yet, last logged step {step:,}" if step else "not trained yet"
+    return f"not scored yet, last logged step {run.last_step:,}" if run.last_step else "not trained yet"
 
 
-# ---------------------------------------------------------------------------------------------------------------- variants
+# ------------------------------------------------------------------------------------------------------------ variants
 
 
 def gather(found: Found) -> list[Variant]:
-    """Variants in the order of their first run. A second run of one seed, in another folder, is left out and said.
+    """Variants in the order of their first run. A second run of one seed, in another folder, goes to `found.left_out`.
 
-    Runs of one name whose settings differ in more than the seed become variants of their own: their names say what differs.
+    Runs of one name whose settings differ in more than the seed become separate variants: their names say what differs.
     """
     defaults = scientific_settings(Config())
     gathered: dict[tuple[str, str], dict[str, list[Run]]] = {}
     shared: dict[str, dict[str, Any]] = {}
     for run in found.runs:
-        settings = {k: v for k, v in {**defaults, **run.settings}.items() if k not in ("seed", "name")} | _precision(
-            run
-        )
+        given = {**defaults, **run.settings, **_precision(run)}
+        settings = {k: v for k, v in given.items() if k not in ("seed", "name")}
         key = canonical_json(settings)
         shared[key] = settings
         variant = run.folder.parent.name if run.folder.name.startswith("seed=") else run.folder.name
@@ -166,14 +161,14 @@ def _precision(run: Run) -> dict[str, Any]:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Field -> its value in each, of the fields that are not the same in all; what one lacks is None there."""
+    """Field -> its value in each, of the fields that are not the same in all; a missing one is None."""
     fields = dict.fromkeys(field for each in settings for field in each)
     columns = {name: [each.get(name) for each in settings] for name in fields}
     return {name: column for name, column in columns.items() if len(set(map(canonical_json, column))) > 1}
 
 
 def distinguish(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each the settings that tell it from all others, as few as do: 'train.steps=300'; nothing where there is one."""
+    """For each the fewest settings that tell it from all others: 'train.steps=300'; nothing where there is one."""
     columns = differing(settings)
     chosen: list[str] = []
 
@@ -183,10 +178,10 @@ def distinguish(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     wanted = kinds(list(columns))
     while kinds(chosen) < wanted:  # names such as corpus.name before the fields that go with them
         chosen.append(max(columns, key=lambda name: (kinds([*chosen, name]), name.endswith(".name"))))
-    return [", ".join(f"{name}={shown(columns[name][i])}" for name in chosen) for i in range(len(settings))]
+    return [", ".join(f"{name}={as_typed(columns[name][i])}" for name in chosen) for i in range(len(settings))]
 
 
-def shown(value: Any) -> str:
+def as_typed(value: Any) -> str:
     """A setting's value as it is typed."""
     if isinstance(value, str):
         return value or '""'

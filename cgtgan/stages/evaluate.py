@@ -20,7 +20,7 @@ from cgtgan.assets.generators import initial_generator, supervised_generator
 from cgtgan.assets.images import data_root, dataset_split, image_embeddings
 from cgtgan.assets.workspace import Workspace
 from cgtgan.captioning.decoding import caption_embeddings, describe
-from cgtgan.config import Config, as_dict, scientific_settings
+from cgtgan.config import Config, as_dict
 from cgtgan.data.annotations import as_number
 from cgtgan.errors import InputError, UserError
 from cgtgan.evaluation.clip_score import clip_scores, prompt, ref_clip_scores
@@ -32,7 +32,7 @@ from cgtgan.method.aggregation import nearest_texts
 from cgtgan.method.batches import stable_seed
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator
 from cgtgan.reporting.methods import METHODS, Method
-from cgtgan.reporting.page import MethodRow, comparison_table
+from cgtgan.reporting.tables import MethodRow, comparison_table
 from cgtgan.runtime.artifacts import file_fingerprint, fingerprint, locked, read_json, write_json
 from cgtgan.runtime.wandb_run import under_agent
 from cgtgan.training.wandb_tables import send_scores
@@ -54,7 +54,7 @@ def evaluate(ws: Workspace) -> Path:
     cfg = ws.cfg.evaluate
     checkpoint = find_checkpoint(ws)
     references = _references(ws)
-    ws.check_same_run("settings", scientific_settings(ws.cfg))
+    ws.check_same_settings()
     images = image_embeddings(ws, cfg.split)
     generators: dict[str, Callable[[], tuple[GeneratorBundle, Tensor]]] = {
         "cgtgan": lambda: (load_generator(checkpoint), images.vectors),

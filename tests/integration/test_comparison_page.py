@@ -17,8 +17,8 @@ import pytest
 from pages import watch
 from test_report_page import CONTRAST
 
-from cgtgan.reporting.export import TestSet
-from cgtgan.reporting.many_runs_page import Comparison, render_comparison
+from cgtgan.reporting.page import Comparison, Gallery, GalleryItem, PictureCaptions, RunLine, render_comparison
+from cgtgan.reporting.tables import ComparedRow, TestSet
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -125,7 +125,7 @@ def test_it_needs_nothing_but_the_run_folders(home: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr[-2000:]
     assert "left out: copies/runs/demo_tiny/late/seed=0 (not trained yet)" in done.stdout
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
-    assert "The pictures are not at hand" in page
+    assert "The pictures are not available here" in page
     assert "200 resampled test sets" in page
     assert not (tmp_path / "artifacts").exists()
     assert not (tmp_path / "runs").exists()
@@ -184,7 +184,7 @@ def test_the_page_shows_every_part(home: Path, opened: Callable[..., Any], schem
     curves = page.locator("#curves svg[role=img]")
     assert curves.first.get_attribute("aria-label").startswith("Line chart of CIDEr x 100 from step 3 to 6")
     assert page.locator("#curves h3").first.inner_text() == "Validation CIDEr"
-    assert page.locator(".card img").count() == page.locator(".card").count() > 5  # the demo's pictures are at hand
+    assert page.locator(".card img").count() == page.locator(".card").count() > 5  # the demo's pictures are available
     assert all(
         page.locator(".card img").evaluate_all("images => images.map((i) => i.naturalWidth > 0 && i.alt.length > 8)")
     )
@@ -196,13 +196,11 @@ def test_the_page_shows_every_part(home: Path, opened: Callable[..., Any], schem
 
 
 def test_names_are_text_whatever_they_are(opened: Callable[..., Any], tmp_path: Path) -> None:
-    from cgtgan.reporting.export import ComparedRow
-    from cgtgan.reporting.many_runs_page import Gallery, RunLine, Said
-    from cgtgan.reporting.page import GalleryItem
-
     row = ComparedRow(HOSTILE, "cgtgan", {"CIDEr": {0: 1.0}}, note=HOSTILE)
     gallery = Gallery(
-        HOSTILE, HOSTILE, [Said(GalleryItem(HOSTILE, None, HOSTILE, [HOSTILE]), [([HOSTILE], HOSTILE, [1.0])])]
+        HOSTILE,
+        HOSTILE,
+        [PictureCaptions(GalleryItem(HOSTILE, None, HOSTILE, [HOSTILE]), [([HOSTILE], HOSTILE, [1.0])])],
     )
     page = Comparison(
         title=HOSTILE, warning=HOSTILE, summary=HOSTILE, facts={HOSTILE: HOSTILE}, sets=[TestSet(HOSTILE, [row])], variants=[HOSTILE],

@@ -12,9 +12,10 @@ import pytest
 from pages import watch
 from PIL import Image
 
-from cgtgan.reporting.curves import Curve, Histogram, Plot
-from cgtgan.reporting.page import Change, Changes, GalleryItem, MethodRow, Report, render_report
+from cgtgan.reporting.page import Change, Changes, GalleryItem, Report, render_report
 from cgtgan.reporting.pictures import thumbnails
+from cgtgan.reporting.svg import Curve, Histogram, Plot
+from cgtgan.reporting.tables import MethodRow
 
 HOSTILE = '</script><script>window.hit = 1</script><img src="https://evil.example/a.png" onerror="window.hit = 1">'
 METRICS = ["BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
@@ -107,8 +108,7 @@ def make_report(folder: Path, n: int, budget: int = 15_000_000) -> Report:
         subtitle="Unpaired image captioning",
         warning="the scores are meaningless",
         facts={"Corpus": "8,000 sentences", "A path": "x" * 90},
-        metrics=METRICS,
-        more_metrics=MORE,
+        metrics=METRICS + MORE,
         rows=rows,
         plots=[Plot("Validation CIDEr", "CIDEr x 100", [Curve("seed 0", [1, 2, 3], [1.0, 3.0, 2.0])], "greedy")],
         discriminator=[Plot("Accuracy", "share", [Curve("samples", [1, 2, 3], [0.5, 0.7, 0.6])], level=0.5)],

@@ -18,8 +18,9 @@ from run_folders import make_run
 from cgtgan.errors import InputError
 from cgtgan.evaluation.bootstrap import Difference, Interval
 from cgtgan.reporting.compared_rows import against_baseline, entries, tables_of
-from cgtgan.reporting.export import COLUMNS, ComparedRow, TestSet, csv_text, latex_escaped, latex_table
-from cgtgan.reporting.many_runs import POINTS, TOGETHER, _plots, _short_names, mean_curve
+from cgtgan.reporting.curves import POINTS, TOGETHER, mean_curve, short_names, variant_plots
+from cgtgan.reporting.export import COLUMNS, csv_text, latex_escaped, latex_table
+from cgtgan.reporting.tables import ComparedRow, TestSet
 from cgtgan.reporting.variants import find_runs, gather
 
 RNG = np.random.default_rng(0)
@@ -64,7 +65,7 @@ def test_rows_have_their_seeds_and_shared_methods_stand_once(root: Path) -> None
     sets, baselines, notes = made(root)
     (table,) = sets
     assert table.name == "demo, test split, 60 images"
-    assert [(r.name, r.method, r.variant) for r in sorted(table.rows, key=lambda r: r.kind)] == [
+    assert [(r.name, r.method, r.variant) for r in sorted(table.rows, key=lambda r: r.method_row().part)] == [
         ("a", "cgtgan", "a"),
         ("b", "cgtgan", "b"),
         ("Initialisation only", "init", ""),
@@ -335,7 +336,9 @@ def test_a_long_curve_is_averaged() -> None:
 def test_many_variants_are_several_plots_that_look_alike(tmp_path: Path) -> None:
     for k in range(TOGETHER + 2):
         make_run(tmp_path, f"v{k}", 0, {"cgtgan": [1.0]}, settings={"train.steps": k + 1}, steps=(1, 2) if k else ())
-    first, second = [p for p in _plots(gather(find_runs([str(tmp_path)], "test"))) if p.title.startswith("Validation")]
+    variants = gather(find_runs([str(tmp_path)], "test"))
+    plots = variant_plots({variant.name: [run.history for run in variant.runs] for variant in variants})
+    first, second = [plot for plot in plots if plot.title.startswith("Validation")]
     assert [c.style for c in first.curves] == list(
         range(1, TOGETHER)
     )  # v0 logged nothing: the others keep their colours
@@ -345,6 +348,6 @@ def test_many_variants_are_several_plots_that_look_alike(tmp_path: Path) -> None
 
 def test_long_names_lose_what_they_share() -> None:
     names = [f"coco_vit_l14_t100_clip_{kind}_k5_noise0.5" for kind in ("agg", "cos")]
-    assert _short_names(names) == ["agg", "cos"]
-    assert _short_names([names[0], f"{names[0]}_nodisc"]) == [names[0], "nodisc"]
-    assert _short_names(["a_x", "b_x"]) == ["a_x", "b_x"]
+    assert short_names(names) == ["agg", "cos"]
+    assert short_names([names[0], f"{names[0]}_nodisc"]) == [names[0], "nodisc"]
+    assert short_names(["a_x", "b_x"]) == ["a_x", "b_x"]

@@ -19,20 +19,11 @@ from PIL import Image
 from rich.console import Console
 
 from cgtgan.errors import InputError
-from cgtgan.reporting.curves import Curve, Histogram, Plot, draw, smooth
-from cgtgan.reporting.page import (
-    Change,
-    Changes,
-    GalleryItem,
-    MethodRow,
-    Report,
-    comparison_table,
-    markdown_table,
-    render_gallery,
-    render_report,
-)
+from cgtgan.reporting.page import Change, Changes, GalleryItem, Report, render_gallery, render_report
 from cgtgan.reporting.pictures import THUMBNAIL_PIXELS, pick_gallery, thumbnails
 from cgtgan.reporting.published import COLUMNS, FIGURES, published_scores
+from cgtgan.reporting.svg import Curve, Histogram, Plot, draw, smooth
+from cgtgan.reporting.tables import MethodRow, comparison_table, markdown_table
 
 HOSTILE = '</p><script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)> {{ 7*7 }} & "quoted"'
 VOID = {"meta", "link", "img", "br", "input"}
@@ -259,13 +250,17 @@ def test_missing_and_broken_pictures_get_a_placeholder(tmp_path: Path) -> None:
 
 
 def test_means_and_spreads(report: Report) -> None:
-    rows = {cells[0].split()[0]: cells for cells in Page(render_report(report)).rows}
-    assert [cell.split() for cell in rows["Method"][2:]] == [["BLEU-4", "×100"], ["CIDEr", "×100"], ["mean", "length"]]
+    lines = Page(render_report(report)).rows
+    rows, others = ({cells[0].split()[0]: cells for cells in part} for part in (lines[:5], lines[5:]))
+    assert [cell.split() for cell in rows["Method"][2:]] == [["BLEU-4", "×100"], ["CIDEr", "×100"]]
     spread = statistics.stdev([230, 240, 250])
-    assert rows["CgT-GAN"][1:] == ["3", "-", f"240.0 ± {spread:.1f}", "9.25"]
-    assert rows["Projection"][1:] == ["3", "41.0", "210.0 ± 10.0", "99.00"]
-    assert rows["Supervised"][1:] == ["1", "50.0", "260.0", "-"]
+    assert rows["CgT-GAN"][1:] == ["3", "-", f"240.0 ± {spread:.1f}"]
+    assert rows["Projection"][1:] == ["3", "41.0", "210.0 ± 10.0"]
+    assert rows["Supervised"][1:] == ["1", "50.0", "260.0"]
     assert list(rows)[-1] == "Supervised"  # the bound stands last although it came first
+    assert others["Method"][-1].split() == ["mean", "length"]
+    assert [others[name][-1] for name in ("CgT-GAN", "Projection")] == ["9.25", "99.00"]
+    assert len(others) == 3  # the bound has no such score
 
 
 def test_bold_is_the_best_unpaired_value_and_never_a_bound(report: Report) -> None:
@@ -285,7 +280,7 @@ def test_a_published_row_stands_apart_and_every_row_names_its_decoding() -> None
         MethodRow("Human", "", {"CIDEr": [1.2], "Vocabulary": [900]}, bound=True, decoding="none"),
         MethodRow("ours", "", {"CIDEr": [0.9, 0.92], "Vocabulary": [812, 814]}, ours=True, decoding="beam 3"),
     ]
-    html = render_report(Report("t", metrics=["CIDEr"], more_metrics=["Vocabulary"], rows=rows))
+    html = render_report(Report("t", metrics=["CIDEr", "Vocabulary"], rows=rows))
     first, second = Page(html).rows[:6], Page(html).rows[6:]
     assert first[0] == ["Method", "Decoding", "Seeds", "CIDEr ×100"]
     assert [row[0].split()[0] for row in first[1:]] == ["ours", "For", "Human", "Published:", "Paper"]

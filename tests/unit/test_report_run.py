@@ -11,19 +11,10 @@ import pytest
 
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config
-from cgtgan.reporting.curves import Histogram, Plot
-from cgtgan.reporting.one_run import (
-    CURVES,
-    DISCRIMINATOR,
-    Run,
-    between_validations,
-    distributions,
-    health,
-    plots,
-    since_initialisation,
-)
+from cgtgan.reporting.curves import DISCRIMINATOR, health, quantity_plots, reward_bands, run_plots
+from cgtgan.reporting.one_run import _left_out, between_validations, histograms, method_rows, since_initialisation
 from cgtgan.reporting.page import GalleryItem
-from cgtgan.stages.report import _left_out, method_rows
+from cgtgan.reporting.run_folder import Run
 
 SETTINGS = {
     "seed": 0,
@@ -82,35 +73,27 @@ def own(tmp_path: Path) -> Run:
     return make_run(tmp_path / "seed=0")
 
 
-def test_rows_gather_seeds_and_keep_decodings_apart(tmp_path: Path) -> None:
-    runs = [
-        make_run(tmp_path / "a", 1.0),
-        make_run(tmp_path / "b", 1.2, seed=1),
-        make_run(tmp_path / "c", 1.3, "beam 3 (length penalty 1)"),
-    ]
-    rows = method_rows(runs)
-    assert [(row.name, row.decoding, list(row.scores.get("CIDEr", ()))) for row in rows] == [
-        ("Initialisation only", "greedy", [0.5, 0.6]),
-        ("Initialisation only", "beam 3 (length penalty 1)", [0.65]),
-        ("Nearest sentence", "none", [0.5, 0.6]),
-        ("CgT-GAN (CLIP-agg)", "greedy", [1.0, 1.2]),
-        ("CgT-GAN (CLIP-agg)", "beam 3 (length penalty 1)", [1.3]),
+def test_rows_are_the_scored_methods_and_the_paper(tmp_path: Path, own: Run) -> None:
+    rows = method_rows(own)
+    assert [(row.name, row.decoding, row.scores["CIDEr"]) for row in rows] == [
+        ("Initialisation only", "greedy", [0.5]),
+        ("Nearest sentence", "none", [0.5]),
+        ("CgT-GAN (CLIP-agg)", "greedy", [1.0]),
         ("CgT-GAN as published", "greedy", [pytest.approx(1.081)]),
     ]
-    assert [row.published for row in rows] == [False] * 5 + [True]
-    assert rows[3].scores["CLIPScore"] == [0.7, 0.7]
-    assert not [row for row in method_rows([make_run(tmp_path / "d", **{"corpus.name": "gcc"})]) if row.published]
+    assert [(row.ours, row.published) for row in rows] == [(False, False)] * 2 + [(True, False), (False, True)]
+    assert rows[2].scores["CLIPScore"] == [0.7]
+    beam = method_rows(make_run(tmp_path / "beam", decoding="beam 3 (length penalty 1)"))
+    assert [row.decoding for row in beam[:3]] == ["beam 3 (length penalty 1)", "none", "beam 3 (length penalty 1)"]
+    assert not [row for row in method_rows(make_run(tmp_path / "d", **{"corpus.name": "gcc"})) if row.published]
 
 
-def test_curves_have_a_line_a_seed_and_unlogged_plots_are_left_out(tmp_path: Path, own: Run) -> None:
-    (cider,) = plots([own], CURVES)
-    assert (cider.title, cider.curves[0].label, list(cider.curves[0].values)) == (
-        "Validation CIDEr",
-        "seed 0",
-        [10.0, 5.0, 100 / 30, 2.5],
-    )
-    (accuracy,) = plots([own, make_run(tmp_path / "seed=1", seed=1)], DISCRIMINATOR)
-    assert [curve.label for curve in accuracy.curves] == ["corpus sentences seed 0", "corpus sentences seed 1"]
+def test_unlogged_plots_are_left_out(own: Run) -> None:
+    (cider,) = run_plots(own.history, 0)
+    assert (cider.title, cider.curves[0].label) == ("Validation CIDEr", "seed 0")
+    assert list(cider.curves[0].values) == [10.0, 5.0, 100 / 30, 2.5]
+    (accuracy,) = quantity_plots(own.history, DISCRIMINATOR, 0)
+    assert [curve.label for curve in accuracy.curves] == ["corpus sentences"]
     assert accuracy.level == 0.5
 
 
@@ -120,10 +103,10 @@ def test_health_is_the_first_and_the_last_quarter(own: Run) -> None:
 
 
 def test_distributions_are_bands_about_the_baseline_and_histograms(own: Run) -> None:
-    band, *histograms = distributions(own)
-    assert isinstance(band, Plot)
+    (band,) = reward_bands(own.history)
+    assert band.title == "Semantic reward: samples about the baseline"
     assert (list(band.curves[0].values), list(band.curves[0].spread)) == ([6.0] * 4, [2.0] * 4)  # reward less advantage
-    shown = {h.title: h.values for h in histograms if isinstance(h, Histogram)}
+    shown = {histogram.title: histogram.values for histogram in histograms(own)}
     assert shown["CIDEr of single images"] == {
         "CgT-GAN (CLIP-agg)": [200, 100, 50],
         "Initialisation only": [100, 150, 50],
@@ -165,7 +148,7 @@ def test_what_changed_between_validations(tmp_path: Path, own: Run, which: str, 
         (i, f"{i} at 10", f"{i} at {last}") for i in (1, 2, 3)
     ]
     assert "3 of 4 validation captions differ" in changes.note
-    assert all(c.item.image is None for c in changes.changes)  # the pictures are not at hand
+    assert all(c.item.image is None for c in changes.changes)  # the pictures are not available
     for step in (20, 30):
         (own.folder / "validation" / f"step_{step:06d}.json").unlink()
     assert between_validations(Workspace(cfg), own) == []

@@ -1,0 +1,88 @@
+"""One run folder as it lies on the disk: settings, logged rows, scores, captions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cgtgan.evaluation.coco_files import load_results
+from cgtgan.reporting.methods import METHODS
+from cgtgan.reporting.published import DECODING, published_scores
+from cgtgan.reporting.tables import MethodRow
+from cgtgan.runtime.artifacts import read_json
+from cgtgan.runtime.tracking import read_metrics
+
+REWARDS = {
+    "clip_agg": "CLIP-agg",
+    "clip_cos": "CLIP-cos",
+    "mixed": "CLIP-agg and CLIP-cos",
+    "naturalness_only": "no semantics",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of a run folder; scores and captions are those of `split`."""
+
+    folder: Path
+    split: str
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        return read_json(self.folder / "settings.json")
+
+    def _file(self, method: str, name: str) -> Path:
+        return self.folder / "evaluation" / self.split / method / name
+
+    @property
+    def scored(self) -> list[str]:
+        return [method for method in METHODS if self._file(method, "scores.json").is_file()]
+
+    def scores(self, method: str) -> dict[str, Any]:
+        return read_json(self._file(method, "scores.json"))
+
+    def captions(self, method: str) -> Mapping[Any, str]:
+        return load_results(self._file(method, "captions.json"))
+
+    def per_image(self, method: str) -> dict[Any, dict[str, float]]:
+        rows = read_json(self._file(method, "per_image.json"))
+        return {row["image_id"]: {m: value for m, value in row.items() if m != "image_id"} for row in rows}
+
+    def decoding(self, method: str) -> str:
+        return "none" if method in ("nearest", "human") else self.scores(method)["decoding"]
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        return read_metrics(self.folder / "metrics.jsonl")
+
+    @property
+    def last_step(self) -> int | None:
+        """The last logged one."""
+        return self.history[-1]["step"] if self.history else None
+
+    def validations(self) -> dict[int, Path]:
+        return {int(p.stem.removeprefix("step_")): p for p in sorted((self.folder / "validation").glob("step_*.json"))}
+
+    def title(self, method: str) -> str:
+        if method != "cgtgan":
+            return METHODS[method].title
+        reward, weight = str(self.settings["reward_weights.name"]), self.settings["reward_weights.max_weight"]
+        parts = ["no semantics" if weight == 0 else REWARDS.get(reward, reward)]
+        parts += ["no naturalness"] if weight == 1 else []
+        parts += [] if self.settings["train.use_initialization"] else ["no initialisation"]
+        return f"CgT-GAN ({', '.join(parts)})"
+
+    def published(self, suffix: str = "") -> MethodRow | None:
+        """The paper's row, where the run's setting is the paper's; `suffix` tells several of them apart."""
+        settings, trained_here = self.settings, (self.folder / "metrics.jsonl").is_file()
+        scores = published_scores(settings, self.split, trained_here=trained_here)
+        if scores is None:
+            return None
+        about = (
+            f"the paper's figures; {settings['dataset.name']} test images, {settings['corpus.name']} corpus, ViT-L/14"
+        )
+        values = {metric: [value] for metric, value in scores.items()}
+        return MethodRow(f"CgT-GAN as published{suffix}", about, values, published=True, decoding=DECODING)

@@ -1,0 +1,295 @@
+"""Tables of scores: rows and cells, for the console and as Markdown. Scores are printed as in papers, times 100."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from cgtgan.evaluation.bootstrap import Difference
+
+METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")  # the first table's columns
+TIMES_100 = ("bleu", "meteor", "rouge", "cider", "spice", "clipscore", "refclipscore")  # others stay as measured
+# Headings of a table's parts, in their order.
+PARTS = (
+    "",
+    "Without adversarial training",
+    "For orientation: supervised on pairs, or human",
+    "Published: the paper's figures, not measured here",
+)
+MARKS = {(1, True): "▲", (1, False): "△", (-1, True): "▼", (-1, False): "▽"}  # (sign, holds over other seeds too)
+
+
+def is_times_100(metric: str) -> bool:
+    return metric.lower().startswith(TIMES_100)
+
+
+def format_score(metric: str, value: float, like: float | None = None) -> str:
+    """`value` times 100 with one decimal; other columns have the decimals that suit `like` (a spread: its mean)."""
+    if is_times_100(metric):
+        return f"{value * 100:.1f}"
+    size = abs(value if like is None else like)
+    return f"{value:,.{3 if size < 1 else 2 if size < 100 else 0}f}"
+
+
+def signed_score(metric: str, value: float) -> str:
+    """'+3.2', times 100 where the metric is, with a true minus."""
+    text = format_score(metric, abs(value))
+    return ("−" if value < 0 else "+") + text
+
+
+def p_value(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- rows
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """A row of a table. `scores`: metric -> raw values (CIDEr 2.39, not 239), one per seed.
+
+    `marks`: metric -> a sign and its meaning in words. Rows that are `bound` (supervised, human) or `published` (the
+    paper's figures) stand apart and are never bold.
+    """
+
+    name: str
+    note: str = ""
+    scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    ours: bool = False
+    bound: bool = False
+    published: bool = False
+    untrained: bool = False
+    decoding: str = ""
+    marks: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def part(self) -> int:
+        """Its place in PARTS."""
+        return 3 if self.published else 2 if self.bound else int(self.untrained)
+
+    @property
+    def apart(self) -> bool:
+        return self.part > 1
+
+    @property
+    def seeds(self) -> int:
+        return max(map(len, self.scores.values()), default=0)
+
+    def mean(self, metric: str) -> float | None:
+        """Over the finite values."""
+        finite = [value for value in self.scores.get(metric, ()) if math.isfinite(value)]
+        return statistics.fmean(finite) if finite else None
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """A variant, a method without GAN training, or the paper's figures. `values`: metric -> seed -> raw corpus score.
+
+    `method` is a name of stage=evaluate, or `published`. `differences`: metric -> against the row named `baseline`.
+    `variant` is empty where several variants share the row.
+    """
+
+    name: str
+    method: str
+    values: Mapping[str, Mapping[int, float]]
+    experiment: str = ""
+    variant: str = ""
+    note: str = ""
+    decoding: str = ""
+    bound: bool = False
+    baseline: str = ""
+    differences: Mapping[str, Difference] = field(default_factory=dict)
+
+    @property
+    def published(self) -> bool:
+        return self.method == "published"
+
+    def mark(self, metric: str) -> tuple[str, str]:
+        """A sign, and what it means, where the score differs from the baseline's; else two empty texts."""
+        difference = self.differences.get(metric)
+        if difference is None or not difference.sign:
+            return "", ""
+        above = "above" if difference.sign > 0 else "below"
+        over = "over other seeds too" if difference.firm else "for these runs"
+        return MARKS[difference.sign, difference.firm], f"{above} {self.baseline}, {over}"
+
+    def method_row(self) -> MethodRow:
+        scores = {metric: list(values.values()) for metric, values in self.values.items()}
+        marks = {metric: self.mark(metric) for metric in self.differences}
+        apart = {"bound": self.bound, "published": self.published, "untrained": self.method != "cgtgan"}
+        return MethodRow(self.name, self.note, scores, **apart, decoding=self.decoding, marks=marks)
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Rows that were scored on the same images against the same references, in the order of the table."""
+
+    __test__ = False  # no test class, whatever pytest makes of its name
+
+    name: str
+    rows: Sequence[ComparedRow]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Those that were measured here."""
+        return list(dict.fromkeys(metric for row in self.rows if not row.published for metric in row.values))
+
+    @property
+    def method_rows(self) -> list[MethodRow]:
+        return [row.method_row() for row in self.rows]
+
+
+def split_metrics(metrics: Iterable[str]) -> list[list[str]]:
+    """The columns of the first table, and those of the second (every other metric); a table without any is left out."""
+    metrics = list(dict.fromkeys(metrics))
+    first = [metric for metric in METRICS if metric in metrics]
+    return [part for part in (first, [metric for metric in metrics if metric not in METRICS]) if part]
+
+
+# --------------------------------------------------------------------------------------------------------------- cells
+
+
+@dataclass(frozen=True)
+class Cell:
+    mean: str
+    spread: str = ""  # '± 1.2'
+    note: str = ""  # '2/3 seeds finite'
+    best: bool = False
+    mark: str = ""
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """`columns`: metric, whether it is printed times 100. `parts`: heading, lines. `decodings`: how many there are."""
+
+    columns: list[tuple[str, bool]]
+    parts: list[tuple[str, list[tuple[MethodRow, list[Cell]]]]]
+    decodings: int
+
+    @property
+    def several_seeds(self) -> bool:
+        return any(row.seeds > 1 for _, lines in self.parts for row, _ in lines)
+
+
+def score_table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> ScoreTable:
+    """The rows that have one of `metrics`, by part. Means that look equal in a column are bold together."""
+    rows = sorted((row for row in rows if row.scores.keys() & set(metrics)), key=lambda row: row.part)
+    best: dict[str, str] = {}
+    for metric in filter(is_times_100, metrics):  # more is not better for a length or a count
+        means = [mean for row in rows if not row.apart and (mean := row.mean(metric)) is not None]
+        best |= {metric: format_score(metric, max(means))} if means else {}
+    lines = [(row, [score_cell(row, metric, best.get(metric, "")) for metric in metrics]) for row in rows]
+    parts = [(PARTS[part], list(group)) for part, group in groupby(lines, key=lambda line: line[0].part)]
+    decodings = len({row.decoding for row in rows} - {"", "none"})
+    return ScoreTable([(metric, is_times_100(metric)) for metric in metrics], parts, decodings)
+
+
+def score_cell(row: MethodRow, metric: str, best: str = "") -> Cell:
+    values, mean = row.scores.get(metric, ()), row.mean(metric)
+    if mean is None:
+        return Cell("NaN" if values else "-")
+    finite = [value for value in values if math.isfinite(value)]
+    spread = f"± {format_score(metric, statistics.stdev(finite), mean)}" if len(finite) > 1 else ""
+    note = "" if len(finite) == len(values) else f"{len(finite)}/{len(values)} seeds finite"
+    text = format_score(metric, mean)
+    return Cell(text, spread, note, not row.apart and text == best, *row.marks.get(metric, ("", "")))
+
+
+@dataclass(frozen=True)
+class DifferenceCell:
+    """A difference to the baseline. `places`: the interval's ends and the value, on the column's scale of -50 to 50."""
+
+    value: str
+    images: str
+    seeds: str
+    p: str
+    mark: str
+    places: tuple[float, ...]
+
+
+def difference_table(test_set: TestSet) -> tuple[list[str], list[tuple[MethodRow, list[DifferenceCell | None]]]]:
+    """(metrics, rows with a cell per metric) of what was tested against a baseline."""
+    rows = sorted((row for row in test_set.rows if row.differences), key=lambda row: row.method_row().part)
+    metrics = [m for m in dict.fromkeys((*METRICS, *test_set.metrics)) if any(m in row.differences for row in rows)]
+    reach = {}
+    for metric in metrics:
+        # the scale is the variants': a method without training may be far away and is cut off
+        variants = [row for row in rows if row.method == "cgtgan" and metric in row.differences] or rows
+        intervals = [row.differences[metric].images for row in variants if metric in row.differences]
+        reach[metric] = max(abs(edge) for interval in intervals for edge in (interval.low, interval.high))
+    return metrics, [(row.method_row(), [_difference_cell(row, m, reach[m]) for m in metrics]) for row in rows]
+
+
+def _difference_cell(row: ComparedRow, metric: str, reach: float) -> DifferenceCell | None:
+    difference = row.differences.get(metric)
+    if difference is None:
+        return None
+    images, seeds = difference.images, difference.seeds
+    over_images, over_seeds = (
+        f"{signed_score(metric, i.low)} to {signed_score(metric, i.high)}" if i else "" for i in (images, seeds)
+    )
+    values = (images.low, images.high, difference.value)
+    places = tuple(max(-50.0, min(50.0, 46 * value / reach)) if reach else 0.0 for value in values)
+    value, mark = signed_score(metric, difference.value), row.mark(metric)[0]
+    return DifferenceCell(value, over_images, over_seeds, p_value(images.p), mark, places)
+
+
+# ------------------------------------------------------------------------------------------------ console and Markdown
+
+
+def comparison_table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> Table:
+    """The table for the console: the mean above ± its standard deviation (n-1), the best unpaired one bold."""
+    scores = score_table(rows, metrics)
+    as_measured = ", ".join(metric for metric, times_100 in scores.columns if not times_100)
+    caption = f"scores x 100{f' (not {as_measured})' if as_measured else ''}; bold: best unpaired"
+    caption += "; ± standard deviation over seeds (n-1)" if scores.several_seeds else ""
+    table = Table(box=box.SIMPLE_HEAD, caption=Text(caption), caption_justify="left", padding=(0, 1, 0, 0))
+    table.add_column("method", overflow="fold", min_width=18)  # the only column that gives way in a narrow console
+    if scores.several_seeds:
+        table.add_column("seeds", justify="right", no_wrap=True)
+    for metric in metrics:
+        table.add_column(Text(metric.replace(" ", "\n")), justify="right", no_wrap=True, vertical="top")
+    for _, lines in scores.parts:
+        for row, cells in lines:
+            seeds = [Text(str(row.seeds))] if scores.several_seeds else []
+            table.add_row(_console_name(row), *seeds, *map(_console_cell, cells))
+        table.add_section()
+    return table
+
+
+def _console_name(row: MethodRow) -> Text:
+    name = Text(row.name, style="bold cyan" if row.ours else "italic" if row.apart else "")  # Text: never markup
+    about = ("bound" if row.bound else "", row.note, f"decoding: {row.decoding}" if row.decoding else "")
+    return name.append("\n" + ", ".join(filter(None, about)), style="not bold dim") if any(about) else name
+
+
+def _console_cell(cell: Cell) -> Text:
+    text = Text(cell.mean, style="bold" if cell.best else "")
+    for extra in filter(None, (cell.spread, cell.note.replace(" ", "\n"))):
+        text.append("\n" + extra, style="not bold dim")
+    return text
+
+
+def markdown_table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> str:
+    """The table as GitHub Markdown: 'mean ± standard deviation' (n-1), the best unpaired one bold."""
+    lines = [["method", "note", "decoding", *metrics], [":--", ":--", ":--", *("--:" for _ in metrics)]]
+    for _, part in score_table(rows, metrics).parts:
+        for row, cells in part:
+            lines.append([row.name, row.note, row.decoding])
+            for cell in cells:
+                texts = (f"**{cell.mean}**" if cell.best else cell.mean, cell.spread, cell.note and f"({cell.note})")
+                lines[-1].append(" ".join(filter(None, texts)))
+    return markdown_lines(lines)
+
+
+def markdown_lines(lines: Iterable[Sequence[str]]) -> str:
+    text = [[" ".join(cell.split()).replace("|", "\\|").replace("<", "&lt;") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in text)
