@@ -6,7 +6,17 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cgtgan.config import BASELINE_ROWS, METRICS, RELEASED_SLIPS, STAGES, Config, custom_name, is_custom, leaves
+from cgtgan.config import (
+    BASELINE_ROWS,
+    DATASET_KINDS,
+    METRICS,
+    RELEASED_SLIPS,
+    STAGES,
+    Config,
+    custom_name,
+    is_custom,
+    leaves,
+)
 from cgtgan.errors import InputError
 
 Check = tuple[str, Callable[[Any], bool]]
@@ -38,7 +48,7 @@ _CHECKS: dict[str, Check] = {
     ),
     "threads": _AT_LEAST_1,
     "workers": _NOT_NEGATIVE,
-    "dataset.kind": _one_of("demo", "coco", "flickr30k", "folder"),
+    "dataset.kind": _one_of(*DATASET_KINDS),
     "dataset.val_fraction": _SHARE,
     "dataset.test_fraction": _SHARE,
     "dataset.max_images": _AT_LEAST_1,
@@ -54,7 +64,7 @@ _CHECKS: dict[str, Check] = {
     "corpus.rule": _one_of("coco", "flickr30k", "gcc", "shutterstock", "none"),
     "corpus.max_sentences": _AT_LEAST_1,
     "corpus.shuffle_seed": ("0 to 2**32-1", lambda v: 0 <= v < 2**32),
-    "clip_backbone.kind": _one_of("openai", "huggingface", "open_clip", "random", "demo"),
+    "clip_backbone.kind": _one_of("openai", "huggingface", "open_clip", "random", "demo", "custom"),
     "clip_backbone.dtype": _one_of("float32", "float16", "bfloat16"),
     "clip_backbone.image_batch_size": _AT_LEAST_1,
     "clip_backbone.text_batch_size": _AT_LEAST_1,
@@ -234,6 +244,16 @@ def _contradictions(cfg: Config) -> Iterator[str]:
         yield f"dataset.released={files!r} is not accepted: it must be a file or folder, or a list of them"
     if cfg.dataset.kind == "folder" and not cfg.dataset.root and cfg.stage != "caption":
         yield "dataset.root is empty: dataset.kind=folder needs dataset.root=FOLDER, where the pictures are"
+    reader = cfg.dataset.reader
+    if cfg.dataset.kind == "custom" and not is_custom(reader) and cfg.stage != "caption":
+        needed = "path.py:name or package.module:name of the function that lists the images"
+        yield f"dataset.reader={reader!r} is not accepted: dataset.kind=custom needs {needed}"
+    elif cfg.dataset.kind != "custom" and reader:
+        yield f"dataset.reader={reader} and dataset.kind={cfg.dataset.kind} contradict each other: a reader needs dataset=custom"
+    encoder = cfg.clip_backbone
+    if encoder.kind == "custom" and not is_custom(encoder.model) and cfg.stage != "caption":
+        needed = "path.py:Name or package.module:Name of a dual encoder"
+        yield f"clip_backbone.model={encoder.model!r} is not accepted: clip_backbone=custom needs {needed}"
     if cfg.corpus.kind == "text_file" and not cfg.corpus.path and cfg.stage != "caption":
         yield "corpus.path is null: corpus.kind=text_file needs corpus.path=FILE, one sentence a line"
     for side, demo in (

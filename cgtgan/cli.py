@@ -127,6 +127,7 @@ _PATHS = (
     "output",
     "runs",
     "dataset.root",
+    "dataset.reader",
     "dataset.released",
     "corpus.path",
     "train.init_from",

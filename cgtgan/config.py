@@ -13,6 +13,7 @@ from typing import Any
 
 STAGES = ("preprocess", "aggregate", "initialize", "train", "evaluate", "caption", "report", "serve", "pipeline")
 SPLITS = ("train", "val", "test")
+DATASET_KINDS = ("demo", "coco", "flickr30k", "folder", "custom")  # their records: data/dataset_kinds.py
 METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice", "clipscore", "diversity")
 RELEASED_SLIPS = ("text_order", "accumulation", "l1_target")
 BASELINE_ROWS = ("init", "mean_shift", "projection", "nearest", "supervised", "human")
@@ -36,7 +37,8 @@ class DatasetConfig:
     """Images, annotations and splits. Relative paths lie under `root`; `null` means the usual place of that `kind`."""
 
     name: str = "demo"
-    kind: str = "demo"  # demo | coco | flickr30k | folder
+    kind: str = "demo"  # one of DATASET_KINDS
+    reader: str = ""  # custom: own code that lists the images (data/custom_reader.py)
     root: str = "data"
     images: str | None = None
     train_annotations: str | None = None
@@ -88,7 +90,7 @@ class ClipBackboneConfig:
     """Which CLIP. `kind: random` builds OpenAI's architecture small with random weights (for trying real data without weights)."""
 
     name: str = "demo"
-    kind: str = "demo"  # openai | huggingface | open_clip | random | demo
+    kind: str = "demo"  # openai | huggingface | open_clip | random | demo | custom
     model: str = ""  # openai: ViT-L/14, ViT-B/32, RN50x4 or a .pt file; huggingface / open_clip: a hub name or folder
     pretrained: str = ""  # open_clip: the weights' tag
     cache: str = "~/.cache/clip"
@@ -133,7 +135,8 @@ class RewardWeightsConfig:
     name: str = "clip_agg"
     cos_weight: float = 0.5
     clip_weight: float = 0.0
-    terms: dict[str, RewardTermConfig] = field(default_factory=dict)  # further terms; cos, l1 or clip here get another weight
+    # further terms; cos, l1 or clip here get another weight
+    terms: dict[str, RewardTermConfig] = field(default_factory=dict)
     max_weight: float = 0.5
     delay_steps: int = 150
     ramp_steps: int = 2350
@@ -399,6 +402,7 @@ _NOT_SCIENTIFIC_FIELDS = (
     "dataset.max_bad_images",
     # places: what lies there is compared by content (stages/train.py)
     "dataset.root",
+    "dataset.reader",
     "dataset.released",
     "corpus.path",
     "train.init_from",

@@ -29,6 +29,7 @@ EXPERIMENTS = [name.removeprefix("experiment/") for name in YAMLS if name.starts
 NEEDS = {
     "dataset/demo": ["experiment=demo"],
     "dataset/folder": ["dataset.root=photos"],
+    "dataset/custom": ["dataset.reader=my_data.py:read"],
     "corpus/demo": ["experiment=demo"],
     "corpus/demo_external": ["experiment=demo"],
     "corpus/text_file": ["corpus.path=sentences.txt"],
@@ -220,6 +221,10 @@ WRONG_VALUES = {  # noticed after composition, whatever started the run
     "corpus=demo": "corpus.kind=demo and dataset.kind=coco contradict each other",
     "clip_backbone=demo": "clip_backbone.kind=demo and dataset.kind=coco contradict each other",
     "dataset=folder": "dataset.root is empty",
+    "dataset=custom": "dataset.reader='' is not accepted: dataset.kind=custom needs path.py:name",
+    "dataset=custom dataset.reader=my_data.py": "dataset.reader='my_data.py' is not accepted",
+    "dataset.reader=my_data.py:read": "dataset.reader=my_data.py:read and dataset.kind=coco contradict each other",
+    "dataset.kind=mine": "dataset.kind=mine is not accepted: it must be one of demo, coco, flickr30k, folder, custom",
     "corpus=text_file": "corpus.path is null",
     "generator.width=100": "generator.width=100 and generator.heads=12 contradict each other",
     "discriminator.heads=7": "discriminator.width=768 and discriminator.heads=7 contradict each other",
