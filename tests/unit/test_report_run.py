@@ -11,10 +11,22 @@ import pytest
 
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config
-from cgtgan.reporting.curves import DISCRIMINATOR, health, quantity_plots, reward_bands, run_plots
+from cgtgan.reporting.compared_rows import entries, tables_of
+from cgtgan.reporting.curves import (
+    DISCRIMINATOR,
+    further_rewards,
+    health,
+    quantity_plots,
+    reward_bands,
+    run_plots,
+    variant_plots,
+)
+from cgtgan.reporting.export import csv_text
 from cgtgan.reporting.one_run import _left_out, between_validations, histograms, method_rows, since_initialisation
-from cgtgan.reporting.page import GalleryItem
+from cgtgan.reporting.page import GalleryItem, Report, render_report
 from cgtgan.reporting.run_folder import Run
+from cgtgan.reporting.tables import markdown_table, split_metrics
+from cgtgan.reporting.variants import find_runs, gather
 
 SETTINGS = {
     "seed": 0,
@@ -95,6 +107,61 @@ def test_unlogged_plots_are_left_out(own: Run) -> None:
     (accuracy,) = quantity_plots(own.history, DISCRIMINATOR, 0)
     assert [curve.label for curve in accuracy.curves] == ["corpus sentences"]
     assert accuracy.level == 0.5
+
+
+def add_own_term_and_metric(folder: Path) -> Run:
+    """As a run with a reward term `brevity` and a metric `words` of the user logs and scores them."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row |= {"reward/brevity": -10.0 + i, "reward/brevity_greedy": -9.0, "advantage/brevity": -1.0}
+        row |= {"advantage/brevity_abs": 2.0}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = folder / "evaluation/test/cgtgan/scores.json"
+    stored = json.loads(scores.read_text())
+    write(scores, stored | {"scores": stored["scores"] | {"words": 9.25}})
+    per_image = scores.with_name("per_image.json")
+    write(per_image, [row | {"words": 7.0 + row["image_id"]} for row in json.loads(per_image.read_text())])
+    return Run(folder, "test")
+
+
+def test_a_reward_term_and_a_metric_of_the_user_are_shown(own: Run) -> None:
+    run = add_own_term_and_metric(own.folder)
+    assert further_rewards([run.history]) == ["brevity"]
+    plot = run_plots(run.history, 0)[-1]
+    assert plot.title == "Reward: brevity"
+    assert {curve.label: list(curve.values) for curve in plot.curves} == {
+        "samples": [-10.0, -9.0, -8.0, -7.0],
+        "greedy": [-9.0] * 4,
+    }
+    band = reward_bands(run.history)[-1]
+    assert (band.title, list(band.curves[0].spread)) == ("Reward: brevity: samples about the baseline", [2.0] * 4)
+    assert list(band.curves[0].values) == [-9.0, -8.0, -7.0, -6.0]  # reward less advantage
+    (many,) = [plot for plot in variant_plots({"a": [run.history]}) if plot.title == "Reward: brevity"]
+    assert list(many.curves[0].values) == [-10.0, -9.0, -8.0, -7.0]
+    words = histograms(run)[-1]
+    assert (words.title, words.x_label, words.values["CgT-GAN (CLIP-agg)"]) == (
+        *("words of single images", "words"),
+        [8.0, 9.0, 10.0],
+    )
+    rows = method_rows(run)
+    metrics = list(dict.fromkeys(metric for row in rows if not row.published for metric in row.scores))
+    html = render_report(Report("t", rows=rows, metrics=metrics, plots=[plot]))
+    assert '<th scope="col">words<small>&nbsp;</small></th>' in html
+    assert "<td>9.25</td>" in html
+    assert "<h3>Reward: brevity</h3>" in html
+    assert "| method | note | decoding | CLIPScore | words |" in markdown_table(rows, ["CLIPScore", "words"])
+
+
+def test_a_metric_of_the_user_is_compared_over_runs(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make_run(tmp_path / f"exp/v/seed={seed}", seed=seed, name="exp")
+        add_own_term_and_metric(tmp_path / f"exp/v/seed={seed}")
+    variants = gather(find_runs([str(tmp_path)], "test"))
+    (table,) = tables_of(entries(variants, []), variants)
+    assert split_metrics(table.metrics) == [["CIDEr"], ["CLIPScore", "words"]]
+    (row,) = [row for row in table.rows if row.method == "cgtgan"]
+    assert row.values["words"] == {0: 9.25, 1: 9.25}
+    assert ",cgtgan,v,greedy,words,2,9.25,0.0,0 1,9.25 9.25," in csv_text([table])
 
 
 def test_health_is_the_first_and_the_last_quarter(own: Run) -> None:
