@@ -128,8 +128,9 @@ def _encode_images(ws: Workspace, shards: Shards, images: list[ImageRecord], cla
     vectors: list[Tensor] = []
     rows: list[int] = []
     bad: list[dict[str, Any]] = []
+    workers = ws.workers(len(images)) if backbone.ahead else 0
     draft = 2 * backbone.image_size if ws.cfg.dataset.jpeg_draft else 0
-    for batch in decoded(paths, backbone.pixels, batches(), workers=ws.workers(len(images)), draft=draft):
+    for batch in decoded(paths, backbone.pixels, batches(), workers=workers, draft=draft):
         if batch.pixels is not None:
             vectors.append(encoder(batch.pixels))
             check_finite(vectors[-1], [paths[row] for row in batch.rows])

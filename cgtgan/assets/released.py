@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cgtgan.assets.backbone import backbone_description
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import as_dict
 from cgtgan.data.datasets import Split
@@ -192,7 +193,7 @@ def _imported(ws: Workspace, path: Path) -> Imported:
 
 def imported_checkpoint(ws: Workspace, path: Path, field: str) -> Path:
     """A checkpoint folder of ours made from their model.pt; tokenizer, heads and caption length come from the generator's config."""
-    backbone = as_dict(ws.cfg.clip_backbone)
+    backbone, described = as_dict(ws.cfg.clip_backbone), backbone_description(ws.cfg.clip_backbone)
     producer = {"file": file_fingerprint(path), "generator": as_dict(ws.cfg.generator), "clip_backbone": backbone}
     folder = ws.store.path("released_generator", producer, "")
 
@@ -201,7 +202,7 @@ def imported_checkpoint(ws: Workspace, path: Path, field: str) -> Path:
         with atomic_path(folder) as beside:
             bundle.save(beside)
             write_json(
-                beside / "checkpoint.json", {"step": 0, "clip_backbone": backbone, "decode": as_dict(ws.cfg.decode)}
+                beside / "checkpoint.json", {"step": 0, "clip_backbone": described, "decode": as_dict(ws.cfg.decode)}
             )
 
     ws.store.make(folder, write)

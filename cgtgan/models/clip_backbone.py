@@ -52,6 +52,7 @@ class ClipBackbone(ABC):
     tokens: Callable[[Sequence[str]], list[list[int]]]
     mean: Sequence[float] = CLIP_MEAN
     std: Sequence[float] = CLIP_STD
+    ahead: bool = True  # whether worker processes may make pixels; they get a copy of `pixels`
     device: torch.device
 
     def preprocess(self, image: Image.Image) -> Tensor:

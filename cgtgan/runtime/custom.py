@@ -59,9 +59,11 @@ def custom_errors(spec: str, field: str) -> Iterator[None]:
     """An exception of own code becomes an `InputError` that names the field, and the file and line that raised it."""
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, for a batch that is tried again in halves
+            raise
         place = _place(error, custom_file(spec, field))
         raise InputError(f"{field}={spec} failed{place}: {_first_line(error)}") from error
 
@@ -121,10 +123,11 @@ def _import_errors(spec: str, field: str) -> Iterator[None]:
 
 
 def _place(error: BaseException, file: Path | None = None) -> str:
-    """' at FILE, line N': the last frame in `file`, or the last one of all."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if file is None or Path(frame.filename) == file] or frames
-    return f" at {own[-1].filename}, line {own[-1].lineno}" if own else ""
+    """' at FILE, line N': the last frame in `file`, or of all. ' in FILE' where the call did not get into it."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if file is None or Path(f.filename) == file]
+    if not frames:
+        return f" in {file}" if file else ""
+    return f" at {frames[-1].filename}, line {frames[-1].lineno}"
 
 
 def _first_line(error: BaseException) -> str:

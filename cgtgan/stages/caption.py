@@ -67,7 +67,8 @@ def _captioned(
         list(range(i, min(i + captioner.batch_size, len(pending))))
         for i in range(0, len(pending), captioner.batch_size)
     )
-    read = decoded([images[i] for i in pending], captioner.backbone.pixels, batches, workers=ws.workers(len(pending)))
+    workers = ws.workers(len(pending)) if captioner.backbone.ahead else 0
+    read = decoded([images[i] for i in pending], captioner.backbone.pixels, batches, workers=workers)
     with (
         partial.open("a", encoding="utf-8") as kept,
         ws.tracker.progress("captioning", len(images), len(images) - len(pending)) as bar,

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors.torch import load_model
 
-from cgtgan.assets.backbone import save_demo_clip
+from cgtgan.assets.backbone import backbone_description, save_demo_clip
 from cgtgan.assets.training_state import load_state, read_meta, save_state, state_tensors
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import as_dict
@@ -179,7 +179,7 @@ def describe_checkpoint(ws: Workspace, path: Path, backbone: ClipBackbone, step:
     files = {str(file.relative_to(path)): file_fingerprint(file) for file in sorted(path.rglob("*")) if file.is_file()}
     description = {
         "step": step,
-        "clip_backbone": as_dict(ws.cfg.clip_backbone),
+        "clip_backbone": backbone_description(ws.cfg.clip_backbone),
         "decode": as_dict(ws.cfg.decode),
         "files": files,
     }

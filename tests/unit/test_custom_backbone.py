@@ -1,0 +1,186 @@
+"""A user's own dual encoder: plain, with pixels and tokens, with weight files, and wrong ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cgtgan.config import ClipBackboneConfig
+from cgtgan.errors import InputError, MissingFileError
+from cgtgan.models.custom_backbone import CustomBackbone, absolute_spec, custom_identity
+
+CPU = torch.device("cpu")
+PLAIN = """
+from pathlib import Path
+import numpy as np
+import torch
+
+class Plain:
+    logit_scale = 50.0
+
+    @classmethod
+    def load(cls):
+        return cls()
+
+    def encode_images(self, images):
+        return torch.tensor(np.array([np.asarray(i.convert("RGB"), dtype="float32").mean((0, 1)) for i in images]))
+
+    def encode_texts(self, texts):
+        return torch.tensor([[float(len(t)), float(t.count("e")), 1.0] for t in texts])
+
+class Fast(Plain):
+    image_size = 8
+
+    @staticmethod
+    def pixels(image):
+        return torch.tensor(np.asarray(image.convert("RGB").resize((8, 8)), dtype="float32")).permute(2, 0, 1)
+
+    def encode_pixels(self, pixels):
+        return pixels.mean((2, 3))
+
+    @staticmethod
+    def tokens(texts):
+        return [[ord(letter) for letter in text] for text in texts]
+
+    def encode_tokens(self, rows):
+        return torch.tensor([[float(len(row)), float(row.count(ord("e"))), 1.0] for row in rows])
+
+class OnDevice(Plain):
+    @classmethod
+    def load(cls, device):
+        made = cls()
+        made.device = device
+        return made
+
+class NoTexts:
+    @classmethod
+    def load(cls):
+        return cls()
+    def encode_images(self, images):
+        return torch.zeros(len(images), 3)
+
+class AList(Plain):
+    def encode_texts(self, texts):
+        return [[0.0] for _ in texts]
+
+class WholeNumbers(Plain):
+    def encode_texts(self, texts):
+        return torch.zeros(len(texts), 3, dtype=torch.long)
+
+class OtherWidth(Plain):
+    def encode_images(self, images):
+        return torch.zeros(len(images), 4)
+
+class Fails(Plain):
+    def encode_texts(self, texts):
+        raise OSError("no weights today")
+
+class Listed(Plain):
+    files = ["listed.bin"]
+
+plain = Plain  # a function or class without `load` is called itself
+"""
+
+
+FAILING_LINE = next(n for n, line in enumerate(PLAIN.splitlines(), 1) if "raise OSError" in line)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    file = tmp_path / "encoder.py"
+    file.write_text(PLAIN)
+    return file
+
+
+def config(source: Path, name: str) -> ClipBackboneConfig:
+    return ClipBackboneConfig(name="custom", kind="custom", model=f"{source}:{name}")
+
+
+def pictures() -> list[Image.Image]:
+    noise = np.random.default_rng(0)
+    return [Image.fromarray(noise.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(3)]
+
+
+@pytest.mark.parametrize("name", ["Plain", "Fast", "OnDevice", "plain"])
+def test_an_encoder_embeds_pictures_and_texts(source: Path, name: str) -> None:
+    backbone, images = CustomBackbone(config(source, name), CPU), pictures()
+    assert (backbone.dim, backbone.logit_scale, backbone.ahead) == (3, 50.0, name == "Fast")
+    wanted = torch.tensor(np.array([np.asarray(i, dtype=np.float32).mean((0, 1)) for i in images]))
+    assert torch.allclose(backbone.encode_images(images), wanted)
+    assert torch.allclose(backbone.encode_images(torch.stack([backbone.pixels(i) for i in images])), wanted)
+    texts = ["bee", "a", "", "bee", "übe"]
+    assert backbone.encode_texts(texts).tolist() == [[3, 2, 1], [1, 0, 1], [0, 0, 1], [3, 2, 1], [3, 1, 1]]
+    rows = backbone.tokens(texts)
+    assert torch.equal(backbone.encode_tokens(rows), backbone.encode_texts(texts))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("NoTexts", "has no encode_texts: a dual encoder has encode_images(pictures) and encode_texts(texts)"),
+        ("AList", "encode_texts must return a float tensor (1, D), not a list"),
+        ("WholeNumbers", "not torch.int64 of shape (1, 3)"),
+        ("Fails", f"line {FAILING_LINE}: OSError: no weights today"),
+        ("Absent", "has no Absent; it defines"),
+    ],
+)
+def test_what_is_no_dual_encoder_is_refused(source: Path, name: str, words: str) -> None:
+    with pytest.raises(InputError) as error:
+        CustomBackbone(config(source, name), CPU)
+    assert f"clip_backbone.model={source}:{name}" in str(error.value)
+    assert words in str(error.value)
+
+
+def test_pictures_and_texts_have_one_width(source: Path) -> None:
+    backbone = CustomBackbone(config(source, "OtherWidth"), CPU)
+    with pytest.raises(InputError, match=r"encode_images must return a float tensor \(1, D\) with D=3, as for texts"):
+        backbone.encode_images(pictures())
+
+
+def test_its_identity_is_the_content_of_its_files(source: Path) -> None:
+    first = custom_identity(config(source, "Plain"))
+    assert "weights" not in first
+    assert custom_identity(config(source, "Fast")) != first
+    weights = source.with_name("encoder.safetensors")
+    weights.write_bytes(b"one")
+    second = custom_identity(config(source, "Plain"))
+    weights.write_bytes(b"two")
+    third = custom_identity(config(source, "Plain"))
+    source.write_text(source.read_text() + "\n")
+    fourth = custom_identity(config(source, "Plain"))
+    assert len({str(i) for i in (first, second, third, fourth)}) == 4
+
+
+def test_the_files_it_lists_are_its_weights(source: Path) -> None:
+    source.with_name("encoder.npy").write_bytes(b"not listed")
+    with pytest.raises(MissingFileError, match=r"`files` names .*listed\.bin, which is missing"):
+        custom_identity(config(source, "Listed"))
+    source.with_name("listed.bin").write_bytes(b"one")
+    assert list(custom_identity(config(source, "Listed"))["weights"]) == ["listed.bin"]
+
+
+def test_a_path_holds_in_any_folder(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(source.parent)
+    assert absolute_spec("encoder.py:Plain") == f"{source}:Plain"
+    assert absolute_spec("package.module:Plain") == "package.module:Plain"
+
+
+def test_a_real_encoder_of_photographs(shared: Path) -> None:
+    folder = shared / "data/flickr8k"
+    settings = ClipBackboneConfig(name="custom", kind="custom", model=f"{folder}/photo_clip.py:PhotoClip")
+    backbone = CustomBackbone(settings, CPU)
+    assert backbone.dim == 256
+    assert set(custom_identity(settings)["weights"]) == {"photo_clip.safetensors"}
+    coco = json.loads((folder / "references.json").read_text())
+    references = {a["image_id"]: a["caption"] for a in coco["annotations"]}
+    images = coco["images"][:40]
+    pictures = [Image.open(folder / "images" / image["file_name"]) for image in images]
+    vectors = torch.nn.functional.normalize(backbone.encode_images(pictures), dim=-1)
+    texts = torch.nn.functional.normalize(backbone.encode_texts([references[i["id"]] for i in images]), dim=-1)
+    hits = ((vectors @ texts.T).argmax(dim=1) == torch.arange(40)).float().mean()
+    assert hits > 0.3  # by chance 0.025
