@@ -12,9 +12,7 @@ import base64
 import io
 import re
 import secrets
-import struct
 import threading
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +31,7 @@ from torch import Tensor
 from cgtgan.captioning.captioner import Captioner
 from cgtgan.config import ServeConfig
 from cgtgan.data.corpora import embedded_text
+from cgtgan.data.image_files import DAMAGED_IMAGE
 from cgtgan.method.aggregation import nearest_texts
 
 # Pillow's format -> its usual name; of what Pillow reads, none that starts another program (EPS) or follows file names.
@@ -67,12 +66,6 @@ class Refused(Exception):
 
 # ------------------------------------------------------------------------------------------------------------ pictures
 
-# What a damaged picture raises depends on its format.
-_DAMAGED = (
-    *(OSError, ValueError, SyntaxError, EOFError, LookupError, OverflowError, MemoryError, RuntimeError),
-    *(struct.error, zlib.error),
-)
-
 
 def format_names() -> dict[str, str]:
     """Pillow's name -> the usual name of every format that is accepted and that Pillow can open here."""
@@ -94,7 +87,7 @@ def read_picture(raw: bytes) -> Image.Image:
             return image
     except Image.DecompressionBombError:
         raise Refused(413, f"The picture has too many pixels: {MAX_PIXELS // 10**6} million are the limit.") from None
-    except _DAMAGED:
+    except DAMAGED_IMAGE:
         raise Refused(415, f"The file cannot be read as a picture ({', '.join(format_names().values())}).") from None
 
 

@@ -2,54 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cgtgan.errors import InputError, MissingFileError
+from cgtgan.data.annotations import ImageId
+from cgtgan.data.user_files import read_user_json
+from cgtgan.errors import InputError
 from cgtgan.runtime.artifacts import write_text
-
-ImageId = int | str
 
 
 def id_list(ids: Sequence[Any]) -> str:
     """'7 images (1, 2, 3, 4, 5, ...) have': the start of an error message about them."""
     shown = ", ".join(repr(i) for i in ids[:5]) + (", ..." if len(ids) > 5 else "")
     return f"{len(ids)} image{'s' if len(ids) > 1 else ''} ({shown}) {'have' if len(ids) > 1 else 'has'}"
-
-
-def _read_json(path: Path, what: str) -> Any:
-    """The JSON in `path` (plain, or gzip by its first bytes); InputError with the place where it stops being JSON."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise MissingFileError(
-            f"the {what} {path} cannot be read ({error.strerror}): give the path of a JSON file"
-        ) from None
-    try:
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"the {what} {path} is a damaged gzip file ({error}): fetch it again") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"the {what} {path} is not UTF-8 text at byte {error.start}: save it as UTF-8 JSON") from None
-    if text.lstrip()[:1] == "<":
-        raise InputError(
-            f"the {what} {path} is a web page, not JSON: its download was probably answered by an error page"
-        )
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno} column {error.colno} of {len(text)} characters"
-        raise InputError(
-            f"the {what} {path} is not whole JSON at {place} ({error.msg}): write or fetch it again"
-        ) from None
-    except RecursionError:
-        raise InputError(
-            f"the {what} {path} is nested too deeply to be captions: check that it is the right file"
-        ) from None
 
 
 def _rows(rows: Any, path: Path, where: str) -> list[tuple[ImageId, str]]:
@@ -74,7 +41,7 @@ def load_results(path: str | Path) -> dict[ImageId, str]:
     path = Path(path)
     captions: dict[ImageId, str] = {}
     twice: dict[ImageId, None] = {}
-    for image, caption in _rows(_read_json(path, "results file"), path, "the file"):
+    for image, caption in _rows(read_user_json(path, "captions"), path, "the file"):
         if image in captions:
             twice[image] = None
         captions[image] = caption
@@ -98,7 +65,7 @@ def load_references(path: str | Path) -> dict[ImageId, list[str]]:
     Raises: MissingFileError; InputError for HTML, broken JSON or another shape.
     """
     path = Path(path)
-    document = _read_json(path, "references file")
+    document = read_user_json(path, "evaluate.references")
     if not isinstance(document, dict) or "annotations" not in document:
         raise InputError(f"{path} has no list 'annotations' at its top: give a file in COCO's captions format")
     images = document.get("images") or []

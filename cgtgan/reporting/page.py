@@ -19,7 +19,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cgtgan.reporting.pictures import UNREADABLE, embed
+from cgtgan.data.image_files import DAMAGED_IMAGE
+from cgtgan.reporting.pictures import embed
 from cgtgan.reporting.svg import Histogram, Plot, draw
 from cgtgan.reporting.tables import (
     MethodRow,
@@ -260,7 +261,7 @@ def picture_card(item: GalleryItem) -> PictureCard:
         return PictureCard(item, *embed(path))
     except FileNotFoundError:
         return PictureCard(item, problem=f"The picture {path.name} was not found.")
-    except UNREADABLE:
+    except DAMAGED_IMAGE:
         return PictureCard(item, problem=f"The picture {path.name} could not be read.")
 
 

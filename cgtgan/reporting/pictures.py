@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
+from cgtgan.data.image_files import DAMAGED_IMAGE
 from cgtgan.errors import InputError
 
 Id = TypeVar("Id", int, str, int | str)
@@ -21,8 +22,6 @@ EMBED_PIXELS = 320  # longest side of an embedded picture
 THUMBNAIL_PIXELS = (200, 144, 112, 88)  # longest side: the first with which all fit the budget, else the last
 PIXEL_ART = 96  # up to here a picture is enlarged with hard pixels instead of a blur
 EMBED_AS_IS_BYTES = 200_000
-# What Pillow raises for broken files.
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 def pick_gallery(per_image_cider: Mapping[Id, float], n: int, seed: int) -> tuple[list[Id], list[Id], list[Id]]:
@@ -71,7 +70,7 @@ def thumbnails(
 def _thumbnail(path: Path, side: int) -> tuple[str, bool] | None:
     try:
         return embed(path, side, quality=70)
-    except UNREADABLE:
+    except DAMAGED_IMAGE:
         return None
 
 

@@ -17,7 +17,8 @@ from cgtgan.assets.images import dataset_split
 from cgtgan.assets.released import released_aggregated
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config, WandbConfig, as_dict, variant_name
-from cgtgan.reporting.pictures import UNREADABLE, embed
+from cgtgan.data.image_files import DAMAGED_IMAGE
+from cgtgan.reporting.pictures import embed
 from cgtgan.runtime.artifacts import Embeddings, atomic_path, read_json
 from cgtgan.runtime.tracking import read_metrics
 from cgtgan.runtime.versions import code_version
@@ -83,7 +84,7 @@ def _thumbnails(ws: Workspace, ids: list[Any]) -> list[Path | None]:
         found = next(folder.glob(f"{number:02d}.*"), None)
         try:
             made.append(found or _thumbnail(files[image_id], folder / f"{number:02d}"))
-        except (KeyError, *UNREADABLE):
+        except (KeyError, *DAMAGED_IMAGE):
             made.append(None)
     return made
 
