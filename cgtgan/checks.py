@@ -13,6 +13,7 @@ from cgtgan.config import (
     RELEASED_SLIPS,
     STAGES,
     Config,
+    RewardTermConfig,
     custom_name,
     is_custom,
     leaves,
@@ -200,7 +201,11 @@ _TAKEN = ("semantic", "naturalness", "real_logit")  # other rewards are logged b
 def _reward_terms(cfg: Config) -> Iterator[str]:
     names = [custom_name(key) for key in cfg.reward_weights.terms]
     for key, term in cfg.reward_weights.terms.items():
-        field, name, spec = f"reward_weights.terms.{key}", custom_name(key), term.function or key
+        field, name = f"reward_weights.terms.{key}", custom_name(key)
+        if not isinstance(term, RewardTermConfig):
+            yield f"{field}={term} is not accepted: a term is a weight, or has weight, scale and function"
+            continue
+        spec = str(term.function or key)
         if not name.isidentifier() or name in _TAKEN or name.endswith(("_greedy", "_abs")) or names.count(name) > 1:
             taken = f"other than {', '.join(_TAKEN)}, without _greedy or _abs at its end"
             yield f"{field} is not accepted: the name of a term is one word of letters, digits and _, {taken}, and given once"
@@ -212,10 +217,10 @@ def _reward_terms(cfg: Config) -> Iterator[str]:
                 f"{field} is not accepted: the built-in terms are {known}; your own needs {field}.function=path.py:name "
                 "or package.module:name"
             )
-        elif not math.isfinite(term.weight):
-            yield f"{field}.weight={term.weight} is not a finite number"
-        elif term.scale is not None and not 0 < term.scale < math.inf:
-            yield f"{field}.scale={term.scale:g} is not accepted: it must be above 0"
+        elif not isinstance(term.weight, int | float) or not math.isfinite(term.weight):
+            yield f"{field}.weight={term.weight} is not accepted: it must be a finite number"
+        elif not (term.scale is None or (isinstance(term.scale, int | float) and 0 < term.scale < math.inf)):
+            yield f"{field}.scale={term.scale} is not accepted: it must be a number above 0, or null"
 
 
 def _contradictions(cfg: Config) -> Iterator[str]:

@@ -131,6 +131,7 @@ _PATHS = (
     "dataset.released",
     "corpus.path",
     "train.init_from",
+    "clip_backbone.model",
     "evaluate.references",
     "report.output",
     "report.baseline",
@@ -152,7 +153,9 @@ def quote_paths(argv: Sequence[str]) -> list[str]:
             and "${" not in value
             and not (several and "," in value)
         )
-        if field in _PATHS and plain and not re.fullmatch(r"[\w./~:-]*", value):
+        if field.startswith("reward_weights.terms."):  # a name that the settings do not know yet
+            word = f"++{word}"
+        elif field in _PATHS and plain and not re.fullmatch(r"[\w./~:-]*", value):
             escaped = value.replace("\\", "\\\\").replace("'", "\\'")
             word = f"{field}='{escaped}'"
         elif field in ("runs", "report.runs") and re.fullmatch(r"\[[^'\"$]*\]", value):

@@ -135,11 +135,19 @@ class RewardWeightsConfig:
     name: str = "clip_agg"
     cos_weight: float = 0.5
     clip_weight: float = 0.0
-    # further terms; cos, l1 or clip here get another weight
-    terms: dict[str, RewardTermConfig] = field(default_factory=dict)
+    # further terms; cos, l1 or clip here get another weight. Each is a RewardTermConfig, or just its weight. (Hydra cannot
+    # add a key to a dictionary of dataclasses, hence the loose type.)
+    terms: dict[str, Any] = field(default_factory=dict)
     max_weight: float = 0.5
     delay_steps: int = 150
     ramp_steps: int = 2350
+
+    def __post_init__(self) -> None:
+        for name, term in self.terms.items():
+            if isinstance(term, int | float):
+                self.terms[name] = RewardTermConfig(weight=term)
+            elif isinstance(term, dict) and term.keys() <= {f.name for f in fields(RewardTermConfig)}:
+                self.terms[name] = RewardTermConfig(**term)  # anything else is refused by `checks.validate`
 
 
 @dataclass
