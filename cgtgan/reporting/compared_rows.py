@@ -42,7 +42,7 @@ class Entry:
     depends: Mapping[str, Any]
     variants: set[int] = field(default_factory=set)
     runs: dict[int, Run] = field(default_factory=dict)
-    row: ComparedRow = field(default_factory=lambda: ComparedRow("", "", {}))
+    row: ComparedRow = field(default_factory=lambda: ComparedRow(""))
 
     @property
     def first_variant(self) -> int:
@@ -111,21 +111,22 @@ def _named(rows: list[Entry], variants: Sequence[Variant]) -> list[Entry]:
 
 
 def _row(entry: Entry, variants: Sequence[Variant], title: str) -> ComparedRow:
-    values: dict[str, dict[int, float]] = {}
-    for seed, run in sorted(entry.runs.items()):
-        for metric, value in run.scores(entry.method)["scores"].items():
-            values.setdefault(metric, {})[seed] = value
+    by_seed = {seed: run.scores(entry.method)["scores"] for seed, run in sorted(entry.runs.items())}
+    metrics = dict.fromkeys(metric for scores in by_seed.values() for metric in scores)
+    seeds = {metric: [seed for seed, scores in by_seed.items() if metric in scores] for metric in metrics}
     sharing, known = [variants[i] for i in sorted(entry.variants)], METHODS[entry.method]
     trained, first = entry.method == "cgtgan", next(iter(entry.runs.values()))
     return ComparedRow(
         sharing[0].name if trained else title,
-        entry.method,
-        values,
+        first.title("cgtgan") if trained else known.note,
+        {metric: [by_seed[seed][metric] for seed in seeds[metric]] for metric in metrics},
+        bound=known.bound,
+        untrained=not trained,
+        decoding=entry.decoding,
+        method=entry.method,
+        seeds=seeds,
         experiment=sharing[0].experiment if len({v.experiment for v in sharing}) == 1 else "",
         variant=sharing[0].variant if len(sharing) == 1 else "",
-        note=first.title("cgtgan") if trained else known.note,
-        decoding=entry.decoding,
-        bound=known.bound,
     )
 
 
@@ -145,14 +146,11 @@ def tables_of(sets: Sets, variants: Sequence[Variant]) -> list[TestSet]:
 def _published(rows: Sequence[Entry], variants: Sequence[Variant]) -> list[ComparedRow]:
     trained = [entry for entry in rows if entry.method == "cgtgan"]
     corpora = {variants[i].settings["corpus.name"] for entry in trained for i in entry.variants}
-    found: dict[str, ComparedRow] = {}
+    rows_by_name: dict[str, ComparedRow] = {}
     for run in (run for entry in trained for run in entry.runs.values()):
         if row := run.published(f" · {run.settings['corpus.name']}" if len(corpora) > 1 else ""):
-            values = {metric: {0: scores[0]} for metric, scores in row.scores.items()}
-            found[row.name + row.note] = ComparedRow(
-                row.name, "published", values, note=row.note, decoding=row.decoding
-            )
-    return list(found.values())
+            rows_by_name[row.name + row.note] = ComparedRow(**vars(row), method="published")
+    return list(rows_by_name.values())
 
 
 # ----------------------------------------------------------------------------------------------------- the paired test
@@ -223,8 +221,8 @@ def _test(base: Entry, others: Sequence[Entry], resamples: int, seed: int, notes
             differ = f"their scored images differ ({len(entry.images ^ base.images):,} are not in both)"
             notes.append(f"{entry.row.name} is not tested against {base.row.name}: {differ}")
             continue
-        for metric in entry.row.values:
-            a, b = (number(e, metric) if metric in e.row.values else None for e in (entry, base))
+        for metric in entry.row.scores:
+            a, b = (number(e, metric) if metric in e.row.scores else None for e in (entry, base))
             if a is not None and b is not None:
                 pairs.append((a, b))
                 tested.append((entry, metric))
@@ -239,11 +237,11 @@ def _test(base: Entry, others: Sequence[Entry], resamples: int, seed: int, notes
 
 def _scored(entry: Entry, metric: str, ids: Sequence[Any]) -> Scored | None:
     """Scores (seeds, images) where the corpus score is the mean over images: only such a score can be resampled."""
-    seeds, corpus = tuple(sorted(entry.runs)), entry.row.values[metric]
-    if metric in SUMMED or any(seed not in corpus for seed in seeds):
+    seeds = tuple(sorted(entry.runs))
+    if metric in SUMMED or list(seeds) != entry.row.seeds[metric]:
         return None
     rows = [[entry.per_image[seed][i].get(metric, np.nan) for i in ids] for seed in seeds]
-    scores, whole = np.asarray(rows, dtype=np.float64), np.asarray([corpus[seed] for seed in seeds])
+    scores, whole = np.asarray(rows, dtype=np.float64), np.asarray(entry.row.scores[metric])
     if not np.isfinite(scores).all() or not np.allclose(scores.mean(1), whole, rtol=1e-6, atol=1e-6):
         return None
     return Scored(scores, seeds)

@@ -7,7 +7,7 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from cgtgan.reporting.tables import (
     Cell,
@@ -50,19 +50,19 @@ def csv_text(sets: Sequence[TestSet]) -> str:
     table.writeheader()
     for test_set in sets:
         for row in test_set.rows:
-            for metric, values in row.values.items():
+            for metric, values in row.scores.items():
                 table.writerow({"test_set": test_set.name, **_csv_fields(row, metric, values)})
     return file.getvalue()
 
 
-def _csv_fields(row: ComparedRow, metric: str, values: Mapping[int, float]) -> dict[str, str]:
-    finite = [value for value in values.values() if math.isfinite(value)]
+def _csv_fields(row: ComparedRow, metric: str, values: Sequence[float]) -> dict[str, str]:
+    finite = [value for value in values if math.isfinite(value)]
     fields = {"experiment": row.experiment, "variant": row.variant, "method": row.method, "row": row.name}
     fields |= {"decoding": row.decoding, "metric": metric, "mean": repr(statistics.fmean(finite)) if finite else ""}
     if row.published:
         return fields
     fields |= {"n": str(len(finite)), "std": repr(statistics.stdev(finite)) if len(finite) > 1 else ""}
-    fields |= {"seeds": " ".join(map(str, values)), "values": " ".join(map(repr, values.values()))}
+    fields |= {"seeds": " ".join(map(str, row.seeds[metric])), "values": " ".join(map(repr, values))}
     if difference := row.differences.get(metric):
         fields |= {"baseline": row.baseline, "diff": repr(difference.value)}
         for prefix, interval in (("", difference.images), ("seeds_", difference.seeds)):
@@ -77,7 +77,7 @@ def markdown(sets: Sequence[TestSet]) -> str:
     parts = []
     for test_set in sets:
         parts.append(f"{test_set.name}; mean ± standard deviation (n-1) over seeds, x 100 where the metric is\n")
-        parts += [markdown_table(test_set.method_rows, metrics) for metrics in split_metrics(test_set.metrics)]
+        parts += [markdown_table(test_set.rows, metrics) for metrics in split_metrics(test_set.metrics)]
         metrics, rows = difference_table(test_set)
         if rows:
             baselines = " / ".join(sorted({row.baseline for row in test_set.rows if row.differences}))
@@ -128,7 +128,7 @@ def latex_table(sets: Sequence[TestSet], *, made_by: Sequence[str] = ()) -> str:
 
 def _tabular(test_set: TestSet) -> list[str]:
     metrics = test_set.metrics
-    table = score_table(test_set.method_rows, metrics)
+    table = score_table(test_set.rows, metrics)
     decoding = table.decodings > 1
     heads = ["Method", *(["Decoding"] if decoding else []), "Seeds", *metrics]
     lines = [f"\\begin{{tabular}}{{{'l' * (1 + decoding)}{'r' * (1 + len(metrics))}}}", "\\toprule"]
@@ -137,7 +137,7 @@ def _tabular(test_set: TestSet) -> list[str]:
         lines.append("\\midrule")
         for row, cells in rows:
             names = [row.name, row.decoding] if decoding else [row.name]
-            seeds = "--" if row.published else str(row.seeds)
+            seeds = "--" if row.published else str(row.num_seeds)
             lines.append(" & ".join([*map(latex_escaped, names), seeds, *map(_latex_score, cells)]) + r" \\")
     return [*lines, "\\bottomrule", "\\end{tabular}"]
 

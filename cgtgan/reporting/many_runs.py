@@ -57,7 +57,7 @@ def compare(cfg: Config) -> Path:
     for test_set in sets:
         tracker.say(test_set.name)
         for metrics in split_metrics(test_set.metrics):
-            tracker.show(comparison_table(test_set.method_rows, metrics))
+            tracker.show(comparison_table(test_set.rows, metrics))
     for text in filter(None, [page.warning, page.summary, *notes]):
         tracker.say(text)
     tracker.say(f"report: {places['.html']}, with {', '.join(places[suffix].name for suffix in FILES)} in its folder")
@@ -127,11 +127,11 @@ def _facts(variants: Sequence[Variant], sets: Sequence[TestSet], baselines: Sequ
 
 def _summary(test_set: TestSet) -> str:
     """Which variant has the highest CIDEr, and how far above the baseline."""
-    scored = [row for row in test_set.rows if row.method == "cgtgan" and "CIDEr" in row.values]
+    scored = [row for row in test_set.rows if row.method == "cgtgan" and "CIDEr" in row.scores]
     if not scored:
         return ""
-    row = max(scored, key=lambda row: np.mean(list(row.values["CIDEr"].values())))
-    values = list(row.values["CIDEr"].values())
+    row = max(scored, key=lambda row: np.mean(row.scores["CIDEr"]))
+    values = row.scores["CIDEr"]
     best = f"Highest CIDEr of {len(scored)} variants: {row.name}" if len(scored) > 1 else row.name
     text = f"{best}, {format_score('CIDEr', float(np.mean(values)))}"
     if len(values) > 1:

@@ -200,7 +200,7 @@ def render_comparison(page: Comparison) -> str:
     """The comparison as one HTML document. Raises InputError when a curve's steps and values differ in length."""
     sets = []
     for test_set in page.sets:
-        tables = [score_table(test_set.method_rows, metrics) for metrics in split_metrics(test_set.metrics)]
+        tables = [score_table(test_set.rows, metrics) for metrics in split_metrics(test_set.metrics)]
         baselines = list(dict.fromkeys(row.baseline for row in test_set.rows if row.differences))
         sets.append((test_set.name, tables, baselines, *difference_table(test_set)))
     return render_template("comparison.html.j2", page=page, sets=sets, open_plots=OPEN_PLOTS)

@@ -55,8 +55,7 @@ def p_value(p: float) -> str:
 class MethodRow:
     """A row of a table. `scores`: metric -> raw values (CIDEr 2.39, not 239), one per seed.
 
-    `marks`: metric -> a sign and its meaning in words. Rows that are `bound` (supervised, human) or `published` (the
-    paper's figures) stand apart and are never bold.
+    Rows that are `bound` (supervised, human) or `published` (the paper's figures) stand apart and are never bold.
     """
 
     name: str
@@ -65,9 +64,8 @@ class MethodRow:
     ours: bool = False
     bound: bool = False
     published: bool = False
-    untrained: bool = False
+    untrained: bool = False  # without adversarial training
     decoding: str = ""
-    marks: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def part(self) -> int:
@@ -79,7 +77,7 @@ class MethodRow:
         return self.part > 1
 
     @property
-    def seeds(self) -> int:
+    def num_seeds(self) -> int:
         return max(map(len, self.scores.values()), default=0)
 
     def mean(self, metric: str) -> float | None:
@@ -87,44 +85,32 @@ class MethodRow:
         finite = [value for value in self.scores.get(metric, ()) if math.isfinite(value)]
         return statistics.fmean(finite) if finite else None
 
+    def mark(self, metric: str) -> tuple[str, str]:
+        """A sign, and what it means in words, where the score differs from a baseline's; else two empty texts."""
+        return "", ""
+
 
 @dataclass(frozen=True)
-class ComparedRow:
-    """A variant, a method without GAN training, or the paper's figures. `values`: metric -> seed -> raw corpus score.
+class ComparedRow(MethodRow):
+    """A row over several runs. `seeds`: metric -> the seed of each score; `method`: as in stage=evaluate, or published.
 
-    `method` is a name of stage=evaluate, or `published`. `differences`: metric -> against the row named `baseline`.
-    `variant` is empty where several variants share the row.
+    `differences`: metric -> against the row named `baseline`. `variant` is empty where several variants share the row.
     """
 
-    name: str
-    method: str
-    values: Mapping[str, Mapping[int, float]]
+    method: str = ""
+    seeds: Mapping[str, Sequence[int]] = field(default_factory=dict)
     experiment: str = ""
     variant: str = ""
-    note: str = ""
-    decoding: str = ""
-    bound: bool = False
     baseline: str = ""
     differences: Mapping[str, Difference] = field(default_factory=dict)
 
-    @property
-    def published(self) -> bool:
-        return self.method == "published"
-
     def mark(self, metric: str) -> tuple[str, str]:
-        """A sign, and what it means, where the score differs from the baseline's; else two empty texts."""
         difference = self.differences.get(metric)
         if difference is None or not difference.sign:
             return "", ""
         above = "above" if difference.sign > 0 else "below"
         over = "over other seeds too" if difference.firm else "for these runs"
         return MARKS[difference.sign, difference.firm], f"{above} {self.baseline}, {over}"
-
-    def method_row(self) -> MethodRow:
-        scores = {metric: list(values.values()) for metric, values in self.values.items()}
-        marks = {metric: self.mark(metric) for metric in self.differences}
-        apart = {"bound": self.bound, "published": self.published, "untrained": self.method != "cgtgan"}
-        return MethodRow(self.name, self.note, scores, **apart, decoding=self.decoding, marks=marks)
 
 
 @dataclass(frozen=True)
@@ -139,11 +125,7 @@ class TestSet:
     @property
     def metrics(self) -> list[str]:
         """Those that were measured here."""
-        return list(dict.fromkeys(metric for row in self.rows if not row.published for metric in row.values))
-
-    @property
-    def method_rows(self) -> list[MethodRow]:
-        return [row.method_row() for row in self.rows]
+        return list(dict.fromkeys(metric for row in self.rows if not row.published for metric in row.scores))
 
 
 def split_metrics(metrics: Iterable[str]) -> list[list[str]]:
@@ -176,7 +158,7 @@ class ScoreTable:
 
     @property
     def several_seeds(self) -> bool:
-        return any(row.seeds > 1 for _, lines in self.parts for row, _ in lines)
+        return any(row.num_seeds > 1 for _, lines in self.parts for row, _ in lines)
 
 
 def score_table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> ScoreTable:
@@ -200,7 +182,7 @@ def score_cell(row: MethodRow, metric: str, best: str = "") -> Cell:
     spread = f"± {format_score(metric, statistics.stdev(finite), mean)}" if len(finite) > 1 else ""
     note = "" if len(finite) == len(values) else f"{len(finite)}/{len(values)} seeds finite"
     text = format_score(metric, mean)
-    return Cell(text, spread, note, not row.apart and text == best, *row.marks.get(metric, ("", "")))
+    return Cell(text, spread, note, not row.apart and text == best, *row.mark(metric))
 
 
 @dataclass(frozen=True)
@@ -215,9 +197,9 @@ class DifferenceCell:
     places: tuple[float, ...]
 
 
-def difference_table(test_set: TestSet) -> tuple[list[str], list[tuple[MethodRow, list[DifferenceCell | None]]]]:
+def difference_table(test_set: TestSet) -> tuple[list[str], list[tuple[ComparedRow, list[DifferenceCell | None]]]]:
     """(metrics, rows with a cell per metric) of what was tested against a baseline."""
-    rows = sorted((row for row in test_set.rows if row.differences), key=lambda row: row.method_row().part)
+    rows = sorted((row for row in test_set.rows if row.differences), key=lambda row: row.part)
     metrics = [m for m in dict.fromkeys((*METRICS, *test_set.metrics)) if any(m in row.differences for row in rows)]
     reach = {}
     for metric in metrics:
@@ -225,7 +207,7 @@ def difference_table(test_set: TestSet) -> tuple[list[str], list[tuple[MethodRow
         variants = [row for row in rows if row.method == "cgtgan" and metric in row.differences] or rows
         intervals = [row.differences[metric].images for row in variants if metric in row.differences]
         reach[metric] = max(abs(edge) for interval in intervals for edge in (interval.low, interval.high))
-    return metrics, [(row.method_row(), [_difference_cell(row, m, reach[m]) for m in metrics]) for row in rows]
+    return metrics, [(row, [_difference_cell(row, m, reach[m]) for m in metrics]) for row in rows]
 
 
 def _difference_cell(row: ComparedRow, metric: str, reach: float) -> DifferenceCell | None:
@@ -259,7 +241,7 @@ def comparison_table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> Table
         table.add_column(Text(metric.replace(" ", "\n")), justify="right", no_wrap=True, vertical="top")
     for _, lines in scores.parts:
         for row, cells in lines:
-            seeds = [Text(str(row.seeds))] if scores.several_seeds else []
+            seeds = [Text(str(row.num_seeds))] if scores.several_seeds else []
             table.add_row(_console_name(row), *seeds, *map(_console_cell, cells))
         table.add_section()
     return table

@@ -196,7 +196,7 @@ def test_the_page_shows_every_part(home: Path, opened: Callable[..., Any], schem
 
 
 def test_names_are_text_whatever_they_are(opened: Callable[..., Any], tmp_path: Path) -> None:
-    row = ComparedRow(HOSTILE, "cgtgan", {"CIDEr": {0: 1.0}}, note=HOSTILE)
+    row = ComparedRow(HOSTILE, HOSTILE, {"CIDEr": [1.0]}, method="cgtgan", seeds={"CIDEr": [0]})
     gallery = Gallery(
         HOSTILE,
         HOSTILE,

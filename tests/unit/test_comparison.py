@@ -40,6 +40,11 @@ def row(sets: list[TestSet], name: str) -> ComparedRow:
     return found
 
 
+def values(row: ComparedRow, metric: str = "CIDEr") -> dict[int, float]:
+    """Seed -> score."""
+    return dict(zip(row.seeds[metric], row.scores[metric], strict=True))
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for seed in (0, 1):
@@ -65,15 +70,14 @@ def test_rows_have_their_seeds_and_shared_methods_stand_once(root: Path) -> None
     sets, baselines, notes = made(root)
     (table,) = sets
     assert table.name == "demo, test split, 60 images"
-    assert [(r.name, r.method, r.variant) for r in sorted(table.rows, key=lambda r: r.method_row().part)] == [
+    assert [(r.name, r.method, r.variant) for r in sorted(table.rows, key=lambda r: r.part)] == [
         ("a", "cgtgan", "a"),
         ("b", "cgtgan", "b"),
         ("Initialisation only", "init", ""),
         ("Nearest sentence", "nearest", "a"),
     ]
-    values = row(sets, "b").values["CIDEr"]
-    assert values == {0: pytest.approx(BASE.mean() + 0.3), 1: pytest.approx(BASE.mean() + 0.32)}
-    assert list(row(sets, "Initialisation only").values["CIDEr"]) == [0, 1]
+    assert values(row(sets, "b")) == {0: pytest.approx(BASE.mean() + 0.3), 1: pytest.approx(BASE.mean() + 0.32)}
+    assert list(values(row(sets, "Initialisation only"))) == [0, 1]
     assert (baselines, notes) == (["a"], [])
 
 
@@ -129,7 +133,7 @@ def test_a_method_that_hangs_on_what_differs_has_a_row_each(tmp_path: Path) -> N
 def test_decodings_are_rows_of_their_own(root: Path) -> None:
     make_run(root, "a", 2, {"cgtgan": list(BASE)}, decoding="beam 3", settings={"reward_weights.name": "x"})
     sets, _, _ = made(root)
-    assert [(r.decoding, list(r.values["CIDEr"])) for r in sets[0].rows if r.name == "a"] == [
+    assert [(r.decoding, list(values(r))) for r in sets[0].rows if r.name == "a"] == [
         ("greedy", [0, 1]),
         ("beam 3", [2]),
     ]
@@ -186,13 +190,20 @@ def test_the_paper_s_row_stands_beside_its_setting_alone(root: Path) -> None:
     make_run(root, "p", 0, {"cgtgan": list(BASE)}, settings=paper, references="coco")
     sets, _, _ = made(root)
     assert [r.name for r in sets[1].rows] == ["p", "CgT-GAN as published"]
-    assert row(sets, "CgT-GAN as published").values["CIDEr"] == {0: pytest.approx(1.081)}
+    assert row(sets, "CgT-GAN as published").scores["CIDEr"] == [pytest.approx(1.081)]
     assert not any(r.published for r in sets[0].rows)
 
 
 # --------------------------------------------------------------------------------------------------------------- CSV, LaTeX
 
 HOSTILE = 'a_b, 50% & #1 {x} $y$ \\z ~ ^ "q"\n<t>|[*'
+
+
+def compared(name: str, method: str, values: dict[str, dict[int, float]], **more: Any) -> ComparedRow:
+    """A row from metric -> seed -> score."""
+    scores, seeds = {m: list(v.values()) for m, v in values.items()}, {m: list(v) for m, v in values.items()}
+    apart = {"published": method == "published", "untrained": method != "cgtgan"}
+    return ComparedRow(name, scores=scores, seeds=seeds, method=method, **apart, **more)
 
 
 def parsed(text: str) -> list[dict[str, Any]]:
@@ -203,14 +214,14 @@ def test_the_csv_gives_every_number_back(root: Path) -> None:
     sets, _, _ = made(root)
     lines = parsed(csv_text(sets))
     assert csv_text(sets).splitlines()[0] == ",".join(COLUMNS)
-    assert len(lines) == sum(len(r.values) for r in sets[0].rows)
+    assert len(lines) == sum(len(r.scores) for r in sets[0].rows)
     (line,) = [x for x in lines if (x["row"], x["metric"]) == ("b", "CIDEr")]
-    values = dict(zip(map(int, line["seeds"].split()), map(float, line["values"].split()), strict=True))
-    assert values == row(sets, "b").values["CIDEr"]
+    given = dict(zip(map(int, line["seeds"].split()), map(float, line["values"].split()), strict=True))
+    assert given == values(row(sets, "b"))
     assert (int(line["n"]), float(line["mean"]), float(line["std"])) == (
         2,
-        statistics.fmean(values.values()),
-        statistics.stdev(values.values()),
+        statistics.fmean(given.values()),
+        statistics.stdev(given.values()),
     )
     found = row(sets, "b").differences["CIDEr"]
     assert found.seeds is not None
@@ -231,8 +242,8 @@ def test_the_csv_gives_every_number_back(root: Path) -> None:
 
 def test_the_csv_takes_any_name_and_no_number_for_one() -> None:
     rows = [
-        ComparedRow(HOSTILE, "cgtgan", {"CIDEr": {3: math.nan, 4: 1.5}}),
-        ComparedRow("paper", "published", {"CIDEr": {0: 1.081}}),
+        compared(HOSTILE, "cgtgan", {"CIDEr": {3: math.nan, 4: 1.5}}),
+        compared("paper", "published", {"CIDEr": {0: 1.081}}),
     ]
     one, paper = parsed(csv_text([TestSet("t,1", rows)]))
     assert (one["row"], one["test_set"]) == (HOSTILE, "t,1")
@@ -246,19 +257,19 @@ def latex() -> str:
         Difference(-0.2, Interval(-0.3, -0.1, 0.01)),
     )
     rows = [
-        ComparedRow("base", "cgtgan", {"BLEU-4": {0: 0.30}, "CIDEr": {0: 1.0, 1: 1.1}}),
-        ComparedRow(
+        compared("base", "cgtgan", {"BLEU-4": {0: 0.30}, "CIDEr": {0: 1.0, 1: 1.1}}),
+        compared(
             HOSTILE,
             "cgtgan",
             {"BLEU-4": {0: 0.31}, "CIDEr": {0: 1.2, 1: 1.3}},
             baseline="base",
             differences={"CIDEr": up},
         ),
-        ComparedRow(
+        compared(
             "[x]", "init", {"CIDEr": {0: 0.5}, "Vocabulary": {0: 1234.0}}, baseline="base", differences={"CIDEr": down}
         ),
-        ComparedRow("human", "human", {"CIDEr": {0: 2.8}}, bound=True),
-        ComparedRow("paper", "published", {"CIDEr": {0: 3.081}}),
+        compared("human", "human", {"CIDEr": {0: 2.8}}, bound=True),
+        compared("paper", "published", {"CIDEr": {0: 3.081}}),
     ]
     return latex_table([TestSet("coco_test, 100%", rows)], made_by=["python run.py 'runs=a%b\nc'", "cgtgan 1 (abc)"])
 

@@ -160,7 +160,7 @@ def test_a_metric_of_the_user_is_compared_over_runs(tmp_path: Path) -> None:
     (table,) = tables_of(entries(variants, []), variants)
     assert split_metrics(table.metrics) == [["CIDEr"], ["CLIPScore", "words"]]
     (row,) = [row for row in table.rows if row.method == "cgtgan"]
-    assert row.values["words"] == {0: 9.25, 1: 9.25}
+    assert (row.seeds["words"], row.scores["words"]) == ([0, 1], [9.25, 9.25])
     assert ",cgtgan,v,greedy,words,2,9.25,0.0,0 1,9.25 9.25," in csv_text([table])
 
 
