@@ -1,4 +1,4 @@
-"""Draw a demo scene: anti-aliased shapes whose colour, texture, shape and size a small conv net can tell apart at 48 x 48."""
+"""Draws a demo scene: shapes whose colour, texture, shape and size a small network can tell apart at 48 x 48 pixels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PALETTE = {
 }
 TONES = {"light": 228, "dark": 128}
 DIAMETER = {"small": 0.245, "large": 0.41}  # of the image
-CENTRES = {  # of the image, one (x, y) a thing
+CENTRES = {  # of the image, one (x, y) per thing
     "middle": ((0.5, 0.5),),
     "left": ((0.27, 0.5),),
     "right": ((0.73, 0.5),),
@@ -49,7 +49,7 @@ HOLE = {"circle": 0.58, "square": 0.58, "triangle": 0.45, "star": 0.5, "cross": 
 
 
 def render(scene: Scene, size: int, rng: random.Random) -> Image.Image:
-    """Draw a scene as an RGB image of size x size pixels; `rng` moves, resizes and tones it a little, within its meaning."""
+    """A scene as an RGB image of size x size pixels; `rng` moves, resizes and tones it a little, within its meaning."""
     full = size * SUPERSAMPLING
     tone = TONES[scene.background] + rng.randint(-10, 10)
     canvas = Image.new("RGB", (full, full), (tone + rng.randint(-5, 5), tone, tone + rng.randint(-5, 5)))
@@ -94,9 +94,7 @@ def _pattern(texture: str, colour: str, full: int) -> Image.Image:
                 draw.rectangle((i * cell, j * cell, (i + 1) * cell - 1, (j + 1) * cell - 1), fill=other)
     elif texture == "dotted":
         pitch, dot = 1.6 * cell, 0.42 * cell
-        pale = tuple(
-            round(0.3 * channel + 0.7 * 255) for channel in base
-        )  # tinted: white would eat the edge of a small shape
+        pale = tuple(round(0.3 * channel + 0.7 * 255) for channel in base)  # white would eat a small shape's edge
         for i in range(math.ceil(side / pitch)):
             for j in range(math.ceil(side / pitch)):
                 x, y = (i + 0.5 * (j % 2)) * pitch, j * pitch

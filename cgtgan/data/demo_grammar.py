@@ -1,8 +1,6 @@
 """What a demo scene is, and the sentences people might say about it.
 
-A `Scene` is pure content: no pixels, no randomness. `describe` says it the way the demo's corpus and references do, `narrate`
-says it in a longer foreign style, `digress` talks of something else altogether. All take a `random.Random` and use nothing else,
-so one seed gives one sentence on every machine (no `hash()`, no set order).
+Sentences come from a `random.Random` alone (no `hash()`, no set order): a seed gives the same ones everywhere.
 """
 
 from __future__ import annotations
@@ -12,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-# The first word of every list is what most people say. These are the dials that set how far two speakers agree, i.e. human CIDEr
-# (benchmarks/demo_world.py measures it): the first word's probability, and how often size and texture are mentioned, by the
-# number of things in the scene.
-MAIN_WORD = 0.915
-SAY_SIZE = {1: 0.8, 2: 0.78, 3: 0.2}
+# How far two speakers agree, that is the human CIDEr (benchmarks/demo_world.py measures it).
+MAIN_WORD = 0.915  # probability of the first word of a list
+SAY_SIZE = {1: 0.8, 2: 0.78, 3: 0.2}  # how often it is mentioned, by the number of things in the scene
 SAY_TEXTURE = {1: 0.95, 2: 0.92, 3: 0.62}
 SAY_COLOUR = 0.98
 SAY_SHAPE = 0.98
@@ -54,7 +50,7 @@ ANY_SHAPE = ("shape", "thing", "figure", "object")
 BACKGROUNDS = {"light": ("light", "pale", "bright"), "dark": ("grey", "gloomy", "dim")}
 BACKDROPS = ("background", "backdrop", "surface")
 
-# Layouts, by the number of things. "row": first left of second; "column": first above second; "row/below": the third is below both.
+# By the number of things. "row": first left of second; "column": first above second; "row/below": the third below both.
 LAYOUTS = {
     1: ("middle", "left", "right", "top", "bottom"),
     2: ("row", "column"),
@@ -123,7 +119,7 @@ def draw_scene(rng: random.Random) -> Scene:
 def describe(scene: Scene, rng: random.Random) -> str:
     """One fresh sentence of 5-16 words about a scene, as the in-domain corpus and the references are written.
 
-    The wording, the order and the facts left out vary; nothing said is false. One line, upper-case first letter, one final '.'.
+    The wording, the order and the facts left out vary; nothing in it is false.
     """
     candidates = []
     for attempt in range(24):
@@ -225,56 +221,49 @@ CLOSERS = (
     "which explains the title of the series",
     "much to the delight of {who}",
 )
-FILLERS: dict[str, Sequence[str]] = {
-    "photo": ("photograph", "snapshot", "poster", "illustration"),
-    "when": ("on a quiet morning", "late one evening", "during the holidays", "years ago"),
-    "who": ("the artist", "a young visitor", "our teacher", "the curator"),
-    "mood": ("peaceful", "playful", "dreamy", "mysterious"),
-    "weather": ("soft sunlight", "distant music", "morning haze"),
-}
-TOPICS: tuple[tuple[str, dict[str, Sequence[str]]], ...] = (
-    (
-        "{who} {does} {what} {where}",
-        {
-            "who": ("my aunt", "the chef", "a hungry student", "the baker", "his neighbour"),
-            "does": ("is stirring", "burned", "serves", "forgot", "is tasting"),
-            "what": ("the onion soup", "fresh bread", "a lemon cake", "mushroom risotto", "warm porridge"),
-            "where": ("in the kitchen", "for dinner", "before lunch", "at the market", "on sundays"),
-        },
-    ),
-    (
-        "{what} {does} {where} {when}",
-        {
-            "what": ("heavy rain", "thick fog", "a cold wind", "light snow", "a thunderstorm"),
-            "does": ("is expected", "will spread", "is moving slowly", "arrived", "should clear"),
-            "where": (
-                "along the coast",
-                "across the valley",
-                "in northern towns",
-                "over the hills",
-                "near the harbour",
-            ),
-            "when": ("by tomorrow", "this weekend", "before midnight", "until friday", "after noon"),
-        },
-    ),
-    (
-        "{who} {does} {what} {when}",
-        {
-            "who": ("the goalkeeper", "a tennis champion", "our team", "the young runner", "their coach"),
-            "does": ("won", "lost", "celebrated", "nearly missed", "prepared for"),
-            "what": ("the final match", "a marathon", "the cup", "an away game", "the relay race"),
-            "when": ("in extra time", "for the first time", "last season", "despite an injury", "without any training"),
-        },
-    ),
-    (
-        "{who} {does} {what} {where}",
-        {
-            "who": ("passengers", "two hikers", "the conductor", "a tired driver", "tourists"),
-            "does": ("waited for", "photographed", "missed", "complained about", "boarded"),
-            "what": ("the last ferry", "a delayed train", "the mountain bus", "an early flight", "the night tram"),
-            "where": ("at the border", "near the station", "in lisbon", "with heavy luggage", "despite the strike"),
-        },
-    ),
+
+
+def _choices(**options: str) -> dict[str, Sequence[str]]:
+    """Name -> the options of a blank in a template, written with commas between them."""
+    return {name: text.split(", ") for name, text in options.items()}
+
+
+FILLERS = _choices(
+    photo="photograph, snapshot, poster, illustration",
+    when="on a quiet morning, late one evening, during the holidays, years ago",
+    who="the artist, a young visitor, our teacher, the curator",
+    mood="peaceful, playful, dreamy, mysterious",
+    weather="soft sunlight, distant music, morning haze",
+)
+COOKING = _choices(
+    who="my aunt, the chef, a hungry student, the baker, his neighbour",
+    does="is stirring, burned, serves, forgot, is tasting",
+    what="the onion soup, fresh bread, a lemon cake, mushroom risotto, warm porridge",
+    where="in the kitchen, for dinner, before lunch, at the market, on sundays",
+)
+WEATHER = _choices(
+    what="heavy rain, thick fog, a cold wind, light snow, a thunderstorm",
+    does="is expected, will spread, is moving slowly, arrived, should clear",
+    where="along the coast, across the valley, in northern towns, over the hills, near the harbour",
+    when="by tomorrow, this weekend, before midnight, until friday, after noon",
+)
+SPORT = _choices(
+    who="the goalkeeper, a tennis champion, our team, the young runner, their coach",
+    does="won, lost, celebrated, nearly missed, prepared for",
+    what="the final match, a marathon, the cup, an away game, the relay race",
+    when="in extra time, for the first time, last season, despite an injury, without any training",
+)
+TRAVEL = _choices(
+    who="passengers, two hikers, the conductor, a tired driver, tourists",
+    does="waited for, photographed, missed, complained about, boarded",
+    what="the last ferry, a delayed train, the mountain bus, an early flight, the night tram",
+    where="at the border, near the station, in lisbon, with heavy luggage, despite the strike",
+)
+TOPICS = (
+    ("{who} {does} {what} {where}", COOKING),
+    ("{what} {does} {where} {when}", WEATHER),
+    ("{who} {does} {what} {when}", SPORT),
+    ("{who} {does} {what} {where}", TRAVEL),
 )
 
 

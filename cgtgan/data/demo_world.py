@@ -1,10 +1,8 @@
 """The demo world: tiny drawn scenes and sentences about them, made from one seed, so that every stage runs without a download.
 
-Nothing that a captioner is tested on can be met before, by construction:
-- a hash of a scene's key puts it in exactly one pool, of `clip`, `train`, `val`, `test` and `corpus`;
-- a hash of a sentence puts it in the half of the demo CLIP's training captions or in the half of everything else.
-A corpus sentence may still equal a test reference, as in any real corpus (two people say the same of two scenes that differ in
-an unmentioned fact); `DemoWorld.overlap` counts that.
+No captioner is tested on what it has met before: a hash of a scene's key puts it in one pool (clip, train, val, test or
+corpus), and a hash of a sentence lets it be either a training caption of the demo CLIP or anything else. A corpus sentence
+may still equal a test reference, as in any real corpus; `DemoWorld.overlap` counts that.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,18 +22,6 @@ from cgtgan.data.demo_drawing import render
 from cgtgan.data.demo_grammar import Scene, Thing, describe, digress, draw_scene, narrate
 from cgtgan.errors import InputError
 
-__all__ = [
-    "SPLITS",
-    "DemoWorld",
-    "DemoWorldConfig",
-    "Scene",
-    "Thing",
-    "describe",
-    "pool_of",
-    "render",
-    "write_demo_world",
-]
-
 FORMAT_VERSION = 1
 POOL_WEIGHTS = {"clip": 32, "train": 28, "val": 8, "test": 12, "corpus": 20}  # of 100
 EXTERNAL_SHARES = {"in-domain": 0.35, "narrated": 0.40, "irrelevant": 0.25}
@@ -45,9 +31,8 @@ MAX_DRAWS = 2000  # in a row without an acceptable scene or sentence: the pool i
 
 def pool_of(scene: Scene) -> str:
     """The one pool (a key of `POOL_WEIGHTS`) that a scene belongs to, whatever the seed."""
-    ticket = int.from_bytes(hashlib.blake2b(scene.key.encode(), digest_size=8).digest(), "big") % sum(
-        POOL_WEIGHTS.values()
-    )
+    digest = hashlib.blake2b(scene.key.encode(), digest_size=8).digest()
+    ticket = int.from_bytes(digest, "big") % sum(POOL_WEIGHTS.values())
     for pool, weight in POOL_WEIGHTS.items():
         if ticket < weight:
             return pool
@@ -68,10 +53,7 @@ class DemoWorld:
         self._splits: dict[str, list[tuple[int, Scene]]] = {}
 
     def split(self, name: str) -> list[tuple[int, Scene]]:
-        """(image_id, scene) of `train`, `val` or `test`; ids are unique over the splits, scenes within each.
-
-        Raises InputError for another name, or when the pool has not that many scenes.
-        """
+        """(image_id, scene) of `train`, `val` or `test`; `InputError` where the pool has not that many scenes."""
         self._check(name, SPLITS)
         if name not in self._splits:
             sizes = [getattr(self.config, f"{split}_images") for split in SPLITS]
@@ -89,12 +71,12 @@ class DemoWorld:
         return render(self.split(name)[index][1], self.config.image_size, self._rng(f"image/{name}", index))
 
     def references(self, name: str) -> dict[int, list[str]]:
-        """`references` different sentences an image of `val` or `test`. Raises InputError for another name."""
+        """`references` different sentences per image of `val` or `test`."""
         self._check(name, ("val", "test"))
         return self._captions(name, "reference")
 
     def human(self, name: str) -> dict[int, str]:
-        """One more sentence an image of `val` or `test`, drawn independently of its references: the human score."""
+        """One more sentence per image of `val` or `test`, drawn independently of its references: the human score."""
         self._check(name, ("val", "test"))
         return {
             image_id: self._sentences(scene, self._rng(f"human/{name}", index), 1, "references")[0]
@@ -102,7 +84,7 @@ class DemoWorld:
         }
 
     def paired_captions(self, name: str) -> dict[int, list[str]]:
-        """`references` sentences an image of `train`: for the supervised upper bound only, never for unpaired training."""
+        """`references` sentences per image of `train`: for the supervised upper bound only."""
         self._check(name, ("train",))
         return self._captions(name, "pair")
 
@@ -120,22 +102,15 @@ class DemoWorld:
             kinds = ["in-domain"] * related + ["irrelevant"] * foreign + ["narrated"] * (count - related - foreign)
             self._rng(purpose, "order").shuffle(kinds)
         rng = self._rng(purpose, "sentences")
-        say = {"in-domain": describe, "narrated": narrate, "irrelevant": lambda _, rng: digress(rng)}
-        return [
-            (
-                kind,
-                self._sentences(
-                    self._scene(rng, "corpus", set(), "corpus_sentences"), rng, 1, "corpus_sentences", say[kind]
-                )[0],
-            )
-            for kind in kinds
-        ]
+        speakers = {"in-domain": describe, "narrated": narrate, "irrelevant": lambda _, rng: digress(rng)}
+        sentences: list[tuple[str, str]] = []
+        for kind in kinds:
+            scene = self._scene(rng, "corpus", set(), "corpus_sentences")
+            sentences.append((kind, self._sentences(scene, rng, 1, "corpus_sentences", speakers[kind])[0]))
+        return sentences
 
     def clip_pairs(self, count: int, seed_offset: int = 0) -> Iterator[tuple[Image.Image, list[str]]]:
-        """`count` pictures (RGB, image_size x image_size) of the clip pool with 3 captions each, to train the demo CLIP.
-
-        Another `seed_offset` gives other pictures; a longer stream starts with the shorter one.
-        """
+        """`count` RGB pictures of the clip pool with 3 captions each; another `seed_offset` gives other ones."""
         for index in range(count):
             rng = self._rng(f"clip/{seed_offset}", index)
             scene = self._scene(rng, "clip", set(), "seed")
@@ -145,18 +120,16 @@ class DemoWorld:
     def overlap(self, external: bool = False) -> dict[str, int | float]:
         """How many test references stand word for word in the corpus, and how many test scenes have one that does."""
         corpus = set(self.corpus(external))
-        found = [
-            sum(reference in corpus for reference in references) for references in self.references("test").values()
-        ]
-        references = len(found) * self.config.references
-        hits, scenes = sum(found), sum(map(bool, found))
+        counts = [sum(map(corpus.__contains__, references)) for references in self.references("test").values()]
+        references = len(counts) * self.config.references
+        hits, scenes = sum(counts), sum(map(bool, counts))
         return {
             "references": references,
             "references_in_corpus": hits,
             "reference_share": hits / references,
-            "scenes": len(found),
+            "scenes": len(counts),
             "scenes_in_corpus": scenes,
-            "scene_share": scenes / len(found),
+            "scene_share": scenes / len(counts),
         }
 
     def _rng(self, purpose: str, index: int | str) -> random.Random:
@@ -180,27 +153,26 @@ class DemoWorld:
         rng: random.Random,
         count: int,
         field: str,
-        say: Callable[[Scene, random.Random], str] = describe,
+        speaker: Callable[[Scene, random.Random], str] = describe,
         clip_half: bool = False,
     ) -> list[str]:
         """`count` different sentences about a scene, all from one half."""
         sentences: list[str] = []
         for _ in range(MAX_DRAWS):
-            sentence = say(scene, rng)
+            sentence = speaker(scene, rng)
             if in_clip_half(sentence) == clip_half and sentence not in sentences:
                 sentences.append(sentence)
                 if len(sentences) == count:
                     return sentences
-        value, found = getattr(self.config, field), len(sentences)
+        value, made = getattr(self.config, field), len(sentences)
         raise InputError(
-            f"{field} is {value}: the demo grammar has only {found} sentences to hand for a scene; ask for fewer."
+            f"{field} is {value}: the demo grammar finds only {made} sentences for a scene; ask for fewer."
         )
 
     def _captions(self, name: str, purpose: str) -> dict[int, list[str]]:
+        count = self.config.references
         return {
-            image_id: self._sentences(
-                scene, self._rng(f"{purpose}/{name}", index), self.config.references, "references"
-            )
+            image_id: self._sentences(scene, self._rng(f"{purpose}/{name}", index), count, "references")
             for index, (image_id, scene) in enumerate(self.split(name))
         }
 
@@ -219,27 +191,25 @@ world.json                       config, counts and overlap; written last
 
 
 def write_demo_world(config: DemoWorldConfig, root: Path, progress: Callable[[int], None] | None = None) -> Path:
-    """Write the world as a dataset folder (its README.txt lists the files) and return `root`.
+    """Write the world as a data-set folder (its README.txt lists the files) and return `root`; nothing where it is there.
 
-    Does nothing when `root` holds the same world already. The folder appears whole or not at all: it is made beside `root` and
-    renamed, and what a killed run left there is removed, so the caller holds a lock on `root`. `progress` is called with the
-    number of pictures written so far. Raises InputError when `root` holds anything else; it is never overwritten.
+    The folder appears whole or not at all; the caller holds a lock on `root`. `progress` is called with the number of
+    pictures written so far. Raises `InputError` when `root` holds anything else.
     """
     root = Path(root)
     if (root / "world.json").is_file():
-        there = json.loads((root / "world.json").read_text(encoding="utf-8"))
+        stored = json.loads((root / "world.json").read_text(encoding="utf-8"))
         wanted = {"format_version": FORMAT_VERSION, **asdict(config)}
-        found = {"format_version": there.get("format_version"), **there.get("config", {})}
+        there = {"format_version": stored.get("format_version"), **stored.get("config", {})}
         changed = [
-            f"{name} {found.get(name)} (wanted {value})" for name, value in wanted.items() if found.get(name) != value
+            f"{name} {there.get(name)} (wanted {value})" for name, value in wanted.items() if there.get(name) != value
         ]
         if changed:
-            raise InputError(
-                f"root {root} holds another demo world, with {', '.join(changed)}; name another folder or remove it."
-            )
+            differences = ", ".join(changed)
+            raise InputError(f"{root} holds another demo world, with {differences}; name another folder or remove it.")
         return root
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise InputError(f"root {root} exists and is no demo world; name a new or empty folder.")
+        raise InputError(f"{root} exists and is no demo world; name a new or empty folder.")
     partial = root.with_name(f".{root.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -265,21 +235,13 @@ def _write(world: DemoWorld, folder: Path, progress: Callable[[int], None]) -> N
             world.image(name, index).save(folder / "images" / name / f"{image_id:08d}.png")
             written += 1
             progress(written)
-    listed = [f"images/train/{image_id:08d}.png" for image_id, _ in world.split("train")]
-    _write_lines(folder / "train_images.txt", listed)
-    pairs = world.paired_captions("train")
-    _write_json(
-        folder / "annotations/train_caption.json",
-        [{"image_id": i, "caption": c} for i, cs in pairs.items() for c in cs],
-    )
+    _write_lines(folder / "train_images.txt", [f"images/train/{i:08d}.png" for i, _ in world.split("train")])
+    pairs = [(i, caption) for i, captions in world.paired_captions("train").items() for caption in captions]
+    _write_json(folder / "annotations/train_caption.json", _rows(pairs))
     for name in ("val", "test"):
-        _write_json(
-            folder / f"annotations/{name}_caption_coco_format.json",
-            _coco(world.references(name), world.config.image_size),
-        )
-        _write_json(
-            folder / f"human_{name}.json", [{"image_id": i, "caption": c} for i, c in world.human(name).items()]
-        )
+        references = _coco(world.references(name), world.config.image_size)
+        _write_json(folder / f"annotations/{name}_caption_coco_format.json", references)
+        _write_json(folder / f"human_{name}.json", _rows(world.human(name).items()))
     _write_lines(folder / "corpus/corpus.txt", world.corpus())
     _write_lines(folder / "corpus/external.txt", world.corpus(external=True))
     counts = {f"{name}_images": len(world.split(name)) for name in SPLITS}
@@ -292,19 +254,18 @@ def _write(world: DemoWorld, folder: Path, progress: Callable[[int], None]) -> N
     _write_json(folder / "world.json", summary)
 
 
+def _rows(captions: Iterable[tuple[int, str]]) -> list[dict[str, object]]:
+    return [{"image_id": image_id, "caption": caption} for image_id, caption in captions]
+
+
 def _coco(captions: dict[int, list[str]], size: int) -> dict[str, object]:
     flat = [(image_id, caption) for image_id, sentences in captions.items() for caption in sentences]
+    about = {"description": "cgtgan demo world", "version": str(FORMAT_VERSION), "year": 2025, "contributor": "cgtgan"}
+    about_image = {"width": size, "height": size}
     return {
-        "info": {
-            "description": "cgtgan demo world",
-            "version": str(FORMAT_VERSION),
-            "year": 2025,
-            "contributor": "cgtgan",
-        },
+        "info": about,
         "licenses": [{"id": 1, "name": "as the package that made it", "url": ""}],
-        "images": [
-            {"id": i, "license": 1, "file_name": f"{i:08d}.png", "width": size, "height": size} for i in captions
-        ],
+        "images": [{"id": i, "license": 1, "file_name": f"{i:08d}.png", **about_image} for i in captions],
         "annotations": [{"id": n, "image_id": i, "caption": caption} for n, (i, caption) in enumerate(flat, start=1)],
     }
 

@@ -53,7 +53,8 @@ def all_sentences(world: DemoWorld) -> list[str]:
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_two_writes_agree_byte_for_byte_whatever_the_hash_seed(hash_seed: str, folder: Path, tmp_path: Path) -> None:
     program = (
-        "import sys, pathlib; from cgtgan.data.demo_world import *;"
+        "import sys, pathlib;"
+        "from cgtgan.config import DemoWorldConfig; from cgtgan.data.demo_world import write_demo_world;"
         "config = DemoWorldConfig(train_images=12, val_images=4, test_images=6, corpus_sentences=60);"
         "write_demo_world(config, pathlib.Path(sys.argv[1]))"
     )
