@@ -1,4 +1,4 @@
-"""For the tests of W&B: a server on 127.0.0.1 that answers as W&B's does, refuses or never answers; and what `.wandb` files hold."""
+"""For the tests of W&B: a local server that answers as W&B's does, refuses or hangs; and what `.wandb` files hold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SentRun:
 
 
 class Server(ThreadingHTTPServer):
-    """`mode`: ok, hang (takes a request and never answers), or a status such as 403; `after`: only for paths that hold this."""
+    """`mode`: ok, hang (takes a request and never answers), or a status such as 403; `only`: for paths that hold it."""
 
     daemon_threads = True
 
@@ -137,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
 
-# ------------------------------------------------------------------------------------------------------------ .wandb files
+# ---------------------------------------------------------------------------------------------------- .wandb files
 
 
 def records(path: Path) -> Iterator[Any]:
