@@ -24,7 +24,7 @@ from torch import Tensor
 from cgtgan.assets.backbone import reopen_backbone
 from cgtgan.assets.checkpoints import checkpoint_in
 from cgtgan.assets.workspace import Workspace
-from cgtgan.captioning.decoding import Scored, caption_embeddings, scored_captions
+from cgtgan.captioning.decoding import Decoder, ScoredCaption
 from cgtgan.checks import validate
 from cgtgan.config import Config, DecodeConfig
 from cgtgan.data.loading import load_pixels
@@ -33,7 +33,7 @@ from cgtgan.models.clip_backbone import ClipBackbone
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator
 from cgtgan.runtime.artifacts import read_json
 
-__all__ = ["Captioner", "Picture", "Scored", "checkpoint_in"]
+__all__ = ["Captioner", "Picture", "ScoredCaption", "checkpoint_in"]
 
 # A file or a picture in memory; or (3, S, S) pixels that `backbone.pixels` has made.
 PictureFile = str | os.PathLike[str] | Image.Image
@@ -49,7 +49,10 @@ class Encoded(NamedTuple):
 
 @dataclass
 class Captioner:
-    """A trained generator, the CLIP it reads and how captions are drawn. An image gets the same captions in any batch, for one `seed`."""
+    """A trained generator, the CLIP it reads and how captions are drawn.
+
+    An image gets the same captions in any batch, for one `seed`.
+    """
 
     bundle: GeneratorBundle
     backbone: ClipBackbone
@@ -61,14 +64,16 @@ class Captioner:
     def load(
         cls, path: str | os.PathLike[str], *, device: str = "auto", decode: DecodeConfig | None = None
     ) -> Captioner:
-        """`path`: a checkpoint, a link to one, or a run folder, of which the best one is taken. decode: None for the checkpoint's own.
+        """`path`: a checkpoint, a link to one, or a run folder, of which the best one is taken. decode: None for the
+        checkpoint's own.
 
         Raises `MissingFileError` or `InputError`, with what to do about it.
         """
         start = Path(path).expanduser()
         if start.is_file():
             raise InputError(
-                f"{start} is a file and a checkpoint is a folder; `run.py stage=caption checkpoint={start} images=A.jpg` makes one of the "
+                f"{start} is a file and a checkpoint is a folder; `run.py stage=caption checkpoint={start} "
+                "images=A.jpg` makes one of the "
                 "authors' model.pt, with the tokenizer and the CLIP of its settings, below artifacts/released_generator"
             )
         folder = checkpoint_in(start)
@@ -88,47 +93,39 @@ class Captioner:
         backbone = reopen_backbone(clip, folder / "clip", Workspace(cfg).device)
         if backbone.dim != bundle.clip_dim:
             raise InputError(
-                f"{folder} reads embeddings of {bundle.clip_dim} numbers and its CLIP, {clip['name']}, gives {backbone.dim}"
+                f"{folder} reads embeddings of {bundle.clip_dim} numbers and its CLIP, {clip['name']}, gives "
+                f"{backbone.dim}"
             )
         bundle.model.to(backbone.device).eval()
         return cls(bundle, backbone, decode)
 
     def caption(self, images: Iterable[Picture] | PictureFile | Encoded) -> list[str]:
-        """One caption a picture, by `decode`. Raises `MissingFileError` or `InputError` naming a file that cannot be read."""
+        """One caption a picture, by `decode`.
+
+        Raises `MissingFileError` or `InputError` naming a file that cannot be read.
+        """
         captions: list[str] = []
-        for vectors, names in self._encoded(images):
-            captions += caption_embeddings(
-                self.bundle,
-                vectors,
-                self.decode,
-                self.backbone.device,
-                seed=self.seed,
-                names=names,
-                backbone=self.backbone,
-            )
+        for vectors, sample_keys in self._encoded(images):
+            captions += self._decoder().captions(vectors, sample_keys)
         return captions
 
-    def captions(self, images: Iterable[Picture] | PictureFile | Encoded, n: int = 5) -> list[list[Scored]]:
-        """Of each picture's greedy caption and n samples at `decode.temperature` those n that CLIP finds nearest, the nearest first.
+    def captions(self, images: Iterable[Picture] | PictureFile | Encoded, n: int = 5) -> list[list[ScoredCaption]]:
+        """Of each picture's greedy caption and n samples at `decode.temperature` those n that CLIP finds nearest, the
+        nearest first.
 
-        Fewer than n where the generator says the same again. Where `decode` is best-of-n, as many are drawn as it says, at least n.
+        Fewer than n where the generator says the same again. Where `decode` is best-of-n, as many are drawn as it says,
+        at least n.
         """
         if n < 1:
             raise InputError(f"n={n} is not accepted: it must be 1 or more")
         draws = max(n, self.decode.best_of) if self.decode.name == "best_of_n" else n
-        found: list[list[Scored]] = []
-        for vectors, names in self._encoded(images):
-            found += scored_captions(
-                self.bundle,
-                vectors,
-                self.decode,
-                self.backbone,
-                draws,
-                self.backbone.device,
-                seed=self.seed,
-                names=names,
-            )
-        return [ranked[:n] for ranked in found]
+        ranked: list[list[ScoredCaption]] = []
+        for vectors, sample_keys in self._encoded(images):
+            ranked += self._decoder().ranked(vectors, draws, sample_keys)
+        return [captions[:n] for captions in ranked]
+
+    def _decoder(self) -> Decoder:
+        return Decoder(self.bundle, self.decode, self.backbone.device, self.seed, self.backbone)
 
     def embed(self, images: Iterable[Picture] | PictureFile) -> Tensor:
         """CLIP's raw embeddings (N, D) float32, on the CPU"""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -14,122 +15,124 @@ from cgtgan.config import DecodeConfig
 from cgtgan.data.corpora import embedded_text
 from cgtgan.method.batches import sampling_seeds
 from cgtgan.models.clip_backbone import ClipBackbone
+from cgtgan.models.generator import CaptionGenerator, Captions
 from cgtgan.models.generator_bundle import GeneratorBundle
 from cgtgan.runtime.devices import Devices, best_precision
 
 
-class Scored(NamedTuple):
-    """clip_similarity: cosine of the caption's and the picture's embedding; log_prob: mean over its tokens, up to the stop token."""
+class ScoredCaption(NamedTuple):
+    """clip_similarity: cosine of the caption's and the picture's embedding; log_prob: mean over its tokens, up to the
+    stop token.
+    """
 
     caption: str
     clip_similarity: float
     log_prob: float
 
 
-def caption_embeddings(
-    bundle: GeneratorBundle,
-    vectors: Tensor,
-    decode: DecodeConfig,
-    device: torch.device,
-    *,
-    greedy: bool = False,
-    seed: int = 0,
-    names: Sequence[object] | None = None,
-    backbone: ClipBackbone | None = None,
-    images: Tensor | None = None,
-    captioned: Callable[[int], object] = lambda _: None,
-) -> list[str]:
-    """One caption a row of `vectors` (N, D); `greedy` overrides the decoding and its precision (validation is always greedy).
+@dataclass(frozen=True)
+class Decoder:
+    """How embeddings become captions.
 
-    names: what an image's draws hang on beside `seed`, its row where not given. Best-of-n needs the `backbone`, and ranks by `images`
-    (N, D), the pictures' own embeddings, where `vectors` are others. `captioned` is called with the size of each finished batch.
+    Best-of-n needs the `backbone`; `on_batch` is called with the size of each finished batch.
     """
-    if decode.name == "best_of_n" and not greedy:
-        assert backbone is not None
-        ranked = scored_captions(
-            bundle,
-            vectors,
-            decode,
-            backbone,
-            decode.best_of,
-            device,
-            seed=seed,
-            names=names,
-            images=images,
-            captioned=captioned,
-        )
-        return [best.caption for best, *_ in ranked]
-    model = bundle.model.to(device).eval()
-    names = range(len(vectors)) if names is None else names
-    captions: list[str] = []
-    for start in range(0, len(vectors), decode.batch_size):
-        rows = slice(start, start + decode.batch_size)
-        batch = vectors[rows].float().to(device)
-        with nullcontext() if greedy else _autocast(decode, device):
-            if greedy or decode.name == "greedy":
-                drawn = model.greedy(batch, log_probs=False)
-            elif decode.name == "beam":
-                drawn = model.beam(batch, decode.beam_size, length_penalty=decode.length_penalty)
-            else:
-                drawn = model.sample(
-                    batch, 1, seeds=sampling_seeds(seed, 0, names[rows], 1), temperature=decode.temperature
-                )
-        captions += bundle.texts(drawn.token_ids)
-        captioned(len(batch))
-    return captions
 
+    bundle: GeneratorBundle
+    decode: DecodeConfig
+    device: torch.device
+    seed: int = 0
+    backbone: ClipBackbone | None = None
+    on_batch: Callable[[int], object] = lambda _: None
 
-def scored_captions(
-    bundle: GeneratorBundle,
-    vectors: Tensor,
-    decode: DecodeConfig,
-    backbone: ClipBackbone,
-    num_samples: int,
-    device: torch.device,
-    *,
-    seed: int = 0,
-    names: Sequence[object] | None = None,
-    images: Tensor | None = None,
-    captioned: Callable[[int], object] = lambda _: None,
-) -> list[list[Scored]]:
-    """What best-of-n chooses from: the greedy caption and `num_samples` samples of each row, each caption once, the nearest first.
+    def greedy(self, vectors: Tensor) -> list[str]:
+        """One caption per row of `vectors` (N, D), greedy and without autocast of its own, whatever the settings: for
+        validation.
+        """
+        return self._each_batch(vectors, lambda batch, _rows: self._model().greedy(batch, log_probs=False))
 
-    Near is the cosine of the caption's embedding, made as the reward makes it, and the picture's. Other arguments: `caption_embeddings`.
-    """
-    model = bundle.model.to(device).eval()
-    names = range(len(vectors)) if names is None else names
-    images = vectors if images is None else images
-    found: list[list[Scored]] = []
-    size = max(1, decode.batch_size // (num_samples + 1))
-    for start in range(0, len(vectors), size):
-        rows = slice(start, start + size)
-        batch = vectors[rows].float().to(device)
-        with torch.no_grad(), _autocast(decode, device):
-            likeliest = model.greedy(batch)
-            seeds = sampling_seeds(seed, 0, names[rows], num_samples)
-            samples = model.sample(batch, num_samples, seeds=seeds, temperature=decode.temperature)
-            token_ids, drawn, log_probs = (
-                torch.cat([a[:, None], b], dim=1) for a, b in zip(likeliest, samples, strict=True)
-            )
-            if decode.temperature != 1:  # the samples' are those of the warmed distribution
+    def captions(
+        self, vectors: Tensor, sample_keys: Sequence[object] | None = None, images: Tensor | None = None
+    ) -> list[str]:
+        """One caption per row of `vectors` (N, D).
+
+        sample_keys: what a row's draws depend on beside `seed`; None: its number. Best-of-n ranks by `images` (N, D),
+        the pictures' own embeddings, where `vectors` are others.
+        """
+        if self.decode.name == "best_of_n":
+            return [best.caption for best, *_ in self.ranked(vectors, self.decode.best_of, sample_keys, images)]
+        keys = range(len(vectors)) if sample_keys is None else sample_keys
+        return self._each_batch(vectors, lambda batch, rows: self._decoded(batch, keys[rows]))
+
+    def ranked(
+        self,
+        vectors: Tensor,
+        num_samples: int,
+        sample_keys: Sequence[object] | None = None,
+        images: Tensor | None = None,
+    ) -> list[list[ScoredCaption]]:
+        """What best-of-n chooses from: per row the greedy caption and `num_samples` samples, each caption once, nearest
+        first.
+
+        Near is the cosine of the caption's embedding, made as the reward makes it, and the picture's.
+        """
+        keys = range(len(vectors)) if sample_keys is None else sample_keys
+        images = vectors if images is None else images
+        ranked: list[list[ScoredCaption]] = []
+        size = max(1, self.decode.batch_size // (num_samples + 1))
+        for start in range(0, len(vectors), size):
+            rows = slice(start, start + size)
+            texts, log_probs = self._candidates(vectors[rows].float().to(self.device), num_samples, keys[rows])
+            cosines = self._similarities(texts, images[rows].float().to(self.device), num_samples + 1)
+            every = [ScoredCaption(*one) for one in zip(texts, cosines, log_probs, strict=True)]
+            for i in range(0, len(every), num_samples + 1):
+                different = {one.caption: one for one in every[i : i + num_samples + 1]}
+                ranked.append(sorted(different.values(), key=lambda one: -one.clip_similarity))
+            self.on_batch(len(vectors[rows]))
+        return ranked
+
+    def _model(self) -> CaptionGenerator:
+        return self.bundle.model.to(self.device).eval()
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return Devices(self.device, best_precision(self.decode.precision, self.device)).autocast()
+
+    def _each_batch(self, vectors: Tensor, draw: Callable[[Tensor, slice], Captions]) -> list[str]:
+        captions: list[str] = []
+        for start in range(0, len(vectors), self.decode.batch_size):
+            rows = slice(start, start + self.decode.batch_size)
+            batch = vectors[rows].float().to(self.device)
+            captions += self.bundle.texts(draw(batch, rows).token_ids)
+            self.on_batch(len(batch))
+        return captions
+
+    def _decoded(self, batch: Tensor, keys: Sequence[object]) -> Captions:
+        model, decode = self._model(), self.decode
+        with self._autocast():
+            if decode.name == "greedy":
+                return model.greedy(batch, log_probs=False)
+            if decode.name == "beam":
+                return model.beam(batch, decode.beam_size, length_penalty=decode.length_penalty)
+            seeds = sampling_seeds(self.seed, 0, keys, 1)
+            return model.sample(batch, 1, seeds=seeds, temperature=decode.temperature)
+
+    @torch.no_grad()
+    def _candidates(self, batch: Tensor, num_samples: int, keys: Sequence[object]) -> tuple[list[str], list[float]]:
+        """Per row the greedy caption and its samples, flattened in order, and the mean log-prob of each."""
+        model, temperature = self._model(), self.decode.temperature
+        with self._autocast():
+            greedy = model.greedy(batch)
+            seeds = sampling_seeds(self.seed, 0, keys, num_samples)
+            samples = model.sample(batch, num_samples, seeds=seeds, temperature=temperature)
+            both = (torch.cat([a[:, None], b], dim=1) for a, b in zip(greedy, samples, strict=True))
+            token_ids, drawn, log_probs = both
+            if temperature != 1:  # the samples' are those of the distribution at this temperature
                 log_probs = model.log_probs(batch, drawn)
-        texts = bundle.texts(token_ids)
-        embedded = (
-            backbone.encode_texts([embedded_text(text) for text in texts]).to(device).unflatten(0, drawn.shape[:2])
-        )
-        cosines = F.cosine_similarity(embedded, images[rows].float().to(device)[:, None], dim=-1)
-        every = [
-            Scored(*one) for one in zip(texts, cosines.flatten().tolist(), log_probs.flatten().tolist(), strict=True)
-        ]
-        for i in range(0, len(every), num_samples + 1):
-            distinct = {one.caption: one for one in every[i : i + num_samples + 1]}
-            found.append(sorted(distinct.values(), key=lambda one: -one.clip_similarity))
-        captioned(len(batch))
-    return found
+        return self.bundle.texts(token_ids), log_probs.flatten().tolist()
 
-
-def _autocast(decode: DecodeConfig, device: torch.device):
-    return Devices(device, best_precision(decode.precision, device)).autocast()
+    def _similarities(self, texts: Sequence[str], images: Tensor, per_image: int) -> list[float]:
+        assert self.backbone is not None
+        embedded = self.backbone.encode_texts([embedded_text(text) for text in texts]).to(self.device)
+        return F.cosine_similarity(embedded.unflatten(0, (-1, per_image)), images[:, None], dim=-1).flatten().tolist()
 
 
 def describe(decode: DecodeConfig) -> str:

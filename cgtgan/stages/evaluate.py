@@ -19,7 +19,7 @@ from cgtgan.assets.corpus import corpus_sentences, sentence_embeddings
 from cgtgan.assets.generators import initial_generator, supervised_generator
 from cgtgan.assets.images import data_root, dataset_split, image_embeddings
 from cgtgan.assets.workspace import Workspace
-from cgtgan.captioning.decoding import caption_embeddings, describe
+from cgtgan.captioning.decoding import Decoder, describe
 from cgtgan.config import Config, as_dict
 from cgtgan.data.annotations import as_number
 from cgtgan.errors import InputError, UserError
@@ -313,7 +313,7 @@ def _sampled(ws: Workspace, name: str, bundle: GeneratorBundle, vectors: Tensor)
     count, decode, seed = ws.cfg.evaluate.self_cider_samples, replace(ws.cfg.decode, name="sample"), ws.cfg.seed
     with ws.tracker.progress(f"sampling for self-CIDEr: {METHODS[name].title}", count * len(vectors)) as bar:
         seeds = [stable_seed(seed, "self-CIDEr", k) for k in range(count)]
-        draws = [caption_embeddings(bundle, vectors, decode, ws.device, seed=s, captioned=bar.advance) for s in seeds]
+        draws = [Decoder(bundle, decode, ws.device, s, on_batch=bar.advance).captions(vectors) for s in seeds]
     return [list(row) for row in zip(*draws, strict=True)]
 
 
@@ -329,15 +329,8 @@ def _decoded(ws: Workspace, name: str, bundle: GeneratorBundle, vectors: Tensor)
     with ws.tracker.progress(f"captioning: {METHODS[name].title}", len(vectors)) as bar:
         backbone = open_backbone(ws) if ws.cfg.decode.name == "best_of_n" else None
         images = image_embeddings(ws, ws.cfg.evaluate.split).vectors
-        return caption_embeddings(
-            bundle,
-            vectors,
-            ws.cfg.decode,
-            ws.device,
-            seed=ws.cfg.seed,
-            backbone=backbone,
-            images=images,
-            captioned=bar.advance,
+        return Decoder(bundle, ws.cfg.decode, ws.device, ws.cfg.seed, backbone, bar.advance).captions(
+            vectors, images=images
         )
 
 

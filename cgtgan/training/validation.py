@@ -7,7 +7,7 @@ from typing import Any
 
 from cgtgan.assets.images import dataset_split
 from cgtgan.assets.workspace import Workspace
-from cgtgan.captioning.decoding import caption_embeddings
+from cgtgan.captioning.decoding import Decoder
 from cgtgan.evaluation.coco_files import save_results
 from cgtgan.evaluation.metrics import score_captions
 from cgtgan.runtime.artifacts import Embeddings
@@ -29,7 +29,7 @@ def validate(ws: Workspace, parts: TrainingParts, val: Embeddings, step: int) ->
     rows = devices.share(range(len(val.ids)))
     vectors = val.vectors[rows[0] : rows[-1] + 1] if rows else val.vectors[:0]
     with devices.autocast():
-        captions = caption_embeddings(parts.bundle, vectors, ws.cfg.decode, ws.device, greedy=True)
+        captions = Decoder(parts.bundle, ws.cfg.decode, ws.device).greedy(vectors)
     by_id = dict(zip(val.ids, devices.gather(captions), strict=True))
     per_image: dict[Any, float] = {}
 

@@ -24,7 +24,7 @@ from PIL import Image, features
 from cgtgan import Captioner
 from cgtgan.assets.backbone import save_demo_clip
 from cgtgan.assets.workspace import Workspace
-from cgtgan.captioning.captioner import Scored
+from cgtgan.captioning.captioner import ScoredCaption
 from cgtgan.cli import quote_paths
 from cgtgan.config import CaptionConfig, ClipBackboneConfig, Config, DecodeConfig, as_dict
 from cgtgan.data.image_files import find_images
@@ -135,7 +135,7 @@ def test_captions_come_ranked_with_scores(checkpoint: Path, photos: Path) -> Non
     found = best.captions(pictures(photos), 3)
     for ranked in found:
         assert len(ranked) == 3
-        assert all(isinstance(one, Scored) and one.log_prob < 0 for one in ranked)
+        assert all(isinstance(one, ScoredCaption) and one.log_prob < 0 for one in ranked)
         assert [one.clip_similarity for one in ranked] == sorted((one.clip_similarity for one in ranked), reverse=True)
         assert len({one.caption for one in ranked}) == 3
     assert best.caption(pictures(photos)) == [ranked[0].caption for ranked in found]

@@ -1,4 +1,6 @@
-"""Embeddings -> captions: best-of-n against the same by hand, draws that do not hang on the batch, and what is told of a decoding."""
+"""Embeddings -> captions: best-of-n against the same by hand, draws that do not depend on the batch, and what is told
+of a decoding.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cgtgan.captioning.decoding import caption_embeddings, describe, scored_captions
+from cgtgan.captioning.decoding import Decoder, describe
 from cgtgan.config import DecodeConfig
 from cgtgan.data.corpora import embedded_text
 from cgtgan.method.batches import sampling_seeds
@@ -30,8 +32,8 @@ def vectors(made):
 
 
 def test_best_of_n_is_the_candidate_with_the_highest_cosine(made, vectors) -> None:
-    captions = caption_embeddings(made.bundle, vectors, BEST, CPU, seed=4, backbone=made.backbone)
-    ranked = scored_captions(made.bundle, vectors, BEST, made.backbone, 5, CPU, seed=4)
+    captions = Decoder(made.bundle, BEST, CPU, 4, made.backbone).captions(vectors)
+    ranked = Decoder(made.bundle, BEST, CPU, 4, made.backbone).ranked(vectors, 5)
     ranks_of_greedy = set()
     for i, vector in enumerate(vectors):
         seeds = sampling_seeds(4, 0, [i], 5)
@@ -49,16 +51,15 @@ def test_best_of_n_is_the_candidate_with_the_highest_cosine(made, vectors) -> No
 
 
 @pytest.mark.parametrize("name", ["sample", "best_of_n"])
-def test_draws_hang_on_seed_and_name_alone(made, vectors, name) -> None:
+def test_draws_depend_on_seed_and_key_alone(made, vectors, name) -> None:
     decode = replace(BEST, name=name)
-    names = [f"picture {i}" for i in range(len(vectors))]
+    keys = [f"picture {i}" for i in range(len(vectors))]
 
     def captions(order: list[int], seed: int = 0, batch_size: int = 256) -> list[str]:
         few = replace(decode, batch_size=batch_size)
-        found = caption_embeddings(
-            made.bundle, vectors[order], few, CPU, seed=seed, names=[names[i] for i in order], backbone=made.backbone
-        )
-        return [found[order.index(i)] for i in range(len(order))]
+        decoder = Decoder(made.bundle, few, CPU, seed, made.backbone)
+        drawn = decoder.captions(vectors[order], [keys[i] for i in order])
+        return [drawn[order.index(i)] for i in range(len(order))]
 
     whole = captions(list(range(7)))
     assert captions([3, 1, 6, 0, 2, 5, 4], batch_size=4) == whole
@@ -67,17 +68,20 @@ def test_draws_hang_on_seed_and_name_alone(made, vectors, name) -> None:
 
 
 def test_best_of_n_ranks_by_the_pictures_own_embeddings(made, vectors) -> None:
-    """A baseline reads another vector than the picture's (DeCap's projection): each picture here is a candidate's text embedding."""
-    candidates = scored_captions(made.bundle, vectors, BEST, made.backbone, 5, CPU)
+    """A baseline reads another vector than the picture's (DeCap's projection): each picture here is a candidate's text
+    embedding.
+    """
+    candidates = Decoder(made.bundle, BEST, CPU, 0, made.backbone).ranked(vectors, 5)
     wanted = [ranked[-1].caption for ranked in candidates]
     images = made.backbone.encode_texts([embedded_text(text) for text in wanted])
-    assert caption_embeddings(made.bundle, vectors, BEST, CPU, backbone=made.backbone, images=images) == wanted
-    assert caption_embeddings(made.bundle, vectors, BEST, CPU, backbone=made.backbone) != wanted
+    decoder = Decoder(made.bundle, BEST, CPU, 0, made.backbone)
+    assert decoder.captions(vectors, images=images) == wanted
+    assert decoder.captions(vectors) != wanted
 
 
 def test_scores_at_another_temperature_are_the_models_own(made, vectors) -> None:
     warm = replace(BEST, temperature=1.5)
-    ranked = scored_captions(made.bundle, vectors[:1], warm, made.backbone, 5, CPU)[0]
+    ranked = Decoder(made.bundle, warm, CPU, 0, made.backbone).ranked(vectors[:1], 5)[0]
     drawn = made.bundle.model.sample(vectors[:1], 5, seeds=sampling_seeds(0, 0, [0], 5), temperature=1.5)
     own = made.bundle.model.log_probs(vectors[:1], drawn.drawn)[0].tolist()
     by_text = dict(zip(made.bundle.texts(drawn.token_ids), own, strict=True))
@@ -97,7 +101,8 @@ def test_precision_is_that_of_the_matrix_products(made, vectors, name) -> None:
         for precision, greedy in (("auto", False), ("bf16", True), ("float32", False), ("bf16", False)):
             seen.clear()
             settings = replace(decode, precision=precision)
-            captions = caption_embeddings(made.bundle, vectors, settings, CPU, greedy=greedy, backbone=made.backbone)
+            decoder = Decoder(made.bundle, settings, CPU, 0, made.backbone)
+            captions = decoder.greedy(vectors) if greedy else decoder.captions(vectors)
             assert len(captions) == 7
             assert seen == {precision == "bf16" and not greedy}
     finally:
@@ -107,9 +112,9 @@ def test_precision_is_that_of_the_matrix_products(made, vectors, name) -> None:
 def test_no_rows_and_a_count_of_the_done(made, vectors) -> None:
     done: list[int] = []
     few = replace(BEST, batch_size=12)
-    assert len(caption_embeddings(made.bundle, vectors, few, CPU, backbone=made.backbone, captioned=done.append)) == 7
+    assert len(Decoder(made.bundle, few, CPU, 0, made.backbone, done.append).captions(vectors)) == 7
     assert done == [2, 2, 2, 1]  # 12 captions at once are 2 pictures' greedy one and 5 samples
-    assert caption_embeddings(made.bundle, vectors[:0], few, CPU, backbone=made.backbone) == []
+    assert Decoder(made.bundle, few, CPU, 0, made.backbone).captions(vectors[:0]) == []
 
 
 def test_a_decoding_in_words() -> None:
