@@ -1,4 +1,4 @@
-"""How a long job is asked to stop: signals of a person or a scheduler, and a time limit. It ends where its state is whole."""
+"""How a long job is asked to stop: a signal or a time limit. It ends where its state is complete."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 from cgtgan.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-TIME_IS_UP = 75  # what sendmail calls a temporary failure: try again
+EX_TEMPFAIL = 75  # of sysexits.h: a temporary failure, try again; `os` has it on Unix only
 
 
 @dataclass
 class StopRequest:
-    """`code` is the exit code once somebody has asked: 128 + signal, or 75 when the time is up; 0 until then."""
+    """`code`: the exit code once the job is asked to stop, 128 + signal, or 75 when the time is up; 0 until then."""
 
     deadline: float | None = None
     started: float = field(default_factory=time.monotonic)
@@ -29,18 +29,18 @@ class StopRequest:
     def code(self) -> int:
         if self.signal:
             return 128 + self.signal
-        return TIME_IS_UP if self.deadline is not None and time.monotonic() - self.started > self.deadline else 0
+        return EX_TEMPFAIL if self.deadline is not None and time.monotonic() - self.started > self.deadline else 0
 
 
 def stopped(code: int, where: str) -> Stopped:
     """The exception that ends a job with `code`, once its state is on disk."""
-    why = "the time limit is reached" if code == TIME_IS_UP else f"{signal.Signals(code - 128).name} came"
+    why = "the time limit is reached" if code == EX_TEMPFAIL else f"received {signal.Signals(code - 128).name}"
     return Stopped(f"{why}: stopped {where}; the same command goes on from there", code)
 
 
 @contextmanager
 def stop_requests(minutes: float | None = None) -> Iterator[StopRequest]:
-    """Inside, the signals only set the request (a second one of the same kind acts at once); `minutes` from now the time is up."""
+    """Inside, a signal only sets the request, and a second one acts at once; `minutes` from now the time is up."""
     request = StopRequest(None if minutes is None else 60 * minutes)
     if threading.current_thread() is not threading.main_thread():  # Python only lets the main thread handle signals
         yield request

@@ -128,6 +128,6 @@ def test_a_signal_ends_the_whole_sweep_with_a_checkpoint(home: Path) -> None:
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + signal.SIGTERM
-    assert said.startswith("SIGTERM came: stopped after step ")
+    assert said.startswith("received SIGTERM: stopped after step ")
     assert (home / "runs/demo_tiny/stopped/seed=5/checkpoints/last").is_dir()
     assert not (home / "runs/demo_tiny/stopped/seed=6").exists()

@@ -117,7 +117,7 @@ def test_a_signal_stops_with_a_checkpoint_and_the_same_command_goes_on(
     job.send_signal(which)
     said = job.communicate(timeout=60)[0]
     assert job.returncode == 128 + which, said
-    assert f"{which.name} came: stopped after step" in said
+    assert f"received {which.name}: stopped after step" in said
     assert "Traceback" not in said
     (state,) = run_folder(home).glob("checkpoints/step_*")
     assert 4 <= int(state.name[5:]) < STEPS
@@ -190,7 +190,7 @@ def test_one_process_goes_on_where_two_were_stopped(whole: Path, home: Path) -> 
     os.kill(int(children[-1]), signal.SIGUSR1)  # one of them is told; both stop
     said = job.communicate(timeout=100)[0]
     assert job.returncode != 0
-    assert "SIGUSR1 came: stopped after step" in said
+    assert "received SIGUSR1: stopped after step" in said
     assert "going on after step" in run(home)
     for a, b in zip(metrics(home), metrics(whole), strict=True):
         assert a == pytest.approx(b, rel=1e-5, abs=1e-5)

@@ -176,7 +176,7 @@ def test_a_signal_ends_the_sweep_and_not_the_run_alone(run_py, capsys):
 
     def stage(cfg: Config) -> None:
         if cfg.seed == 1:
-            raise Stopped("SIGTERM came: stopped after step 3", 143)
+            raise Stopped("received SIGTERM: stopped after step 3", 143)
         if cfg.seed == 2:
             raise Stopped("the time limit is reached: stopped after step 3", 75)
         done.append(cfg.seed)
