@@ -33,7 +33,7 @@ def make_run(
     settings: Mapping[str, Any] | None = None,
     steps: Sequence[int] = STEPS,
 ) -> Path:
-    """A run whose methods have these CIDErs an image; ROUGE-L is half of CIDEr, BLEU-4 of the whole no mean; METEOR is by chance."""
+    """A run whose methods have these CIDErs per image; ROUGE-L is half of it, corpus BLEU-4 no mean of the images."""
     folder = root / experiment / variant / f"seed={seed}"
     given = {
         "dataset.name": "demo",

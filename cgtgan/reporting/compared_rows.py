@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cgtgan.errors import InputError
-from cgtgan.evaluation.bootstrap import Difference, Scored, paired_bootstrap
+from cgtgan.evaluation.bootstrap import Difference, SystemScores, paired_bootstrap
 from cgtgan.reporting.methods import METHODS
 from cgtgan.reporting.run_folder import Run
 from cgtgan.reporting.tables import ComparedRow, TestSet
@@ -204,7 +204,7 @@ def _baselines(rows: Sequence[Entry], wanted: str | None) -> list[Entry]:
 
 def _test(base: Entry, others: Sequence[Entry], resamples: int, seed: int, notes: list[str]) -> None:
     ids = sorted(base.images, key=lambda i: (str(i), isinstance(i, str)))
-    systems: list[Scored] = []
+    systems: list[SystemScores] = []
     numbers: dict[tuple[int, str], int | None] = {}  # (entry, metric) -> its place in `systems`
 
     def number(entry: Entry, metric: str) -> int | None:
@@ -235,7 +235,7 @@ def _test(base: Entry, others: Sequence[Entry], resamples: int, seed: int, notes
             entry.row = replace(entry.row, baseline=base.row.name, differences=differences[id(entry)])
 
 
-def _scored(entry: Entry, metric: str, ids: Sequence[Any]) -> Scored | None:
+def _scored(entry: Entry, metric: str, ids: Sequence[Any]) -> SystemScores | None:
     """Scores (seeds, images) where the corpus score is the mean over images: only such a score can be resampled."""
     seeds = tuple(sorted(entry.runs))
     if metric in SUMMED or list(seeds) != entry.row.seeds[metric]:
@@ -244,4 +244,4 @@ def _scored(entry: Entry, metric: str, ids: Sequence[Any]) -> Scored | None:
     scores, whole = np.asarray(rows, dtype=np.float64), np.asarray(entry.row.scores[metric])
     if not np.isfinite(scores).all() or not np.allclose(scores.mean(1), whole, rtol=1e-6, atol=1e-6):
         return None
-    return Scored(scores, seeds)
+    return SystemScores(scores, seeds)

@@ -35,14 +35,14 @@ FILES = (".csv", ".tex", ".md")
 def compare(cfg: Config) -> Path:
     """Write the comparison of the runs that `runs` names; returns the page's path. Pictures are shown if available."""
     tracker = Tracker()
-    found = find_runs(cfg.run_patterns, cfg.evaluate.split)
-    variants = gather(found)
+    selection = find_runs(cfg.run_patterns, cfg.evaluate.split)
+    variants = gather(selection)
     notes: list[str] = []
     rows = entries(variants, notes)
     baselines = against_baseline(rows, cfg.report.baseline, resamples=cfg.report.resamples, seed=cfg.seed, notes=notes)
     sets = tables_of(rows, variants)
     notes += _notes(variants, rows)
-    notes += [found.sentence()] if found.left_out else []
+    notes += [selection.sentence()] if selection.left_out else []
     page = replace(
         _page(cfg, variants, sets),
         facts=_facts(variants, sets, baselines),

@@ -35,7 +35,8 @@ def pick_gallery(per_image_cider: Mapping[Id, float], n: int, seed: int) -> tupl
     everything = sorted(per_image_cider, key=lambda image_id: (str(image_id), isinstance(image_id, str)))
     ranked = sorted((i for i in everything if math.isfinite(per_image_cider[i])), key=lambda i: -per_image_cider[i])
     best, worst = ranked[:n], ranked[::-1][:n]
-    rest = [image_id for image_id in everything if image_id not in {*best, *worst}]
+    chosen = {*best, *worst}
+    rest = [image_id for image_id in everything if image_id not in chosen]
     pool = rest if len(rest) >= n else everything
     return best, worst, random.Random(seed).sample(pool, min(n, len(pool)))
 

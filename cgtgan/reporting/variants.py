@@ -32,8 +32,8 @@ class Variant:
 
 
 @dataclass
-class Found:
-    """`left_out`: (folder, why) of what cannot be compared."""
+class Selection:
+    """Runs to compare; `left_out`: (folder, why) of what cannot be compared."""
 
     runs: list[Run] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
@@ -47,29 +47,29 @@ class Found:
         return f"left out: {named}{more}"
 
 
-def find_runs(patterns: Sequence[str], split: str) -> Found:
+def find_runs(patterns: Sequence[str], split: str) -> Selection:
     """Scored runs in and below the folders that match, by pattern and then by name (t80 before t100).
 
     Raises MissingFileError when none is left.
     """
-    found, seen = Found(), set()
+    selection, seen = Selection(), set()
     for pattern in patterns:
         matches = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207 (absolute patterns too)
         if not matches:
-            found.left_out.append((pattern, "nothing is there"))
+            selection.left_out.append((pattern, "nothing is there"))
         for match in sorted(matches, key=natural):
             folders = list(_run_folders(Path(match)))
             if not folders and "**" not in pattern and should_report(Path(match)):
-                found.left_out.append((match, "no run"))
+                selection.left_out.append((match, "no run"))
             for folder in folders:
                 if (place := folder.resolve()) not in seen:
                     seen.add(place)
-                    _take(Run(folder, split), found)
-    if not found.runs:
+                    _take(Run(folder, split), selection)
+    if not selection.runs:
         missing = f"runs={','.join(patterns)}: no run with scores of the {split} split is found there"
-        left_out = f"; {found.sentence()}" if found.left_out else ""
+        left_out = f"; {selection.sentence()}" if selection.left_out else ""
         raise MissingFileError(f"{missing}, run stage=evaluate first{left_out}")
-    return found
+    return selection
 
 
 def natural(text: str) -> list[Any]:
@@ -96,20 +96,20 @@ def should_report(match: Path) -> bool:
     return match.is_dir() and match.name != OUTPUT and "multirun" not in match.parts and not _in_a_run(match)
 
 
-def _take(run: Run, found: Found) -> None:
+def _take(run: Run, selection: Selection) -> None:
     name = str(run.folder)
     try:
         seed, experiment = run.settings["seed"], run.settings["name"]
         scored = {method: run.scores(method)["scores"] for method in run.scored}
     except (KeyError, TypeError):
-        found.left_out.append((name, "its settings.json or scores.json is not one of a run"))
+        selection.left_out.append((name, "its settings.json or scores.json is not one of a run"))
     except UserError as error:
-        found.left_out.append((name, str(error)))
+        selection.left_out.append((name, str(error)))
     else:
         if seed is None or experiment is None or not scored:
-            found.left_out.append((name, _unscored(run)))
+            selection.left_out.append((name, _unscored(run)))
         else:
-            found.runs.append(run)
+            selection.runs.append(run)
 
 
 def _unscored(run: Run) -> str:
@@ -122,15 +122,15 @@ def _unscored(run: Run) -> str:
 # ------------------------------------------------------------------------------------------------------------ variants
 
 
-def gather(found: Found) -> list[Variant]:
-    """Variants in the order of their first run. A second run of one seed, in another folder, goes to `found.left_out`.
+def gather(selection: Selection) -> list[Variant]:
+    """Variants in the order of their first run. A second run of one seed, in another folder, is left out.
 
     Runs of one name whose settings differ in more than the seed become separate variants: their names say what differs.
     """
     defaults = scientific_settings(Config())
     gathered: dict[tuple[str, str], dict[str, list[Run]]] = {}
     shared: dict[str, dict[str, Any]] = {}
-    for run in found.runs:
+    for run in selection.runs:
         given = {**defaults, **run.settings, **_precision(run)}
         settings = {k: v for k, v in given.items() if k not in ("seed", "name")}
         key = canonical_json(settings)
@@ -138,7 +138,7 @@ def gather(found: Found) -> list[Variant]:
         variant = run.folder.parent.name if run.folder.name.startswith("seed=") else run.folder.name
         seeds = gathered.setdefault((run.settings["name"], variant), {}).setdefault(key, [])
         if same := [r for r in seeds if r.settings["seed"] == run.settings["seed"]]:
-            found.left_out.append((str(run.folder), f"the same run as {same[0].folder}: a seed counts once"))
+            selection.left_out.append((str(run.folder), f"the same run as {same[0].folder}: a seed counts once"))
         else:
             seeds.append(run)
     several = len({experiment for experiment, _ in gathered}) > 1

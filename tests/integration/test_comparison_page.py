@@ -1,4 +1,4 @@
-"""`stage=report runs=PATTERN` over real runs, as typed; its page in a real headless Chromium, light and dark, at phone width."""
+"""`stage=report runs=PATTERN` over real runs, as typed; its page in a headless Chromium, light, dark and narrow."""
 
 from __future__ import annotations
 
@@ -203,9 +203,9 @@ def test_names_are_text_whatever_they_are(opened: Callable[..., Any], tmp_path: 
         [PictureCaptions(GalleryItem(HOSTILE, None, HOSTILE, [HOSTILE]), [([HOSTILE], HOSTILE, [1.0])])],
     )
     page = Comparison(
-        title=HOSTILE, warning=HOSTILE, summary=HOSTILE, facts={HOSTILE: HOSTILE}, sets=[TestSet(HOSTILE, [row])], variants=[HOSTILE],
-        settings={HOSTILE: [HOSTILE]}, galleries=[gallery], runs=[RunLine(HOSTILE, 0, HOSTILE, None, None)], notes=[HOSTILE],
-        command=HOSTILE,
+        title=HOSTILE, warning=HOSTILE, summary=HOSTILE, facts={HOSTILE: HOSTILE}, sets=[TestSet(HOSTILE, [row])],
+        variants=[HOSTILE], settings={HOSTILE: [HOSTILE]}, galleries=[gallery], notes=[HOSTILE], command=HOSTILE,
+        runs=[RunLine(HOSTILE, 0, HOSTILE, None, None)],
     )  # fmt: skip
     file = tmp_path / "page.html"
     file.write_text(render_comparison(page), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The report as a reader meets it: opened from disk in a real headless Chromium, light and dark, at phone width, without a network."""
+"""The report as a reader meets it: opened from disk in a real headless Chromium, light, dark and narrow, offline."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ PER_PICTURE = ["BLEU-4", "CIDEr", "CLIPScore", "Length"]  # Length: a column of 
 CONTRAST = """() => {
   const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
   const luminance = (colour) => {
-    const [r, g, b] = channels(colour).map((x) => (x / 255 <= 0.04045 ? x / 255 / 12.92 : ((x / 255 + 0.055) / 1.055) ** 2.4));
+    const linear = (x) => (x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = channels(colour).map((x) => linear(x / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const behind = (element) => {
@@ -46,7 +47,8 @@ CONTRAST = """() => {
     const style = getComputedStyle(element);
     const [a, b] = [luminance(element instanceof SVGElement ? style.fill : style.color), luminance(behind(element))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) faint.push(`${ratio.toFixed(2)}: ${element.tagName}.${element.className} ${element.textContent.trim().slice(0, 40)}`);
+    const name = `${element.tagName}.${element.className} ${element.textContent.trim().slice(0, 40)}`;
+    if (ratio < 4.5) faint.push(`${ratio.toFixed(2)}: ${name}`);
   }
   return { seen, faint };
 }"""
@@ -259,9 +261,11 @@ def test_nothing_in_the_data_runs_and_no_request_can_leave(opened: Callable[...,
     other = opened(foreign, watched=False)
     assert other.evaluate("window.hit") is None
     other.evaluate(
-        "document.addEventListener('securitypolicyviolation', (e) => (window.refused ??= []).push(e.effectiveDirective))"
+        "document.addEventListener('securitypolicyviolation',"
+        " (e) => (window.refused ??= []).push(e.effectiveDirective))"
     )
-    image = "new Promise((end) => Object.assign(new Image(), { onload: end, onerror: () => end('refused'), src: 'https://example.org/a' }))"
+    events = "{ onload: end, onerror: () => end('refused'), src: 'https://example.org/a' }"
+    image = f"new Promise((end) => Object.assign(new Image(), {events}))"
     for ask in ("fetch('https://example.org/').then(() => 'went', () => 'refused')", image):
         assert other.evaluate(ask) == "refused"
     assert other.evaluate("window.refused") == ["connect-src", "img-src"]  # by the policy, not for want of a network

@@ -1,4 +1,4 @@
-"""stage=serve as people meet it: a real server process on a tiny model, asked by httpx and looked at by a real headless Chromium."""
+"""stage=serve as people meet it: a real server process on a tiny model, asked by httpx and by a headless Chromium."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def png_that_says(width: int, height: int) -> bytes:
     )
 
 
-# -------------------------------------------------------------------------------------------------------------- its answers
+# ---------------------------------------------------------------------------------------------------------- its answers
 
 
 def test_a_picture_is_captioned_as_the_captioner_does(home: Path, server: Server, pictures: list[Path]) -> None:
@@ -237,7 +237,7 @@ def test_an_upload_that_breaks_off_is_no_bug_of_ours(server: Server) -> None:
     assert "Traceback" not in server.said
 
 
-# ---------------------------------------------------------------------------------------------------------------- its guards
+# ----------------------------------------------------------------------------------------------------------- its guards
 
 
 def test_the_headers_let_nothing_in(server: Server) -> None:
@@ -306,15 +306,14 @@ def test_no_path_of_the_host_can_be_read(server: Server) -> None:
     ):
         for method in ("GET", "POST"):
             with connected(server) as sock:  # as it is: httpx would tidy the path up
-                sock.sendall(
-                    f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
-                )
+                headers = "Host: localhost\r\nContent-Length: 0\r\nConnection: close"
+                sock.sendall(f"{method} {path} HTTP/1.1\r\n{headers}\r\n\r\n".encode())
                 answer = b"".join(iter(lambda: sock.recv(65536), b""))
             assert int(answer.split()[1]) in (404, 405, 422), (path, answer)
             assert b"root:" not in answer
 
 
-# ------------------------------------------------------------------------------------------------------------ start and end
+# -------------------------------------------------------------------------------------------------------- start and end
 
 
 def test_a_checkpoint_alone_is_served_without_a_corpus_and_with_ones_own_examples(
@@ -391,12 +390,12 @@ def test_without_the_extra_one_sentence_names_it(tmp_path: Path) -> None:
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------- a browser
+# ------------------------------------------------------------------------------------------------------------ a browser
 
 
 @pytest.fixture
 def view(browser: Any, server: Server) -> Iterator[Any]:
-    """The page in a telephone's width. Afterwards: no error on its console but the statuses of refused uploads, no request elsewhere."""
+    """The page in a telephone's width. At the end: no error but statuses of refused uploads, no foreign request."""
     view = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme="dark")
     errors: list[str] = []
     asked: list[str] = []

@@ -461,8 +461,8 @@ def test_bands_levels_and_histograms() -> None:
         Histogram("t", "CIDEr x 100", {"ours": [1.0, 2.0, 3.0, math.nan], "init": [0.0], "none": []}, "note")
     )
     assert (
-        'aria-label="Histogram of CIDEr x 100 over 3 images. ours: median 2, half of them from 1.5 to 2.5; init: median 0'
-        in drawing.svg
+        'aria-label="Histogram of CIDEr x 100 over 3 images. '
+        "ours: median 2, half of them from 1.5 to 2.5; init: median 0" in drawing.svg
     )
     assert drawing.note == "note. 1 value is not finite and left out."
     assert ">ours (median 2)</text>" in drawing.svg

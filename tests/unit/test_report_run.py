@@ -185,8 +185,9 @@ def test_distributions_are_bands_about_the_baseline_and_histograms(own: Run) -> 
 def test_what_changed_since_initialisation(own: Run) -> None:
     captions, scores = {m: own.captions(m) for m in CIDER}, {m: own.per_image(m) for m in CIDER}
     shown = {
-        i: GalleryItem(i, None, captions["cgtgan"][i], (), scores["cgtgan"][i]["CIDEr"], {"Initialisation only": captions["init"][i]},
-                       scores["cgtgan"][i], {"Initialisation only": scores["init"][i]})
+        i: GalleryItem(i, None, captions["cgtgan"][i], (), scores["cgtgan"][i]["CIDEr"],
+                       {"Initialisation only": captions["init"][i]}, scores["cgtgan"][i],
+                       {"Initialisation only": scores["init"][i]})
         for i in CIDER["cgtgan"]
     }  # fmt: skip
     (changes,) = since_initialisation(own, shown, 4)

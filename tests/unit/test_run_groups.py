@@ -10,12 +10,12 @@ import pytest
 from run_folders import make_run, write
 
 from cgtgan.errors import MissingFileError
-from cgtgan.reporting.variants import NAMED, Found, differing, distinguish, find_runs, gather, natural
+from cgtgan.reporting.variants import NAMED, Selection, differing, distinguish, find_runs, gather, natural
 
 ONE = {"cgtgan": [1.0, 2.0]}
 
 
-def folders(found: Found, root: Path) -> list[str]:
+def folders(found: Selection, root: Path) -> list[str]:
     return [str(run.folder.relative_to(root)) for run in found.runs]
 
 

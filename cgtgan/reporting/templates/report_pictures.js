@@ -1,5 +1,5 @@
 "use strict";
-// Search and sorting of the report's pictures. Only as many cards as are looked at exist; the rest is text in the data.
+// Search and sorting of the report's pictures. Only the cards on the page exist; the rest is text in the data.
 (() => {
   const PAGE = 24;
   const { methods, metrics, pictures } = JSON.parse(document.getElementById("data").textContent);
@@ -15,7 +15,7 @@
     return made;
   };
   const option = (value, text) => Object.assign(element("option", "", text), { value });
-  const shown = (k, value, signed) => {
+  const formatted = (k, value, signed) => {
     if (value === null) return "–";
     const size = Math.abs(value);
     const text = metrics[k][1] ? (size * 100).toFixed(1) : size.toFixed(size < 1 ? 3 : size < 100 ? 2 : 0);
@@ -33,8 +33,8 @@
   const valueOf = (picture, m, k) => {
     const value = picture[SCORES][Math.abs(m)][k];
     if (m >= 0) return value;
-    const own = picture[SCORES][0][k];
-    return own === null || value === null ? null : own - value;
+    const first = picture[SCORES][0][k];
+    return first === null || value === null ? null : first - value;
   };
 
   let texts = null; // made at the first search
@@ -60,30 +60,30 @@
     meta.append(element("span", "quiet", picture[ID]));
     if (k >= 0) {
       const value = valueOf(picture, m, k);
-      const badge = element("span", "badge", `${metrics[k][0]} ${shown(k, value, m < 0)}`);
+      const badge = element("span", "badge", `${metrics[k][0]} ${formatted(k, value, m < 0)}`);
       if (value !== null) made.dataset.value = String(value);
       if (m) badge.title = whose.selectedOptions[0].textContent;
       meta.append(badge);
     }
     words.append(caption, meta);
-    // beside ours stands the method that is sorted by, or the first one; the others are folded away
-    const beside = Math.abs(m) || 1;
+    // next to ours stands the method that is sorted by, or the first one; the others are folded away
+    const compared = Math.abs(m) || 1;
     const others = methods.map((_, j) => j).filter((j) => j && picture[CAPTIONS][j] !== null);
-    const said = (chosen) => {
+    const captionsOf = (chosen) => {
       const list = element("dl", "extra");
       for (const j of chosen) {
         const group = element("div");
         const value = k >= 0 ? picture[SCORES][j][k] : null;
         const text = element("dd", "", picture[CAPTIONS][j] || "(empty caption)");
         text.dir = "auto";
-        group.append(element("dt", "", value === null ? methods[j] : `${methods[j]} · ${metrics[k][0]} ${shown(k, value)}`), text);
+        group.append(element("dt", "", value === null ? methods[j] : `${methods[j]} · ${metrics[k][0]} ${formatted(k, value)}`), text);
         list.append(group);
       }
       return list;
     };
-    if (others.includes(beside)) words.append(said([beside]));
+    if (others.includes(compared)) words.append(captionsOf([compared]));
     const scored = metrics.map((_, j) => j).filter((j) => picture[SCORES][0][j] !== null);
-    const rest = others.filter((j) => j !== beside);
+    const rest = others.filter((j) => j !== compared);
     if (scored.length || rest.length || picture[REFERENCES].length) {
       const details = element("details", "more");
       details.append(element("summary", "", "More"));
@@ -91,7 +91,7 @@
         const scores = element("dl", "scores");
         for (const j of scored) {
           const group = element("div");
-          group.append(element("dt", "", metrics[j][0]), element("dd", "", shown(j, picture[SCORES][0][j])));
+          group.append(element("dt", "", metrics[j][0]), element("dd", "", formatted(j, picture[SCORES][0][j])));
           scores.append(group);
         }
         details.append(scores);
@@ -101,7 +101,7 @@
         for (const reference of picture[REFERENCES]) list.append(Object.assign(element("li", "", reference), { dir: "auto" }));
         details.append(element("p", "label", "References"), list);
       }
-      if (rest.length) details.append(said(rest));
+      if (rest.length) details.append(captionsOf(rest));
       words.append(details);
     }
     made.append(words);
@@ -115,8 +115,8 @@
     cards.append(fresh);
     more.hidden = count >= order.length;
     more.textContent = `Show ${Math.min(PAGE, order.length - count)} more`;
-    const total = pictures.length.toLocaleString("en"), found = order.length.toLocaleString("en");
-    status.textContent = `${found} of ${total} pictures, ${count.toLocaleString("en")} of them on the page.`;
+    const total = pictures.length.toLocaleString("en"), matches = order.length.toLocaleString("en");
+    status.textContent = `${matches} of ${total} pictures, ${count.toLocaleString("en")} of them on the page.`;
   };
 
   const update = () => {
@@ -131,7 +131,7 @@
       if (descending) order.reverse(); // the data is in the order of the ids
     } else {
       const k = Number(metric.value), values = pictures.map((picture) => valueOf(picture, m, k));
-      // what has no value comes last, whichever way
+      // pictures without a value come last in both orders
       order.sort((a, b) => {
         const [x, y] = [values[a], values[b]];
         return x === null || y === null ? (x === null) - (y === null) : sign * (x - y);
@@ -151,7 +151,7 @@
     show();
     const next = cards.children[first];
     if (next) {
-      next.tabIndex = -1; // the button moves away: who uses the keyboard goes on at the first new card
+      next.tabIndex = -1; // the button moves away: keyboard users continue at the first new card
       next.focus({ preventScroll: true });
     }
   });
