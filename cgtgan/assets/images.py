@@ -44,7 +44,7 @@ def _demo_world(ws: Workspace) -> Path:
 
 
 def dataset_split(ws: Workspace, name: str) -> Split:
-    """Images and references of a split: from the authors' files where they are given, else from the data set's folder."""
+    """Images and references of a split: of the authors' files where they are given, else of the data set."""
     return ws.once(("split", name), lambda: released_split(ws, name) or load_split(ws.cfg.dataset, name, data_root(ws)))
 
 
@@ -58,7 +58,7 @@ def dataset_identity(ws: Workspace) -> dict[str, Any]:
 
 
 def image_embeddings(ws: Workspace, name: str) -> Embeddings:
-    """(N, D) of a split, ids in `ids`; images that cannot be read are left out, as far as `dataset.max_bad_images` allows."""
+    """(N, D) of a split, ids in `ids`; up to `dataset.max_bad_images` that cannot be read are left out."""
     if (given := released_images(ws, name)) is not None:
         return given
     images = dataset_split(ws, name).images

@@ -35,7 +35,7 @@ def annotated_split(
 ) -> tuple[dict[ImageId, Path], CaptionsById]:
     """Pictures of a split by id, and its captions where they are wanted; folders are scanned, no image is opened.
 
-    Raises `MissingFileError` for absent files or more than `max_bad_images` absent images, `InputError` for wrong content.
+    Raises `MissingFileError` for an absent file or more than `max_bad_images` absent images, else `InputError`.
     """
     ids, captions = _listed(config, name, root, captions_wanted)
     index = _scan(config, name, root)
@@ -175,7 +175,9 @@ def _absent_images(config: DatasetConfig, name: str, root: Path, absent: list[Im
     folders = _folders(config, name, root)
     gone = [str(folder) for folder in folders if not folder.is_dir()]
     where = " and ".join(map(str, folders)) + (f" (no such folder: {', '.join(gone)})" if gone else "")
+    first = ", ".join(map(str, absent[:3]))
     return MissingFileError(
-        f"{len(absent)} of {total} {name} images are not in {where}, first {', '.join(map(str, absent[:3]))}: get them from "
-        f"{KINDS[config.kind].images_from}, set dataset.images to where they are, or allow some with dataset.max_bad_images"
+        f"{len(absent)} of {total} {name} images are not in {where}, first {first}: get them from "
+        f"{KINDS[config.kind].images_from}, set dataset.images to where they are, or allow some with "
+        "dataset.max_bad_images"
     )

@@ -19,7 +19,7 @@ ImageId: TypeAlias = int | str
 CaptionsById: TypeAlias = dict[ImageId, list[str]]
 
 
-# -------------------------------------------------------------------------------------------------------- caption files
+# ---------------------------------------------------------------------------------------------- caption files
 
 
 def is_karpathy(content: Any) -> bool:
@@ -115,7 +115,7 @@ def _karpathy_id(image: dict[str, Any], place: str) -> ImageId:
     return checked_id(image["cocoid"] if "cocoid" in image else Path(image["filename"]).stem, place)
 
 
-# -------------------------------------------------------------------------------------------------------------- image ids
+# ---------------------------------------------------------------------------------------------------- image ids
 
 
 def unify_ids(ids: Iterable[ImageId]) -> dict[ImageId, ImageId]:
@@ -126,7 +126,7 @@ def unify_ids(ids: Iterable[ImageId]) -> dict[ImageId, ImageId]:
 
 
 def as_number(image_id: ImageId) -> ImageId:
-    """A name of ASCII digits as its integer, anything else as it is; more than 18 digits are a hash, which is a name."""
+    """A name of ASCII digits as its integer, anything else as it is; more than 18 digits are a hash: a name."""
     if isinstance(image_id, str) and len(image_id) <= 18 and image_id.isascii() and image_id.isdigit():
         return int(image_id)
     return image_id
@@ -144,7 +144,7 @@ def checked_id(value: Any, place: str) -> ImageId:
     return value
 
 
-# ---------------------------------------------------------------------------------------------------- lists of image names
+# ------------------------------------------------------------------------------------------ lists of image names
 
 
 def name_lines(path: Path, field: str) -> list[str]:

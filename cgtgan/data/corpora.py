@@ -1,17 +1,14 @@
 """Sentences without images: raw text of the known corpora, and its cleaning.
 
-The rules are those of the published program (Yu et al., ACM MM 2023), per corpus. `released=True` is that program to the letter.
-The sound rules, our default, differ where the letter harms training:
-
-- white space and control characters are made single blanks first, so a sentence is one line and `Two dogs run . ` becomes
-  `Two dogs run.`; zero-width characters and marks of writing direction go, but for the two joiners that some scripts need;
-- after the rule's one dropped character, full stops and blanks left at the end go too: `Ellipsis...` becomes `Ellipsis.`. The
-  generator stops at GPT-2's token `.` alone; ` .`, `..` and `...` are other tokens, that it could not stop at and that the
-  discriminator would know at sight. Other marks stay, for the rule drops one character: `Wow!!` becomes `Wow!.`;
-- text without a letter or a digit is dropped (`.`, `?!`): it would teach the empty caption;
-- the first character gets its title case (`ß` -> `Ss`, theirs `SS`);
-- gcc draws from one generator for the corpus; theirs is reseeded for every caption and loses every caption of 16-19 words.
-
+The rules are those of the published program (Yu et al., ACM MM 2023), per corpus; `released=True` is that program to
+the letter. The default differs where the letter harms training:
+- White space and control characters are made single blanks first, so a sentence is one line; zero-width characters and
+  marks of writing direction go, but for the two joiners that some scripts need.
+- After the rule's one dropped character, full stops and blanks at the end go too: `Ellipsis...` becomes `Ellipsis.`.
+  The generator stops at GPT-2's token `.`, not at ` .`, `..` or `...`. Other marks stay: `Wow!!` becomes `Wow!.`.
+- Text without a letter or a digit is dropped (`.`, `?!`): it would teach the empty caption.
+- The first character gets its title case (`ß` -> `Ss`, theirs `SS`).
+- gcc draws from one generator for the corpus; theirs is reseeded per caption and loses every caption of 16-19 words.
 Lone surrogates, which JSON can bring in and no file can hold, become `?` in both.
 """
 
@@ -61,25 +58,21 @@ _USUAL_PLACES = {
 
 @dataclass(frozen=True)
 class CleanedCorpus:
-    """`sentences`: clean, each ending in '.'. `counts`: read = kept + every reason to drop; `bad_bytes` were replaced and kept."""
+    """`sentences` end in '.'. `counts`: read = kept + every reason to drop; `bad_bytes` were replaced and kept."""
 
     sentences: Sequence[str]
     counts: dict[str, int]
 
     def summary(self) -> str:
         """One sentence for the log: how many were read and kept, and why the others went."""
-        reasons = [
-            f"{n:,} {why.replace('_', ' ')}"
-            for why, n in self.counts.items()
-            if why not in ("read", "kept", "bad_bytes")
-        ]
-        repaired = (
-            f"; {self.counts['bad_bytes']:,} lines had bytes that are not UTF-8" if self.counts.get("bad_bytes") else ""
-        )
-        return f"kept {self.counts['kept']:,} of {self.counts['read']:,} captions (dropped: {', '.join(reasons) or 'none'}){repaired}"
+        counts = self.counts
+        dropped = [why for why in counts if why not in ("read", "kept", "bad_bytes")]
+        reasons = ", ".join(f"{counts[why]:,} {why.replace('_', ' ')}" for why in dropped) or "none"
+        bad = f"; {counts['bad_bytes']:,} lines had bytes that are not UTF-8" if counts.get("bad_bytes") else ""
+        return f"kept {counts['kept']:,} of {counts['read']:,} captions (dropped: {reasons}){bad}"
 
 
-# ---------------------------------------------------------------------------------------------------------------- cleaning
+# ----------------------------------------------------------------------------------------------------- cleaning
 
 
 def clean_captions(rule: str, captions: Iterable[Any], *, released: bool = False, seed: int = 0) -> list[str]:
@@ -105,8 +98,8 @@ def clean_corpus(rule: str, captions: Iterable[Any], *, released: bool = False, 
         read += 1
         if rule == "shutterstock" and isinstance(raw, str):
             raw = raw.split()
-        right = _is_token_list(raw) if rule == "shutterstock" else isinstance(raw, str)
-        text, reason = clean(raw) if right else ("", WRONG_TYPE)
+        is_text = _is_token_list(raw) if rule == "shutterstock" else isinstance(raw, str)
+        text, reason = clean(raw) if is_text else ("", WRONG_TYPE)
         if reason is None and (rule == "none" or not released):
             text, reason = normalise_ending(text, capital=rule != "none")
         elif reason is None:
@@ -124,7 +117,7 @@ def embedded_text(sentence: str) -> str:
 
 
 def shuffle_sentences(sentences: Sequence[str], seed: int = 1024) -> list[str]:
-    """A new list in the published order: numpy's legacy generator, `np.random.seed(seed); np.random.shuffle(sentences)`."""
+    """A new list in the published order: `np.random.seed(seed); np.random.shuffle(sentences)`."""
     return [sentences[int(i)] for i in np.random.RandomState(seed).permutation(len(sentences))]
 
 
@@ -134,9 +127,7 @@ def _cleaner(rule: str, released: bool, seed: int) -> Callable[[Any], Cleaned]:
     if rule == "gcc":
         if not released:
             return lambda raw: _gcc(_one_line(raw), generator.rand)
-        first = (
-            generator.rand()
-        )  # theirs reseeds before every draw, so it always sees the first one (0.5488 for seed 0)
+        first = generator.rand()  # theirs reseeds before every draw, so it always sees this one
         return lambda raw: _gcc(raw, lambda: first)
     if rule == "shutterstock":
         return lambda raw: _shutterstock(raw if released else _one_line(" ".join(raw)).split(), generator.rand)
@@ -150,7 +141,7 @@ def _is_token_list(raw: Any) -> bool:
 
 
 def _one_line(text: str) -> str:
-    """Single blanks for white space and control characters, none at the ends; nothing invisible; '?' for lone surrogates."""
+    """Single blanks for white space and control characters; nothing invisible; '?' for lone surrogates."""
     if not text.isprintable():
         text = "".join(map(_visible, text))
     return " ".join(text.split())
@@ -163,7 +154,7 @@ def _visible(character: str) -> str:
 
 
 def normalise_ending(text: str, *, capital: bool) -> Cleaned:
-    """What the module's head says of the sound rules, after the rule itself; cleaning its result again changes nothing."""
+    """The ends of a cleaned text, as the module's docstring says; doing it again changes nothing."""
     text = text.rstrip(" ." + _JOINERS)
     if not any(map(str.isalnum, text)):
         return "", NO_WORDS
@@ -216,70 +207,64 @@ def _shutterstock(raw: list[str] | tuple[str, ...], draw: Callable[[], float]) -
     return text, None
 
 
-# ----------------------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------------------ reading
 
 
 def is_beside_its_images(config: CorpusConfig, dataset: DatasetConfig) -> bool:
-    """Whether the corpus is the data set's own training captions (`datasets.training_captions`): coco and flickr30k without `path`.
+    """Whether the corpus is the data set's own training captions: coco and flickr30k without `path`.
 
-    Raises `InputError` where the data set is another one, whose captions would be taken for the corpus.
+    Raises `InputError` where the data set is another one.
     """
     if config.path is not None or config.kind not in ("coco", "flickr30k"):
         return False
     if config.kind != dataset.kind:
         raise InputError(
-            f"corpus.path is null and corpus.kind={config.kind} does not lie with dataset.kind={dataset.kind}: say corpus.path=FILE, its "
-            f"train_caption.json or Karpathy's dataset_{config.kind}.json; get it from {_ADDRESSES[config.kind]}"
+            f"corpus.path is null and corpus.kind={config.kind} does not come with dataset.kind={dataset.kind}: set "
+            f"corpus.path=FILE, its train_caption.json or Karpathy's dataset_{config.kind}.json; get it from "
+            f"{_ADDRESSES[config.kind]}"
         )
     return True
 
 
 def corpus_path(config: CorpusConfig, dataset_root: Path) -> Path:
-    """The corpus file: `corpus.path` (from the working directory), or the first usual place of its kind under `dataset_root`.
-
-    Not for what `is_beside_its_images`: `datasets.training_caption_files` knows the places of that.
-    """
+    """`corpus.path`, or the usual place of its kind under `dataset_root`; not for what `is_beside_its_images`."""
     if config.path is not None:
         return Path(config.path).expanduser()
     if config.kind not in _USUAL_PLACES:
-        raise InputError(
-            f"corpus.path is null and corpus.kind={config.kind}: say corpus.path=FILE, with one sentence a line"
-        )
+        problem = f"corpus.path is null and corpus.kind={config.kind}"
+        raise InputError(f"{problem}: set corpus.path=FILE, with one sentence per line")
     places = [dataset_root / place for place in _USUAL_PLACES[config.kind]]
     return next((place for place in places if place.is_file()), places[0])
 
 
 def load_corpus(config: CorpusConfig, path: Path, raw: Iterable[Any] | None = None) -> CleanedCorpus:
-    """Read `path` as `config.kind` (or take `raw`), clean it, shuffle it with `shuffle_seed`, cut it to `max_sentences`.
+    """Read `path` as `config.kind` (or take `raw`), clean, shuffle with `shuffle_seed`, cut to `max_sentences`.
 
     ShutterStock's is not shuffled. `released` brings the order of the released embeddings: shuffled once more.
-    Raises `MissingFileError` or `InputError`; an `InputError` too if no sentence is left.
+    Raises `MissingFileError` or `InputError`, also if no sentence is left.
     """
     notes: Counter[str] = Counter()
-    corpus = clean_corpus(
-        config.rule, read_raw(config.kind, path, notes) if raw is None else raw, released=config.released
-    )
+    raw = read_raw(config.kind, path, notes) if raw is None else raw
+    corpus = clean_corpus(config.rule, raw, released=config.released)
     counts = {**corpus.counts, **notes}
     counts["read"] += notes[NO_TAB]  # rows without a caption never reached the cleaning
     if not corpus.sentences:
-        problem = CleanedCorpus([], counts).summary()
-        raise InputError(
-            f"{path}: no sentence is left for corpus.kind={config.kind} and corpus.rule={config.rule}: {problem}"
-        )
-    sentences = (
-        corpus.sentences if config.kind == "shutterstock" else shuffle_sentences(corpus.sentences, config.shuffle_seed)
-    )
+        settings = f"corpus.kind={config.kind} and corpus.rule={config.rule}"
+        raise InputError(f"{path}: no sentence is left for {settings}: {CleanedCorpus([], counts).summary()}")
+    sentences = corpus.sentences
+    if config.kind != "shutterstock":
+        sentences = shuffle_sentences(sentences, config.shuffle_seed)
     if config.released:
         sentences = shuffle_sentences(sentences, config.shuffle_seed)
     return CleanedCorpus(sentences[: config.max_sentences], counts)
 
 
 def read_raw(kind: str, path: Path, notes: Counter[str] | None = None) -> Iterator[Any]:
-    """Raw captions of `path`, in its order: strings, for shutterstock token lists. Text is streamed.
+    """Raw captions of `path`, plain or gzip, in its order: strings, for shutterstock token lists. Text is streamed.
 
-    kind: coco and flickr30k (any layout of `annotations.py`, of Karpathy's the train part), gcc (caption<TAB>url), shutterstock
-    (pickle), text_file and the demo kinds (one sentence a line). Plain or gzip.
-    notes: counts `bad_bytes` (lines with bytes that are not UTF-8, replaced) and `no_tab` (gcc rows without a tab, left out).
+    kind: coco and flickr30k (any layout of `annotations.py`, of Karpathy's the train part), gcc (caption<TAB>url),
+    shutterstock (pickle), text_file and the demo kinds (one sentence per line).
+    notes: counts `bad_bytes` (lines with bytes that are not UTF-8, replaced) and `no_tab` (gcc rows left out).
     Raises `MissingFileError` at once, `InputError` at once or where the reading reaches the damage.
     """
     notes = Counter() if notes is None else notes
@@ -299,19 +284,14 @@ def read_raw(kind: str, path: Path, notes: Counter[str] | None = None) -> Iterat
         return _gcc_captions(path, text_lines(path, "corpus.path", notes), notes)
     if kind == "text_file":
         return _sentences(path, text_lines(path, "corpus.path", notes))
-    if kind in ("demo", "demo_external"):
-        return text_lines(path, "corpus.path", notes)
-    raise InputError(
-        f"corpus.kind={kind} is not accepted: one of coco, flickr30k, gcc, shutterstock, text_file, demo, demo_external"
-    )
+    return text_lines(path, "corpus.path", notes)  # the demo's
 
 
 def _sentences(path: Path, lines: Iterator[str]) -> Iterator[str]:
     for n, line in enumerate(lines):
         if n == 0 and re.match(r"\s*(\[\s*\{|\{\s*\")", line):
-            raise InputError(
-                f"{path} (corpus.path) is JSON, not a sentence a line: use corpus=coco or corpus=flickr30k for caption files"
-            )
+            hint = "use corpus=coco or corpus=flickr30k for caption files"
+            raise InputError(f"{path} (corpus.path) is JSON, not one sentence per line: {hint}")
         yield line
 
 
@@ -329,6 +309,5 @@ def _gcc_captions(path: Path, lines: Iterator[str], notes: Counter[str]) -> Iter
         good += 1
         yield caption
     if not good:
-        raise InputError(
-            f"{path} (corpus.path) has no row caption<TAB>url in {notes[NO_TAB]:,} lines: is it a text_file?"
-        )
+        lines_read = f"{notes[NO_TAB]:,} lines"
+        raise InputError(f"{path} (corpus.path) has no row caption<TAB>url in {lines_read}: is it a text_file?")

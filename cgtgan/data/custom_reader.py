@@ -1,7 +1,7 @@
 """A data set that a user's own function reads: `dataset.reader=path.py:name`.
 
-`reader(root: Path, split: str)` gives (image_id: str, path: Path | str, captions: list[str]) of every image of train, val or
-test. A relative path lies under `root`. Captions of train are read for the supervised bound alone; a list may be empty.
+`reader(root: Path, split: str)` gives (image_id: str, path: Path | str, captions: list[str]) of every image of train,
+val or test. A relative path lies under `root`. Captions of train serve the supervised bound alone; they may be [].
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One record per kind of data set: where its files lie under `dataset.root`, how its images are named, where to get them.
+"""One record per kind of data set: where its files lie under `dataset.root`, its image ids, where to get it.
 
 A new kind is one record of `KINDS`, its name in `config.DATASET_KINDS`, and one file in conf/dataset/.
 """

@@ -1,6 +1,6 @@
 """Images, their splits and the reference captions, of every kind of data set (`dataset_kinds.py`).
 
-The training split of unpaired training carries no caption; `load_pairs` reads them for the supervised upper bound alone.
+The training split carries no caption; `load_pairs` reads them for the supervised upper bound alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Split:
-    """`images` sorted by id, integers first. `references` id -> captions: of all images, or {} (train, folders without any).
+    """`images` sorted by id, integers first. `references` id -> captions: of all images, or {} (train; no captions).
 
     `bare`: images of the split that are left out because they have no caption.
     """
@@ -51,7 +51,7 @@ def load_split(config: DatasetConfig, name: str, root: Path) -> Split:
     """List a split (train, val or test) of the data set under `root`; folders are scanned, no image is opened.
 
     train: references is {}. val, test: images without captions are left out and logged where others have some.
-    Raises `MissingFileError` for absent files or more than `max_bad_images` absent images, `InputError` for wrong content.
+    Raises `MissingFileError` for an absent file or more than `max_bad_images` absent images, else `InputError`.
     """
     if name not in SPLITS:
         raise InputError(f"split '{name}' is not accepted: one of {', '.join(SPLITS)}")

@@ -1,8 +1,8 @@
-"""The demo world: tiny drawn scenes and sentences about them, made from one seed, so that every stage runs without a download.
+"""The demo world: tiny drawn scenes and sentences about them, from one seed: every stage runs without a download.
 
 No captioner is tested on what it has met before: a hash of a scene's key puts it in one pool (clip, train, val, test or
-corpus), and a hash of a sentence lets it be either a training caption of the demo CLIP or anything else. A corpus sentence
-may still equal a test reference, as in any real corpus; `DemoWorld.overlap` counts that.
+corpus), and a hash of a sentence lets it be either a training caption of the demo CLIP or anything else. A corpus
+sentence may still equal a test reference, as in any real corpus; `DemoWorld.overlap` counts that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 
 from cgtgan.config import SPLITS, DemoWorldConfig
 from cgtgan.data.demo_drawing import render
-from cgtgan.data.demo_grammar import Scene, Thing, describe, digress, draw_scene, narrate
+from cgtgan.data.demo_grammar import Scene, describe, digress, draw_scene, narrate
 from cgtgan.errors import InputError
 
 FORMAT_VERSION = 1
@@ -165,9 +165,7 @@ class DemoWorld:
                 if len(sentences) == count:
                     return sentences
         value, made = getattr(self.config, field), len(sentences)
-        raise InputError(
-            f"{field} is {value}: the demo grammar finds only {made} sentences for a scene; ask for fewer."
-        )
+        raise InputError(f"{field} is {value}: the demo grammar has only {made} sentences for a scene; ask for fewer.")
 
     def _captions(self, name: str, purpose: str) -> dict[int, list[str]]:
         count = self.config.references
@@ -191,7 +189,7 @@ world.json                       config, counts and overlap; written last
 
 
 def write_demo_world(config: DemoWorldConfig, root: Path, progress: Callable[[int], None] | None = None) -> Path:
-    """Write the world as a data-set folder (its README.txt lists the files) and return `root`; nothing where it is there.
+    """Write the world as a data-set folder (its README.txt lists the files), if it is not there, and return `root`.
 
     The folder appears whole or not at all; the caller holds a lock on `root`. `progress` is called with the number of
     pictures written so far. Raises `InputError` when `root` holds anything else.

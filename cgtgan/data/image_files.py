@@ -36,9 +36,9 @@ def decoder_hint(path: Path) -> str:
 
 
 def open_image(path: Path, draft: int = 0) -> Image.Image:
-    """The picture as CLIP's own pipeline opens it: in the file's own mode (RGB comes after the resize), not turned by its EXIF entry.
+    """The picture as CLIP's pipeline opens it: in the file's mode (RGB comes after the resize), not turned by EXIF.
 
-    draft: if above 0, a JPEG is decoded at the smallest of its scales 1/1, 1/2, 1/4, 1/8 that leaves so many pixels per side.
+    draft: if above 0, a JPEG is decoded at the smallest scale (1/1 to 1/8) that leaves so many pixels per side.
     Raises `MissingFileError` or `InputError` with the file's name.
     """
     try:
@@ -54,7 +54,7 @@ def open_image(path: Path, draft: int = 0) -> Image.Image:
 
 
 def find_images(paths: list[str]) -> list[Path]:
-    """Picture files named, and those below folders named, in name order; of `-`, those that standard input lists, a path per line.
+    """Pictures named, or below a folder named, in name order; for `-`, those that standard input lists, one per line.
 
     Raises `MissingFileError` or `InputError`; a listed file that does not exist is left to whoever opens it.
     """
@@ -85,7 +85,7 @@ def _listed_on_standard_input() -> list[Path]:
 
 
 def pictures_below(base: Path, suffixes: frozenset[str]) -> list[Path]:
-    """Files with such an ending, folder by folder in name order, hidden ones left out. Linked folders are read, each once."""
+    """Files with such an ending, folder by folder in name order, no hidden ones. Linked folders are read, each once."""
     paths: list[Path] = []
     seen: set[str] = set()
 

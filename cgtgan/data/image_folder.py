@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 def folder_split(
     config: DatasetConfig, name: str, root: Path, *, captions_wanted: bool
 ) -> tuple[dict[ImageId, Path], CaptionsById]:
-    """Pictures of a split and every caption there is; ids are the references' where a picture has some, else its relative path.
+    """Pictures of a split, and all captions. An id is the references' where a picture has some, else its relative path.
 
-    The references give pictures their ids, so they are read even where no captions are wanted.
+    So the references are read even where no captions are wanted.
     """
     usual = root / "images"
     base = root / config.images if config.images is not None else usual if usual.is_dir() else root
@@ -77,9 +77,9 @@ def _with_references(files: dict[ImageId, Path], base: Path, path: Path) -> tupl
     stray = captions.keys() - files.keys()
     if captions and len(stray) == len(captions):
         raise InputError(
-            f"{path} (dataset.references) has captions for {len(captions)} images, such as {next(iter(captions))}, and none "
-            f"of the {len(files)} pictures in {base}, such as {next(iter(files))}: its ids, or file_name, must name these "
-            "pictures"
+            f"{path} (dataset.references) has captions for {len(captions)} images, such as {next(iter(captions))}, and "
+            f"none of the {len(files)} pictures in {base}, such as {next(iter(files))}: its ids, or file_name, must "
+            "name these pictures"
         )
     if stray:
         message = "%s: %d of %d images with captions are not in %s, %s first"

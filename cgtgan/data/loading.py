@@ -36,15 +36,14 @@ class PixelBatch(NamedTuple):
 def load_pixels(path: Path, transform: Callable[[Image.Image], Tensor], draft: int = 0) -> Tensor:
     """The pixels of an image file as `transform` makes them. Raises `MissingFileError` or `InputError` naming it.
 
-    draft: if above 0, a JPEG is decoded at the smallest of its scales 1/1, 1/2, 1/4, 1/8 with at least so many pixels a side.
+    draft: as `open_image` has it.
     """
     image = open_image(path, draft)
     try:
         return transform(image)
     except (ValueError, OSError) as e:
-        raise InputError(
-            f"the image {printable(path)} ({image.mode}, {image.size[0]} x {image.size[1]}) cannot be resized: {e}"
-        ) from None
+        size = f"{image.size[0]} x {image.size[1]}"
+        raise InputError(f"the image {printable(path)} ({image.mode}, {size}) cannot be resized: {e}") from None
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def _ahead(source: Any, items: Iterable[Any], workers: int) -> Iterator[Any]:
         for item in items:
             yield source[item]
         return
-    # `items` may be endless or claim work as it is read: the loader reads it in this process, two items a worker ahead
+    # `items` may be endless or claim work as it is read: the loader reads it here, two items per worker ahead
     loader = DataLoader(
         source,
         batch_size=None,
@@ -116,8 +115,8 @@ def _ahead(source: Any, items: Iterable[Any], workers: int) -> Iterator[Any]:
         if "DataLoader worker" not in str(e):
             raise
         raise UserError(
-            f"a worker process was ended from outside ({str(e).splitlines()[0]}): memory, or /dev/shm, may be short; try workers=0 or a "
-            "smaller clip_backbone.image_batch_size; what is made is kept"
+            f"a worker process was ended from outside ({str(e).splitlines()[0]}): memory, or /dev/shm, may be short; "
+            "try workers=0 or a smaller clip_backbone.image_batch_size; what is made is kept"
         ) from None
 
 

@@ -1,7 +1,7 @@
 """The authors' files, read without running anything that is in them.
 
-A pickle is a program: it may ask for any function and call it. This reader answers with an allow-list of four harmless names (what a
-pickled tensor is made of) and refuses every other by name; lists, dicts, strings and numbers are built by the format itself.
+A pickle is a program: it may ask for any function and call it. This reader allows four harmless names (what a pickled
+tensor is made of) and refuses every other by name; lists, dicts, strings and numbers are built by the format itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cgtgan.errors import InputError, MissingFileError
 
 @dataclass(frozen=True)
 class ReleasedImages:
-    """`*_train_images.pkl`, `*_val.pkl`, `*_test.pkl`: vectors (N, D) float16, ids[i] of row i, captions of those that have some."""
+    """`*_train_images.pkl`, `*_val.pkl`, `*_test.pkl`: vectors (N, D) float16, ids of the rows, captions by id."""
 
     vectors: Tensor
     ids: list[ImageId]
@@ -43,7 +43,7 @@ class ReleasedCorpus:
 
 @dataclass(frozen=True)
 class ReleasedPairs:
-    """`*_images_*_captions_*_<t>.pkl`: image and aggregated embeddings, (N, D) float16 each, rows as the train images'."""
+    """`*_images_*_captions_*_<t>.pkl`: image and aggregated embeddings, (N, D) float16 each, rows as train's."""
 
     images: Tensor
     aggregated: Tensor
@@ -56,7 +56,7 @@ class ReleasedSentences:
     sentences: list[str]
 
 
-# ----------------------------------------------------------------------------------------------------------------- pickles
+# ------------------------------------------------------------------------------------------------------- pickles
 
 
 def _storage(content: bytes) -> Any:
@@ -67,7 +67,7 @@ def _storage(content: bytes) -> Any:
 
 
 def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_rest: Any) -> Tensor:
-    """In the place of `torch._utils._rebuild_tensor_v2`: a copy of the elements meant, which must lie within the storage."""
+    """In the place of `torch._utils._rebuild_tensor_v2`: a copy of elements that must lie within the storage."""
     if not isinstance(storage, torch.storage.TypedStorage):
         raise InputError("a tensor in it has no storage")
     whole = torch.empty(0, dtype=storage.dtype).set_(cast(Any, storage))
@@ -92,14 +92,20 @@ _TENSORS = {
 }
 
 
+# What the C unpickler and torch raise on bytes that are no pickle: it depends on the bytes.
+_NO_PICKLE = (
+    *(ArithmeticError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError, RuntimeError),
+    *(TypeError, ValueError, zlib.error),
+)
+
+
 class _Unpickler(pickle.Unpickler):
     allowed: dict[tuple[str, str], Any] = {("_codecs", "encode"): _bytes}  # noqa: RUF012 (each kind of file has its own)
 
     def find_class(self, module: str, name: str) -> Any:  # called for every class or function the pickle asks for
         if (module, name) not in self.allowed:
-            raise InputError(
-                f"it asks for {module}.{name}; only plain lists, dicts, strings, numbers and tensors are read"
-            )
+            accepted = "only plain lists, dicts, strings, numbers and tensors are read"
+            raise InputError(f"it asks for {module}.{name}; {accepted}")
         return self.allowed[module, name]
 
 
@@ -108,7 +114,7 @@ class _TensorUnpickler(_Unpickler):
 
 
 def load_plain_pickle(path: Path, field: str, where: str | None = None) -> Any:
-    """The plain Python value in `path` (.pkl, may be gzipped); Python 2 strings are read as UTF-8, bad bytes replaced.
+    """The plain Python value in `path` (.pkl, may be gzipped); Python 2 strings are read as UTF-8.
 
     Raises `MissingFileError` if it is not there, `InputError` if it is damaged or asks for any class.
     """
@@ -123,50 +129,33 @@ def _load(unpickler: type[_Unpickler], path: Path, field: str, where: str | None
             raise InputError(f"{path} ({field}) is refused: {error}") from error
         except pickle.UnpicklingError as error:
             # torch's own allow-list, inside a tensor's bytes, answers like this too
-            if "weights_only" in str(error) or "Weights only" in str(error):
+            if "weights only" in str(error).lower().replace("_", " "):
                 raise InputError(f"{path} ({field}) is refused: a tensor in it asks for {_asked(error)}") from error
             raise InputError(f"{path} ({field}) is no whole pickle ({error}): download it again") from error
-        # What the C unpickler and torch raise on bytes that are no pickle depends on the bytes.
-        except (
-            ArithmeticError,
-            AttributeError,
-            EOFError,
-            ImportError,
-            LookupError,
-            MemoryError,
-            RecursionError,
-        ) as error:
-            raise InputError(
-                f"{path} ({field}) is no whole pickle ({type(error).__name__}: {error}): download it again"
-            ) from error
-        except (OSError, RuntimeError, TypeError, ValueError, zlib.error) as error:
-            raise InputError(
-                f"{path} ({field}) is no whole pickle ({type(error).__name__}: {error}): download it again"
-            ) from error
+        except _NO_PICKLE as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise InputError(f"{path} ({field}) is no whole pickle ({problem}): download it again") from error
 
 
-# ------------------------------------------------------------------------------------------------------------ their contents
+# -------------------------------------------------------------------------------------------------- their contents
 
 
 def read_released(path: Path, field: str) -> ReleasedImages | ReleasedCorpus | ReleasedPairs | ReleasedSentences:
-    """One of the authors' pickles, told by its content. Raises `MissingFileError`, or `InputError` for any other content."""
+    """One of the authors' pickles, recognised by its content. Raises `MissingFileError` or `InputError`."""
     content = _load(_TensorUnpickler, path, field)
     try:
         if isinstance(content, dict) and {"clip_embedding", "captions"} <= content.keys():
             return _embedded(content["clip_embedding"], content["captions"])
         if isinstance(content, list) and content and isinstance(content[0], dict):
-            return ReleasedPairs(
-                *(_stacked([_entry(row, key) for row in content], key) for key in ("image", "caption"))
-            )
+            images, aggregated = ([_entry(row, key) for row in content] for key in ("image", "caption"))
+            return ReleasedPairs(_stacked(images, "image"), _stacked(aggregated, "caption"))
         if isinstance(content, list) and content and all(isinstance(sentence, str) for sentence in content):
             return ReleasedSentences(content)
     except InputError as error:
         raise InputError(f"{path} ({field}): {error}") from error
+    layouts = "a dict with clip_embedding and captions, a list of image/caption tensors, a list of sentences"
     tokens = "; it seems to be their cache of tokens, which is not needed" if path.stem.endswith("_tokens") else ""
-    raise InputError(
-        f"{path} ({field}) holds none of the authors' layouts (a dict with clip_embedding and captions, a list of image/caption tensors, a "
-        f"list of sentences){tokens}"
-    )
+    raise InputError(f"{path} ({field}) holds none of the authors' layouts ({layouts}){tokens}")
 
 
 def _entry(row: Any, key: str) -> Any:
@@ -183,10 +172,10 @@ def _embedded(vectors: Any, entries: Any) -> ReleasedImages | ReleasedCorpus:
     for row in rows:
         if isinstance(row, bool) or not isinstance(row, int) or not 0 <= row < len(vectors):
             raise InputError(f"the entry for row {row!r} has no embedding: there are {len(vectors)}")
-    found = vectors.half() if rows == list(range(len(vectors))) else vectors[rows].half()
+    vectors = vectors.half() if rows == list(range(len(vectors))) else vectors[rows].half()
     captions = [_entry(entry, "caption") for entry in entries]
     if all(isinstance(caption, str) for caption in captions):
-        return ReleasedCorpus(found, captions)
+        return ReleasedCorpus(vectors, captions)
     ids = [_entry(entry, "image_id") for entry in entries]
     for image_id, texts in zip(ids, captions, strict=True):
         if isinstance(image_id, bool) or not isinstance(image_id, int | str):
@@ -195,7 +184,7 @@ def _embedded(vectors: Any, entries: Any) -> ReleasedImages | ReleasedCorpus:
             raise InputError(f"the captions of image {image_id} are no list of strings")
     if len(set(ids)) < len(ids):
         raise InputError("an image id occurs twice")
-    return ReleasedImages(found, ids, {i: texts for i, texts in zip(ids, captions, strict=True) if texts})
+    return ReleasedImages(vectors, ids, {i: texts for i, texts in zip(ids, captions, strict=True) if texts})
 
 
 def _stacked(vectors: list[Any], name: str) -> Tensor:
@@ -214,32 +203,30 @@ def _check_vectors(vectors: Any, name: str) -> None:
         raise InputError(f"row {int(bad[0])} of '{name}' is not finite")
 
 
-# ------------------------------------------------------------------------------------------------------------------ model.pt
+# -------------------------------------------------------------------------------------------------------- model.pt
 
 
 def read_model(path: Path, field: str) -> dict[str, Tensor]:
-    """The weights of their `model.pt`, without the two buffers an attention layer of transformers 4.27 has and ours has not (slip 17).
+    """The weights of their `model.pt`, without the buffers that only transformers 4.27's attention has (slip 17).
 
     Raises `MissingFileError` or `InputError`; weights are all that is read.
     """
+    given = f"{field}={path}"
     if not path.is_file():
         raise MissingFileError(
-            f"{field}={path} does not exist: name a checkpoint folder, a run folder or the authors' model.pt"
+            f"{given} does not exist: name a checkpoint folder, a run folder or the authors' model.pt"
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{field}={path} is refused or no whole file: it asks for {_asked(error)}; only weights are read"
-        ) from error
+        problem = f"it asks for {_asked(error)}; only weights are read"
+        raise InputError(f"{given} is refused or no whole file: {problem}") from error
     except Exception as error:  # every way in which foreign bytes can fail to be weights
-        raise InputError(
-            f"{field}={path} cannot be read as weights ({type(error).__name__}: {_first_line(error)})"
-        ) from error
+        problem = f"{type(error).__name__}: {_first_line(error)}"
+        raise InputError(f"{given} cannot be read as weights ({problem})") from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise InputError(
-            f"{field}={path} holds a {type(state).__name__}: the authors' model.pt is a state dict, name -> tensor"
-        )
+        kind = type(state).__name__
+        raise InputError(f"{given} holds a {kind}: the authors' model.pt is a state dict, name -> tensor")
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return {key: value for key, value in state.items() if not key.endswith((".attn.bias", ".attn.masked_bias"))}
@@ -247,8 +234,8 @@ def read_model(path: Path, field: str) -> dict[str, Tensor]:
 
 def _asked(error: Exception) -> str:
     """The name in torch's refusal of anything but weights; the rest of its message is about its own settings."""
-    found = re.search(r"GLOBAL (\S+)", str(error))
-    return found[1] if found else "something that is no weights"
+    name = re.search(r"GLOBAL (\S+)", str(error))
+    return name[1] if name else "something that is no weights"
 
 
 def _first_line(error: Exception) -> str:

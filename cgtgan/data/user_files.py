@@ -22,7 +22,7 @@ _BAD_BYTES = re.compile("[\udc80-\udcff]+")
 
 
 def printable(path: Path) -> str:
-    """With `/`; bytes of a file's name that are not UTF-8 as \\x.., for ids and messages go into files that are UTF-8."""
+    """With `/`; bytes of a name that are not UTF-8 as \\x.., for ids and messages go into files that are UTF-8."""
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
