@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from cgtgan.config import (
@@ -194,11 +196,17 @@ def _comparison(cfg: Config) -> Iterator[str]:
         )
 
 
-_REWARD_TERMS = ("cos", "l1", "clip")
 _TAKEN = ("semantic", "naturalness", "real_logit")  # other rewards are logged by these names
 
 
+def built_in_terms() -> list[str]:
+    """Names of the reward terms in method/reward_terms.py. Read as text: importing the file would load torch."""
+    source = Path(__file__).with_name("method") / "reward_terms.py"
+    return re.findall(r"^def (\w+)\(inputs: RewardInputs\)", source.read_text(encoding="utf-8"), re.MULTILINE)
+
+
 def _reward_terms(cfg: Config) -> Iterator[str]:
+    built_in = built_in_terms() if cfg.reward_weights.terms else []
     names = [custom_name(key) for key in cfg.reward_weights.terms]
     for key, term in cfg.reward_weights.terms.items():
         field, name = f"reward_weights.terms.{key}", custom_name(key)
@@ -209,12 +217,11 @@ def _reward_terms(cfg: Config) -> Iterator[str]:
         if not name.isidentifier() or name in _TAKEN or name.endswith(("_greedy", "_abs")) or names.count(name) > 1:
             taken = f"other than {', '.join(_TAKEN)}, without _greedy or _abs at its end"
             yield f"{field} is not accepted: the name of a term is one word of letters, digits and _, {taken}, and given once"
-        elif name in _REWARD_TERMS and is_custom(spec):
+        elif name in built_in and is_custom(spec):
             yield f"{field}.function={spec} is not accepted: {name} is a built-in term, give yours another name"
-        elif name not in _REWARD_TERMS and not is_custom(spec):
-            known = ", ".join(_REWARD_TERMS)
+        elif name not in built_in and not is_custom(spec):
             yield (
-                f"{field} is not accepted: the built-in terms are {known}; your own needs {field}.function=path.py:name "
+                f"{field} is not accepted: the built-in terms are {', '.join(built_in)}; your own needs {field}.function=path.py:name "
                 "or package.module:name"
             )
         elif not isinstance(term.weight, int | float) or not math.isfinite(term.weight):
@@ -300,8 +307,9 @@ def _contradictions(cfg: Config) -> Iterator[str]:
     if d.encoder == "scratch" and d.tokenizer == "pretrained":
         yield "discriminator.encoder=scratch and discriminator.tokenizer=pretrained contradict each other: name a folder, or corpus"
     for metric in cfg.evaluate.metrics:
-        if metric not in METRICS:
-            yield f"evaluate.metrics has '{metric}', which is not accepted: one of {', '.join(METRICS)}"
+        if metric not in METRICS and not is_custom(metric):
+            own = "or your own path.py:name or package.module:name"
+            yield f"evaluate.metrics has '{metric}', which is not accepted: one of {', '.join(METRICS)}, {own}"
     e = cfg.evaluate
     if not e.metrics:
         yield f"evaluate.metrics=[] is not accepted: name one or more of {', '.join(METRICS)}"

@@ -11,13 +11,16 @@ from cgtgan.errors import MissingFileError
 
 
 def checkpoint_in(start: Path, which: str = "best") -> Path | None:
-    """The checkpoint folder that is `start`, or below it as a `checkpoints` or a run folder has it; links are followed."""
+    """The checkpoint folder: `start` itself, or below it if that is a `checkpoints` or a run folder. Follows links."""
     places = (start, start / which, start / "checkpoints" / which)
     return next((place.resolve() for place in places if (place / "generator.json").is_file()), None)
 
 
 def find_checkpoint(ws: Workspace) -> Path:
-    """The checkpoint folder that `checkpoint=` names (itself, a link, a `checkpoints` or a run folder, their model.pt), or this run's."""
+    """The checkpoint folder that `checkpoint=` names, or this run's.
+
+    `checkpoint=` is a checkpoint, a `checkpoints` or a run folder, or the authors' model.pt.
+    """
     which = ws.cfg.evaluate.which
     given = ws.cfg.checkpoint
     start = Path(given).expanduser() if given else ws.run
@@ -27,7 +30,8 @@ def find_checkpoint(ws: Workspace) -> Path:
         return found
     if given:
         raise MissingFileError(
-            f"checkpoint={given}: no checkpoint is found there; name a run folder, a checkpoint or the authors' model.pt"
+            f"checkpoint={given}: no checkpoint is found there; name a run folder, a checkpoint or the authors' "
+            "model.pt"
         )
     raise MissingFileError(
         f"{start / 'checkpoints' / which} is missing: run stage=train first, or name one with checkpoint=FOLDER"
@@ -46,13 +50,13 @@ def init_checkpoint(ws: Workspace) -> Path:
         if (place / "generator.json").is_file():
             return place.resolve()
     raise MissingFileError(
-        f"train.init_from={given}: no checkpoint is found there; name a run folder, a checkpoint, the authors' model.pt, or a hub's "
-        "owner/name that holds a checkpoint or a model.pt"
+        f"train.init_from={given}: no checkpoint is found there; name a run folder, a checkpoint, the authors' "
+        "model.pt, or a hub's owner/name that holds a checkpoint or a model.pt"
     )
 
 
 def _from_hub(name: str) -> Path:
-    """The folder of a checkpoint, or the model.pt, that a hub holds under this name; what was fetched before needs no network."""
+    """The checkpoint folder, or the model.pt, of this name on a hub. A download made before needs no network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -62,7 +66,7 @@ def _from_hub(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MissingFileError(
-            f"train.init_from={name}: no such file or folder here, and no hub has it ({first}); name a run folder, a checkpoint or the "
-            "authors' model.pt"
+            f"train.init_from={name}: no such file or folder here, and no hub has it ({first}); name a run folder, a "
+            "checkpoint or the authors' model.pt"
         ) from None
     return folder / "model.pt" if (folder / "model.pt").is_file() else folder

@@ -1,4 +1,4 @@
-"""AdamW as METHOD has it (item 40), and the released program's (slip 12)."""
+"""AdamW (docs/method.md, item 40), and the variant of the released program (slip 12 there)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from cgtgan.method.reinforce import learning_rate_factor
 
 
 class ReleasedAdamW(torch.optim.Optimizer):
-    """AdamW of transformers before 4.30 (METHOD, slip 12): epsilon is added before the bias correction, decay comes after the update."""
+    """AdamW of transformers before 4.30: epsilon outside the bias correction, decay after the update.
+
+    The released program trains with it (docs/method.md, slip 12).
+    """
 
     def __init__(self, params: Any, lr: float, eps: float, betas: tuple[float, float] = (0.9, 0.999)):
         super().__init__(params, {"lr": lr, "eps": eps, "betas": betas, "weight_decay": 0.0})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for p in group["params"]:
@@ -45,7 +48,7 @@ class ReleasedAdamW(torch.optim.Optimizer):
 
 
 class Optimizer:
-    """AdamW with its learning-rate schedule and gradient clipping; weight decay on matrices only, never on biases and norms."""
+    """AdamW with its learning-rate schedule and gradient clipping. Only matrices decay, no biases and no norms."""
 
     def __init__(self, module: nn.Module, config: OptimizerConfig, total_steps: int):
         self.config, self.total_steps = config, total_steps
@@ -55,14 +58,11 @@ class Optimizer:
                 self.names.append(name)
                 self.parameters.append(p)
         decays = [self._decays(name, p) for name, p in zip(self.names, self.parameters, strict=True)]
-        groups = [
-            {
-                "params": [p for p, yes in zip(self.parameters, decays, strict=True) if yes is wanted],
-                "weight_decay": decay,
-            }
-            for wanted, decay in ((True, config.weight_decay), (False, 0.0))
-        ]
-        groups = [g for g in groups if g["params"]]
+        groups: list[dict[str, Any]] = []
+        for wanted, decay in ((True, config.weight_decay), (False, 0.0)):
+            members = [p for p, decayed in zip(self.parameters, decays, strict=True) if decayed is wanted]
+            if members:
+                groups.append({"params": members, "weight_decay": decay})
         if config.released_adamw:
             self.adamw: torch.optim.Optimizer = ReleasedAdamW(groups, lr=config.lr, eps=config.eps)
         else:
@@ -76,7 +76,8 @@ class Optimizer:
     def step(self, loss: Tensor, step: int) -> float:
         """One update at optimiser step `step`, counted from 1; returns the gradient norm before clipping.
 
-        A loss or gradient that is not finite raises `InputError` before any weight is touched."""
+        A loss or gradient that is not finite raises `InputError` before any weight changes.
+        """
         self.adamw.zero_grad(set_to_none=True)
         loss.backward()
         norm = self.norm()
@@ -95,13 +96,14 @@ class Optimizer:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip, norm)
 
     def check(self, step: int, values: dict[str, float]) -> None:
-        """Raise `InputError` naming the first of `values` that is not finite, and the first weight whose gradient is not."""
+        """Raise `InputError` naming the first of `values`, and the first weight's gradient, that is not finite."""
         for what, value in values.items():
             if not math.isfinite(value):
-                where = self.first_not_finite()
+                weight = self.first_not_finite()
+                where = f", first in the gradient of {weight}" if weight else ""
                 raise InputError(
-                    f"the {what} at step {step} is {value}{f', first in the gradient of {where}' if where else ''} (learning rate "
-                    f"{self.config.lr:g}): training diverged, lower the rate"
+                    f"the {what} at step {step} is {value}{where} (learning rate {self.config.lr:g}): training "
+                    "diverged, lower the rate"
                 )
 
     def first_not_finite(self) -> str | None:

@@ -1,4 +1,4 @@
-"""Training state as safetensors, without pickle: modules, optimisers, every random generator, and where the work stands."""
+"""Training state as safetensors, without pickle: modules, optimisers, every random generator, and the step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cgtgan.errors import InputError, MissingFileError
 
 @dataclass(frozen=True)
 class State:
-    """A copy of everything a step hangs on, in the memory of the host."""
+    """A copy of everything a step depends on, in host memory."""
 
     tensors: dict[str, Tensor]
     rng: str

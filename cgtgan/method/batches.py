@@ -16,7 +16,7 @@ def stable_seed(*parts: object) -> int:
 
 
 class EpochOrder:
-    """An endless order of `size` rows: a fresh seeded permutation every epoch, each row once an epoch."""
+    """An endless order of `size` rows: a fresh seeded permutation per epoch, each row once per epoch."""
 
     def __init__(self, size: int, *seed: object):
         if size < 1:
@@ -44,7 +44,5 @@ class EpochOrder:
 
 
 def sampling_seeds(seed: int, step: int, image_ids: Sequence[object], num_samples: int) -> list[list[int]]:
-    """K seeds an image: what an image draws hangs on (seed, step, image) alone, not on the batch or the process it is
-    in.
-    """
+    """K seeds per image: what an image draws depends on (seed, step, image), not on its batch or process."""
     return [[stable_seed(seed, step, image_id, k) for k in range(num_samples)] for image_id in image_ids]

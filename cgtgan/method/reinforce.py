@@ -19,12 +19,12 @@ def advantages(rewards: Tensor, greedy_rewards: Tensor | None = None) -> Tensor:
     if greedy_rewards is not None:
         if greedy_rewards.shape != rewards.shape[:1]:
             raise ValueError(
-                f"greedy_rewards {tuple(greedy_rewards.shape)} must be ({rewards.shape[0]},), one an image"
+                f"greedy_rewards {tuple(greedy_rewards.shape)} must be ({rewards.shape[0]},), one per image"
             )
         return rewards - greedy_rewards[:, None]
     samples = rewards.shape[1]
     if samples < 2:
-        raise ValueError("the leave-one-out baseline needs 2 samples or more an image")
+        raise ValueError("the leave-one-out baseline needs 2 samples or more per image")
     return rewards - (rewards.sum(dim=1, keepdim=True) - rewards) / (samples - 1)
 
 
@@ -50,8 +50,8 @@ def semantic_weight(step: int, *, max_weight: float, delay_steps: int, ramp_step
 
 def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, final_ratio: float = 1.0) -> float:
     """Factor of the base learning rate at optimiser step `step`, counted from 1: linear warm-up from 0, then linear to
-    `final_ratio` at `total_steps` (1: constant). The first step of a warm-up has rate 0, as in the published runs
-    (METHOD, slip 11).
+    `final_ratio` at `total_steps` (1: constant). The first step of a warm-up has rate 0, as in the
+    published runs (docs/method.md, slip 11).
     """
     done = step - 1
     if done < warmup_steps:
@@ -61,10 +61,10 @@ def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, fina
 
 
 def kl_to_reference(token_log_probs: Tensor, reference_token_log_probs: Tensor, mask: Tensor) -> Tensor:
-    """A leash: the k3 estimate of KL(policy || reference) a token (Schulman 2020), the mean over a caption's tokens,
-    (...,) >= 0.
+    """KL penalty: the k3 estimate of KL(policy || reference) per token (Schulman 2020), the mean over a caption's
+    tokens, (...,) >= 0.
 
-    token log-probs (..., L) of the drawn tokens under both models, mask (..., L) true up to and including the stop
+    Token log-probs (..., L) of the drawn tokens under both models; mask (..., L) true up to and including the stop
     token.
     """
     ratio = (reference_token_log_probs.detach() - token_log_probs) * mask

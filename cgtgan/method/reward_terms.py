@@ -1,5 +1,7 @@
 """Reward terms: how well captions fit their images, one number per caption (CgT-GAN, section 3.3; METHOD: GAN training,
 step 3).
+
+A new term is one function `name(inputs: RewardInputs) -> Tensor` here, and its entry in `TERMS`.
 """
 
 from __future__ import annotations
@@ -14,19 +16,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RewardInputs:
-    """What a term may read of R captions.
-
-    Rows belong together: caption r was written for the image of row r.
+    """What a term may read of R captions. Rows belong together: caption r was written for the image of row r.
 
     texts: the captions as they are printed. text, aggregated, image (R, D) float32, on one device, not normalised: the
     CLIP embedding of the caption (without its final stop), the image's aggregated text embedding, the image's own
-    embedding.
+    embedding. logit_scale: the factor of a cosine in CLIP's logits, as `train.reward_scale` or the backbone has it.
     """
 
     texts: Sequence[str]
     text: Tensor
     aggregated: Tensor
     image: Tensor
+    logit_scale: float = 100.0
 
 
 RewardTerm = Callable[[RewardInputs], Tensor]
@@ -48,6 +49,7 @@ def clip(inputs: RewardInputs) -> Tensor:
 
 
 TERMS: dict[str, RewardTerm] = {"cos": cos, "l1": l1, "clip": clip}
+PAPER = ("cos", "l1", "clip")  # always computed and logged; any other term only where the settings name it
 
 
 def paper_weights(cos_weight: float, clip_weight: float) -> dict[str, float]:

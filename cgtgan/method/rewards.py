@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cgtgan.method.reward_terms import TERMS, RewardInputs, paper_total
+from cgtgan.method.reward_terms import PAPER, TERMS, RewardInputs, paper_total
 
 
 class SemanticReward(NamedTuple):
@@ -39,6 +39,6 @@ def semantic_reward(
     if not text.shape == aggregated.shape == image.shape or text.dim() != 2:
         shapes = f"text {tuple(text.shape)}, aggregated {tuple(aggregated.shape)} and image {tuple(image.shape)}"
         raise ValueError(f"{shapes} must all be (R, D)")
-    inputs = RewardInputs((), text.float(), aggregated.float(), image.float())
-    terms = {name: logit_scale * term(inputs) for name, term in TERMS.items()}
+    inputs = RewardInputs((), text.float(), aggregated.float(), image.float(), logit_scale)
+    terms = {name: logit_scale * TERMS[name](inputs) for name in PAPER}
     return SemanticReward(paper_total(terms, cos_weight, clip_weight), **terms)

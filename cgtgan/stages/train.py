@@ -75,6 +75,7 @@ def _loop(
 ) -> None:  # fmt: skip
     """Steps, validations and checkpoints, from the step after `meta`'s to the last."""
     t, steps, devices = ws.cfg.train, inputs.steps, parts.devices
+    validate_every = inputs.validate_every(t)
     if meta["step"]:
         ws.tracker.say(f"train: going on after step {meta['step']} of {steps} in {ws.run}")
     health = Health(meta["health"])
@@ -89,7 +90,7 @@ def _loop(
                 for message in health.update(metrics):
                     _warn(ws, step, message)
             improved = False
-            if inputs.scored and (step % inputs.validate_every == 0 or step == steps):
+            if inputs.scored and (step % validate_every == 0 or step == steps):
                 improved = _validate(ws, inputs, parts, meta, examples)
             code = stop.code if devices.world == 1 else max(devices.gather([stop.code]))
             if improved or step == steps or code or checkpoints.due(step):
@@ -162,10 +163,10 @@ def gan_step(cfg: Config, parts: TrainingParts, step: int, batch: Batch, *, logg
         clock.mark("CLIP")
 
         # 4. policy gradient, each reward against its own baseline
-        old_weight = "accumulation" in t.released and number < len(
-            micro_batches
-        )  # only the last micro-batch has the new w
-        weight = _semantic_weight(cfg, step - 1) if old_weight and step > 1 else w
+        is_last = number == len(micro_batches)
+        # the released program sets the new w just before the last micro-batch
+        lags = "accumulation" in t.released and not is_last and step > 1
+        weight = _semantic_weight(cfg, step - 1) if lags else w
         reinforce(t, parts, micro, sampled, rewards | {"naturalness": naturalness}, weight, means)
         clock.mark("policy gradient")
         if "accumulation" in t.released:  # the released program clips after every micro-batch
@@ -202,14 +203,9 @@ def _draw(generator: CaptionGenerator, batch: Batch, *, dropout: bool) -> tuple[
 
 
 def reinforce(
-    t: TrainConfig,
-    parts: TrainingParts,
-    batch: Batch,
-    sampled: Captions,
-    rewards: dict[str, Tensor],
-    w: float,
+    t: TrainConfig, parts: TrainingParts, batch: Batch, sampled: Captions, rewards: dict[str, Tensor], w: float,
     means: Means,
-) -> None:
+) -> None:  # fmt: skip
     """Add G's gradient of w*semantic + (1-w)*naturalness, and of the KL penalty, over this micro-batch's captions.
 
     `rewards`: name -> (B*K + B,), of the samples, then of the greedy captions.

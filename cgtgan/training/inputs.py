@@ -13,6 +13,7 @@ from cgtgan.assets.corpus import corpus_sentences
 from cgtgan.assets.generators import total_steps
 from cgtgan.assets.images import dataset_split, image_embeddings
 from cgtgan.assets.workspace import Workspace
+from cgtgan.config import TrainConfig
 from cgtgan.errors import InputError
 from cgtgan.runtime.artifacts import Embeddings, file_fingerprint, fingerprint
 from cgtgan.runtime.devices import best_precision
@@ -21,8 +22,10 @@ from cgtgan.training.own_terms import own_term_fingerprints
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Embeddings (N, D) of the training images, their targets and the validation images; corpus sentences; `made_from`
-    fingerprints of all of it. scored: the validation images have references."""
+    """Embeddings (N, D) of the training images, their targets and the validation images; the corpus sentences.
+
+    scored: the validation images have references. made_from: fingerprints of everything, and the precision.
+    """
 
     images: Embeddings
     targets: Embeddings
@@ -30,9 +33,15 @@ class TrainingInputs:
     sentences: Sequence[str]
     scored: bool
     steps: int
-    validate_every: int
-    precision: str
     made_from: dict[str, Any]
+
+    @property
+    def precision(self) -> str:
+        return self.made_from["precision"]
+
+    def validate_every(self, t: TrainConfig) -> int:
+        """Steps between two validations: an epoch, unless the settings name a number."""
+        return t.validate_every or math.ceil(len(self.images.ids) / t.batch_size)
 
 
 def training_inputs(ws: Workspace) -> TrainingInputs:
@@ -49,9 +58,7 @@ def training_inputs(ws: Workspace) -> TrainingInputs:
     ws.check_same_run("inputs", made_from)
     made_from["sentences"] = fingerprint(corpus)
     val = image_embeddings(ws, "val")
-    scored = bool(
-        dataset_split(ws, "val").references
-    )  # without references nothing can be validated: `best` is the last
+    scored = bool(dataset_split(ws, "val").references)
     if not scored:
         ws.tracker.say(
             "train: the val images have no references: nothing is validated, checkpoints/best is the last step"
@@ -61,6 +68,4 @@ def training_inputs(ws: Workspace) -> TrainingInputs:
             f"train.batch_size={t.batch_size} in {t.accumulation} parts is less than one image for each of "
             f"{ws.rank.world} processes: raise it, or start fewer"
         )
-    every = t.validate_every or math.ceil(len(images.ids) / t.batch_size)
-    steps = total_steps(t, len(images.ids))
-    return TrainingInputs(images, targets, val, sentences, scored, steps, every, precision, made_from)
+    return TrainingInputs(images, targets, val, sentences, scored, total_steps(t, len(images.ids)), made_from)

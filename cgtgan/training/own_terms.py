@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,11 @@ class OwnTerm:
     file: Path
 
     def __call__(self, inputs: RewardInputs) -> Tensor:
-        """(R,) float32. Raises `InputError`, with the file, where the function fails or returns something else."""
+        """(R,) float32. Raises `InputError`, with file and line, where the function fails or returns something else."""
         values = call_custom(self.function, self.spec, self.field, inputs)
         rows, wanted = len(inputs.texts), f"it must return a float tensor ({len(inputs.texts)},)"
-        place = f"{self.field}={self.spec} ({self.file})"
+        code = getattr(inspect.unwrap(self.function), "__code__", None)  # an object that can be called has none
+        place = f"{self.field}={self.spec} ({self.file}{f', line {code.co_firstlineno}' if code else ''})"
         if not isinstance(values, Tensor):
             raise InputError(f"{place} returned a {type(values).__name__}: {wanted}")
         if values.shape != (rows,) or not values.is_floating_point():

@@ -105,10 +105,10 @@ def make_training_parts(ws: Workspace, sentences: Sequence[str], steps: int, dim
     backbone = open_backbone(ws)
     # the process group comes last: the first process may have been making an initial generator for hours
     devices = Devices(ws.device, precision, ws.rank)
-    return TrainingParts(
-        bundle, reference, discriminator, backbone, g_optimizer, d_optimizer, devices, g_chunk, d_chunk,
-        load_own_terms(ws.cfg.reward_weights), ws.run,
-    )  # fmt: skip
+    parts = TrainingParts(bundle, reference, discriminator, backbone, g_optimizer, d_optimizer, devices)
+    parts.g_chunk, parts.d_chunk = g_chunk, d_chunk
+    parts.own_terms, parts.run = load_own_terms(ws.cfg.reward_weights), ws.run
+    return parts
 
 
 def _generator(ws: Workspace, dim: int) -> GeneratorBundle:

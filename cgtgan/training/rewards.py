@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cgtgan.config import Config, RewardWeightsConfig, custom_name
 from cgtgan.data.corpora import embedded_text
-from cgtgan.method.reward_terms import TERMS, RewardInputs, RewardTerm, paper_total, paper_weights, weighted_sum
+from cgtgan.method.reward_terms import PAPER, TERMS, RewardInputs, RewardTerm, paper_total, paper_weights, weighted_sum
 from cgtgan.training.parts import TrainingParts
 
 
@@ -26,21 +26,22 @@ def semantic_rewards(
         target = F.normalize(target, dim=-1)
     with parts.devices.autocast():
         embedded = parts.backbone.encode_texts([embedded_text(text) for text in texts], parts.clip_batch)
-    inputs = RewardInputs(texts, embedded.to(parts.devices.device).float(), target.float(), image.float())
     scale = cfg.train.reward_scale or parts.backbone.logit_scale
-    return weighted_terms(cfg.reward_weights, parts.own_terms, scale, inputs)
+    inputs = RewardInputs(texts, embedded.to(parts.devices.device).float(), target.float(), image.float(), scale)
+    return weighted_terms(cfg.reward_weights, parts.own_terms, inputs)
 
 
 def weighted_terms(
-    weights: RewardWeightsConfig, own_terms: Mapping[str, RewardTerm], logit_scale: float, inputs: RewardInputs
+    weights: RewardWeightsConfig, own_terms: Mapping[str, RewardTerm], inputs: RewardInputs
 ) -> dict[str, Tensor]:
     """Every term by its name, and `semantic`, their weighted sum, each (R,) float32.
 
     A term's value is multiplied by its `scale`; null is the logit scale for a built-in term and 1 for a user's own.
     """
-    scales = {**dict.fromkeys(TERMS, logit_scale), **dict.fromkeys(own_terms, 1.0)}
+    functions = {name: TERMS[name] for name in TERMS if name in PAPER or name in weights.terms} | dict(own_terms)
+    scales = {name: 1.0 if name in own_terms else inputs.logit_scale for name in functions}
     scales |= {custom_name(key): term.scale for key, term in weights.terms.items() if term.scale is not None}
-    terms = {name: scales[name] * term(inputs) for name, term in {**TERMS, **own_terms}.items()}
+    terms = {name: scales[name] * function(inputs) for name, function in functions.items()}
     if not weights.terms:
         return {**terms, "semantic": paper_total(terms, weights.cos_weight, weights.clip_weight)}
     shares = paper_weights(weights.cos_weight, weights.clip_weight)

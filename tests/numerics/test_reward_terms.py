@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from cgtgan.checks import built_in_terms, validate
 from cgtgan.config import Config, RewardTermConfig, RewardWeightsConfig, scientific_settings, variant_name
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.method.reward_terms import TERMS, RewardInputs
@@ -55,7 +58,7 @@ def code(tmp_path: Path) -> Path:
 
 
 def reward(weights: RewardWeightsConfig, scale: float = 10.0) -> dict[str, Tensor]:
-    return weighted_terms(weights, load_own_terms(weights), scale, INPUTS)
+    return weighted_terms(weights, load_own_terms(weights), replace(INPUTS, logit_scale=scale))
 
 
 def test_the_built_in_terms() -> None:
@@ -68,7 +71,7 @@ def test_without_terms_it_is_the_papers_reward_to_the_last_bit() -> None:
     noise = torch.Generator().manual_seed(0)
     text, aggregated, image = torch.randn(3, 50, 16, generator=noise)
     inputs = RewardInputs(["A dog."] * 50, text, aggregated, image)
-    ours = weighted_terms(RewardWeightsConfig(cos_weight=0.3, clip_weight=0.2), {}, 100.0, inputs)
+    ours = weighted_terms(RewardWeightsConfig(cos_weight=0.3, clip_weight=0.2), {}, inputs)
     paper = semantic_reward(text, aggregated, image, cos_weight=0.3, clip_weight=0.2)
     assert torch.equal(ours["semantic"], paper.total)
     assert all(torch.equal(ours[name], getattr(paper, name)) for name in ("cos", "l1", "clip"))
@@ -108,7 +111,40 @@ def test_what_is_no_reward_is_refused(code: Path, name: str, words: str) -> None
     terms = {"mine": RewardTermConfig(function=f"{code}:{name}")}
     with pytest.raises(InputError) as error:
         reward(RewardWeightsConfig(terms=terms))
-    assert f"reward_weights.terms.mine.function={code}:{name}" in str(error.value)
+    line = next(number for number, text in enumerate(CODE.splitlines(), start=1) if f"def {name}(" in text)
+    place = f"reward_weights.terms.mine.function={code}:{name} "
+    assert place + ("failed" if name == "fails" else f"({code}, line {line}) returned") in str(error.value)
+    assert words in str(error.value)
+
+
+def test_the_settings_know_the_built_in_terms() -> None:
+    assert built_in_terms() == list(TERMS)
+
+
+def test_a_new_built_in_term_is_computed_where_the_settings_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TERMS, "half", lambda inputs: inputs.text[:, 0] / 2)
+    assert "half" not in reward(RewardWeightsConfig())
+    found = reward(RewardWeightsConfig(clip_weight=1.0, terms={"half": RewardTermConfig(weight=3.0)}))
+    assert found["half"].tolist() == [5.0, 5.0]  # a built-in term is in units of the logit scale, here 10
+    assert found["semantic"].tolist() == pytest.approx([6 + 15.0, -10 + 15.0])
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ({"cosine": 1.0}, "the built-in terms are cos, l1, clip; your own needs reward_weights.terms.cosine.function="),
+        ({"cos": {"function": "rewards.py:f"}}, "cos is a built-in term, give yours another name"),
+        ({"semantic": {"function": "rewards.py:f"}}, "terms.semantic is not accepted: the name of a term is one word"),
+        ({"f": {"function": "a.py:f"}, "b.py:f": 1.0}, "and given once"),
+        ({"cos": {"wieght": 1.0}}, "a term is a weight, or has weight, scale and function"),
+        ({"cos": {"weight": float("inf")}}, "terms.cos.weight=inf is not accepted: it must be a finite number"),
+        ({"cos": {"scale": 0.0}}, "terms.cos.scale=0.0 is not accepted: it must be a number above 0, or null"),
+    ],
+)
+def test_settings_that_are_no_terms_are_refused(terms: dict[str, Any], words: str) -> None:
+    cfg = Config(reward_weights=RewardWeightsConfig(terms=terms))
+    with pytest.raises(InputError) as error:
+        validate(cfg)
     assert words in str(error.value)
 
 
