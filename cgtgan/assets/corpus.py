@@ -17,6 +17,7 @@ from cgtgan.assets.workspace import Workspace
 from cgtgan.config import as_dict
 from cgtgan.data.annotated_images import training_caption_files, training_captions
 from cgtgan.data.corpora import corpus_path, embedded_text, is_beside_its_images, load_corpus
+from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.loading import tokenised
 from cgtgan.models.clip_inputs import by_length
 from cgtgan.runtime.artifacts import (
@@ -32,8 +33,10 @@ from cgtgan.runtime.shards import Shards, read_meta
 from cgtgan.runtime.tracking import Bar
 
 
-def demo_overlap(ws: Workspace) -> dict[str, Any]:
-    """How many test references stand in the corpus word for word, as counted when the world was drawn."""
+def demo_overlap(ws: Workspace) -> dict[str, Any] | None:
+    """How many test references are also corpus sentences, as counted when the demo was drawn; None of other data."""
+    if not (KINDS[ws.cfg.dataset.kind].drawn and ws.cfg.corpus.kind.startswith("demo")):
+        return None
     world = json.loads((data_root(ws) / "world.json").read_text(encoding="utf-8"))
     return world["overlap"]["external" if ws.cfg.corpus.kind == "demo_external" else "corpus"]
 

@@ -124,8 +124,7 @@ def _facts(ws: Workspace, run: Run) -> dict[str, str]:
         "Seed": str(run.settings["seed"]),
         "Code": code_version(),
     }
-    if cfg.dataset.kind == "demo":
-        overlap = demo_overlap(ws)
+    if overlap := demo_overlap(ws):
         facts["Overlap"] = (
             f"{overlap['references_in_corpus']} of {overlap['references']} test references are also corpus sentences; "
             f"they belong to {overlap['scenes_in_corpus']} of {overlap['scenes']} test images"

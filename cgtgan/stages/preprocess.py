@@ -28,9 +28,8 @@ def preprocess(ws: Workspace) -> None:
 
 
 def _say_overlap(ws: Workspace) -> None:
-    if ws.cfg.dataset.kind == "demo" and ws.cfg.corpus.kind.startswith("demo"):
-        found = demo_overlap(ws)
+    if overlap := demo_overlap(ws):
         ws.tracker.say(
-            f"overlap: {found['references_in_corpus']} of {found['references']} test references stand in the corpus word for word "
-            f"({found['scenes_in_corpus']} of {found['scenes']} test images have one)"
+            f"overlap: {overlap['references_in_corpus']} of {overlap['references']} test references stand in the "
+            f"corpus word for word ({overlap['scenes_in_corpus']} of {overlap['scenes']} test images have one)"
         )
