@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cgtgan.config import Config, as_dict, leaves
+from cgtgan.config import Config, as_dict, custom_parts, leaves
 from cgtgan.runtime.artifacts import fingerprint, locked, write_json
 from cgtgan.runtime.versions import __version__
 from cgtgan.runtime.wandb_run import stored_wandb_id
@@ -28,6 +28,7 @@ _INPUTS = (
     "corpus.path",
     "train.init_from",
     "evaluate.references",
+    "evaluate.metrics",
     "clip_backbone.model",
     "checkpoint",
     "captions",
@@ -84,8 +85,9 @@ def inputs_fingerprint(cfg: Config) -> str:
     """Of the size and time of every file that a setting names; of a folder, of the files in it. Contents would take minutes."""
     root = Path(cfg.dataset.root)
     named = [value for name, _, value in leaves(cfg) if name.startswith(_INPUTS)]
+    named += [term.function or key for key, term in cfg.reward_weights.terms.items()]
     words = [
-        word
+        custom_parts(word)[0]  # of own code the file
         for value in named
         for word in (value if isinstance(value, list) else [value])
         if isinstance(word, str) and word

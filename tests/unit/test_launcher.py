@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cgtgan import cli
-from cgtgan.config import Config, WandbConfig
+from cgtgan.config import Config, RewardTermConfig, WandbConfig
 from cgtgan.launching import job_file
 from cgtgan.launching.queues import open_queue
 
@@ -145,6 +145,27 @@ def test_inputs_do_not_hang_on_the_working_folder(tmp_path: Path, monkeypatch: p
     before = job_file.inputs_fingerprint(Config())
     (tmp_path / "notes.txt").write_text("x")
     assert job_file.inputs_fingerprint(Config()) == before
+
+
+@pytest.mark.parametrize("place", ["reader", "model", "metric", "term", "function"])
+def test_own_code_is_an_input(tmp_path: Path, place: str) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text("def mine(*_):\n    return 0\n")
+    spec, cfg = f"{code}:mine", Config()
+    if place == "reader":
+        cfg.dataset.reader = spec
+    elif place == "model":
+        cfg.clip_backbone.model = spec
+    elif place == "metric":
+        cfg.evaluate.metrics = ["bleu", spec]
+    elif place == "term":
+        cfg.reward_weights.terms = {spec: RewardTermConfig()}
+    else:
+        cfg.reward_weights.terms = {"mine": RewardTermConfig(function=spec)}
+    before = job_file.inputs_fingerprint(cfg)
+    assert job_file.inputs_fingerprint(cfg) == before
+    code.write_text("def mine(*_):\n    return 1.5\n")
+    assert job_file.inputs_fingerprint(cfg) != before
 
 
 def test_the_first_reason_of_a_job_is_kept_unless_it_only_follows(tmp_path: Path) -> None:
