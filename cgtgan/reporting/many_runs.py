@@ -85,7 +85,7 @@ def _command(cfg: Config) -> str:
 
 
 def _page(cfg: Config, variants: Sequence[Variant], sets: Sequence[TestSet]) -> Comparison:
-    experiments = _experiments(variants)
+    experiments = list(dict.fromkeys(variant.experiment for variant in variants))
     tested = {metric for test_set in sets for row in test_set.rows for metric in row.differences}
     measured = dict.fromkeys(metric for test_set in sets for metric in test_set.metrics)
     random_weights = any(variant.settings.get("clip_backbone.kind") == "random" for variant in variants)
@@ -107,17 +107,13 @@ def _page(cfg: Config, variants: Sequence[Variant], sets: Sequence[TestSet]) -> 
     )
 
 
-def _experiments(variants: Sequence[Variant]) -> list[str]:
-    return list(dict.fromkeys(variant.experiment for variant in variants))
-
-
 def _facts(variants: Sequence[Variant], sets: Sequence[TestSet], baselines: Sequence[str]) -> dict[str, str]:
     runs = [run for variant in variants for run in variant.runs]
     seeds = sorted({run.settings["seed"] for run in runs})
     decodings = {row.decoding for test_set in sets for row in test_set.rows if not row.published} - {"none"}
     return {
         "Runs": f"{len(runs)}, of {len(variants)} {'variant' if len(variants) == 1 else 'variants'}",
-        "Experiments": ", ".join(_experiments(variants)),
+        "Experiments": ", ".join(dict.fromkeys(variant.experiment for variant in variants)),
         "Seeds": ", ".join(map(str, seeds)) if len(seeds) <= 12 else f"{len(seeds)}, from {seeds[0]} to {seeds[-1]}",
         "Decoding": ", ".join(sorted(decodings)),
         "Baseline of the differences": ", ".join(baselines) or "none: there is only one row",

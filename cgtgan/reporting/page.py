@@ -243,26 +243,16 @@ def _summary(rows: Sequence[MethodRow], metrics: Sequence[str]) -> str:
 # ---------------------------------------------------------------------------------------------------- template filters
 
 
-@dataclass(frozen=True)
-class PictureCard:
-    """`uri` is empty when the picture cannot be embedded; then `problem` says why."""
-
-    item: GalleryItem
-    uri: str = ""
-    pixelated: bool = False
-    problem: str = ""
-
-
-def picture_card(item: GalleryItem) -> PictureCard:
+def picture_card(item: GalleryItem) -> tuple[str, bool, str]:
+    """(data URI, whether it is pixel art, ''), or ('', False, why the picture is not there)."""
     if item.image is None:
-        return PictureCard(item, problem="No picture: only its embedding was given.")
-    path = Path(item.image)
+        return "", False, "No picture: only its embedding was given."
     try:
-        return PictureCard(item, *embed(path))
+        return *embed(Path(item.image)), ""
     except FileNotFoundError:
-        return PictureCard(item, problem=f"The picture {path.name} was not found.")
+        return "", False, f"The picture {Path(item.image).name} was not found."
     except DAMAGED_IMAGE:
-        return PictureCard(item, problem=f"The picture {path.name} could not be read.")
+        return "", False, f"The picture {Path(item.image).name} could not be read."
 
 
 def cider_range(ciders: Iterable[float]) -> str:
