@@ -99,7 +99,7 @@ def make(args: argparse.Namespace) -> tuple[Config, TrainingParts, Callable[[int
     encoder = RobertaModel(
         RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1)
     )
-    judge = Discriminator(encoder, pieces, LENGTH + 2)
+    discriminator = Discriminator(encoder, pieces, LENGTH + 2)
     backbone = TextTower(ClipBackboneConfig(kind="random"), device)
     if args.tokens < LENGTH:
         ending = (
@@ -117,10 +117,12 @@ def make(args: argparse.Namespace) -> tuple[Config, TrainingParts, Callable[[int
     bundle = GeneratorBundle(generator.to(device), words, GeneratorConfig(), DIM)
     recipe = OptimizerConfig(lr=1e-6)  # the work is the same, and the captions stay what they are
     devices = Devices(device, "bf16" if args.one.endswith("bf16") else "float32")
-    players = TrainingParts(
-        bundle, None, judge.to(device), backbone, Optimizer(generator, recipe, 100), Optimizer(judge, recipe, 100), devices,
-        tokens_that_fit(12, 768, 50257, args.memory_gb, device), tokens_that_fit(12, 768, 0, args.memory_gb, device),
-    )  # fmt: skip
+    parts = TrainingParts(
+        *(bundle, None, discriminator.to(device), backbone),
+        *(Optimizer(generator, recipe, 100), Optimizer(discriminator, recipe, 100), devices),
+    )
+    parts.g_chunk = tokens_that_fit(12, 768, 50257, args.memory_gb, device)
+    parts.d_chunk = tokens_that_fit(12, 768, 0, args.memory_gb, device)
     corpus = sentences(4096)
 
     def batch(step: int) -> Batch:
@@ -131,7 +133,7 @@ def make(args: argparse.Namespace) -> tuple[Config, TrainingParts, Callable[[int
         real = corpus[step * args.images * args.samples :][: args.images * args.samples]
         return Batch(ids, image, target, seeds, real, args.images)
 
-    return cfg, players, batch
+    return cfg, parts, batch
 
 
 # ------------------------------------------------------------------------------------------------- the published step
@@ -139,10 +141,10 @@ def make(args: argparse.Namespace) -> tuple[Config, TrainingParts, Callable[[int
 
 class Published:
     """The step as METHOD describes the released program: a cached loop that keeps its graph, a second loop for the greedy captions, one
-    tokeniser call a caption, texts of 77 tokens for CLIP, D over samples once to learn and once to judge. Dropout off, as ours."""
+    tokeniser call a caption, texts of 77 tokens for CLIP, D over samples once to learn and once to score. Dropout off, as ours."""
 
-    def __init__(self, cfg: Config, players: TrainingParts):
-        self.cfg, self.p = cfg, players
+    def __init__(self, cfg: Config, parts: TrainingParts):
+        self.cfg, self.p = cfg, parts
         self.weights = cfg.reward_weights
 
     def draw(self, image: Tensor, greedy: bool) -> tuple[Tensor, Tensor]:
@@ -242,13 +244,13 @@ def rate(dtype: torch.dtype, device: str) -> float:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Runs in a process of its own: one kind of step."""
-    cfg, players, batch = make(args)
-    published = Published(cfg, players)
+    cfg, parts, batch = make(args)
+    published = Published(cfg, parts)
     seconds, rows = [], []
     for number in range(1, args.steps + 2):
         part = batch(number)
         started = time.perf_counter()
-        row = published.step(number, part) if args.one == "published" else gan_step(cfg, players, number, part)
+        row = published.step(number, part) if args.one == "published" else gan_step(cfg, parts, number, part)
         if args.device != "cpu":
             torch.cuda.synchronize()
         if number > 1:
@@ -260,7 +262,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         found["tokens"] = statistics.mean(r["train/caption_tokens"] for r in rows)
         counter = FlopCounterMode(display=False)
         with counter:
-            gan_step(cfg, players, args.steps + 2, batch(args.steps + 2))
+            gan_step(cfg, parts, args.steps + 2, batch(args.steps + 2))
         dtype = torch.bfloat16 if args.one.endswith("bf16") else torch.float32
         found["floor"] = counter.get_total_flops() / rate(dtype, args.device)
         found["tflop"] = counter.get_total_flops() / 1e12

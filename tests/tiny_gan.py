@@ -28,7 +28,7 @@ SENTENCES = [
 ]
 
 
-def players(
+def tiny_parts(
     *, mapper: str = "mlp", dropout: bool = False, kl_weight: float = 0.0, discriminator: bool = True, lr: float = 1e-3
 ) -> tuple[Config, TrainingParts]:
     """Everything a step of the GAN needs, tiny, from seed 0."""
@@ -52,33 +52,30 @@ def players(
         backbone = DemoBackbone(DemoClip(clip, train_tokenizer(SENTENCES, 300, [END_OF_TEXT]), 32), torch.device("cpu"))
     bundle = make_generator(cfg.generator, make_tokenizer(cfg.generator, SENTENCES), backbone.dim, seed=1)
     reference = copy.deepcopy(bundle.model).eval().requires_grad_(False) if kl_weight else None
-    judge = (
-        make_discriminator(cfg.discriminator, SENTENCES, cfg.generator.max_length, seed=2) if discriminator else None
-    )
-    g_optimizer, d_optimizer = (
-        Optimizer(bundle.model, rate, 10),
-        Optimizer(judge, rate, 10) if judge is not None else None,
-    )
-    return cfg, TrainingParts(bundle, reference, judge, backbone, g_optimizer, d_optimizer)
+    parts = TrainingParts(bundle, reference, None, backbone, Optimizer(bundle.model, rate, 10), None)
+    if discriminator:
+        parts.discriminator = make_discriminator(cfg.discriminator, SENTENCES, cfg.generator.max_length, seed=2)
+        parts.d_optimizer = Optimizer(parts.discriminator, rate, 10)
+    return cfg, parts
 
 
-def step_inputs(made: TrainingParts, step: int) -> Tensor:
+def step_inputs(parts: TrainingParts, step: int) -> Tensor:
     """Images and aggregated texts (2, 4, D)"""
-    return torch.randn(2, 4, made.backbone.dim, generator=torch.Generator().manual_seed(step))
+    return torch.randn(2, 4, parts.backbone.dim, generator=torch.Generator().manual_seed(step))
 
 
-def tiny_batch(cfg: Config, made: TrainingParts, step: int) -> Batch:
-    image, target = step_inputs(made, step)
+def tiny_batch(cfg: Config, parts: TrainingParts, step: int) -> Batch:
+    image, target = step_inputs(parts, step)
     return Batch(
         list(range(4)), image, target, sampling_seeds(0, step, range(4), cfg.train.num_samples), SENTENCES * 3, 4
     )
 
 
-def one_step(cfg: Config, made: TrainingParts, step: int, *, logged: bool = True) -> dict[str, float]:
+def one_step(cfg: Config, parts: TrainingParts, step: int, *, logged: bool = True) -> dict[str, float]:
     """The metrics of a step, without those of the clock."""
-    found = gan_step(cfg, made, step, tiny_batch(cfg, made, step), logged=logged)
+    metrics = gan_step(cfg, parts, step, tiny_batch(cfg, parts, step), logged=logged)
     clock = ("time/", "memory/", "train/seconds", "train/images_per_second")
-    return {k: v for k, v in found.items() if not k.startswith(clock)}
+    return {k: v for k, v in metrics.items() if not k.startswith(clock)}
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ from cgtgan.data.image_files import find_images
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.runtime.artifacts import write_json
 from cgtgan.stages.caption import caption
-from tests.tiny_gan import players
+from tests.tiny_gan import tiny_parts
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder whose best checkpoint, a link, decodes by samples: what a picture gets hangs on its draws."""
     run = tmp_path_factory.mktemp("run")
-    made = players()[1]
+    made = tiny_parts()[1]
     folder = run / "checkpoints" / "step_000001"
     made.bundle.save(folder)
     save_demo_clip(folder / "clip", made.backbone.model)

@@ -26,7 +26,7 @@ class OneMatrix(nn.Module):
     ("case", "eps", "decay"), [("cgtgan", 1e-8, 0.05), ("init", 1e-6, 0.05), ("nodecay", 1e-8, 0.0)]
 )
 def test_golden(case: str, eps: float, decay: float) -> None:
-    """Six gradients from 1e-6 to 20 in size; the numbers tell the epsilon and the decay of torch's update from those of transformers'."""
+    """Six gradients from 1e-6 to 20 in size: epsilon and decay of torch's update differ from those of transformers'."""
     golden = np.load(GOLDEN / "adamw.npz")
     module = OneMatrix(golden["p0"])
     optimizer = Optimizer(module, OptimizerConfig(lr=0.01, eps=eps, weight_decay=decay, grad_clip=0.0), 6)

@@ -1,4 +1,4 @@
-"""The discriminator: the released program's tokens, logits, losses and gradients, and its texts' ends (METHOD, slip 5)."""
+"""The discriminator: the released program's tokens, logits, losses and gradients, and how a long text is cut (slip 5)."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def texts() -> dict[str, list[str]]:
 
 
 @pytest.fixture
-def judge(golden: Any) -> Discriminator:
+def discriminator(golden: Any) -> Discriminator:
     vocabulary = {"<s>": BEGIN, "<pad>": PAD, "</s>": END, "<unk>": 3, ".": STOP} | {f"w{i}": i + 5 for i in range(65)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
@@ -67,44 +67,47 @@ def with_our_end(tokens: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("name", "cut"), [("pad", 2), ("real", 6), ("fake", 0)])
-def test_golden_tokens(judge: Discriminator, golden: Any, texts: dict[str, list[str]], name: str, cut: int) -> None:
+def test_golden_tokens(
+    discriminator: Discriminator, golden: Any, texts: dict[str, list[str]], name: str, cut: int
+) -> None:
     released = torch.tensor(golden[f"{name}_tokens"])
     expected = with_our_end(released)
     assert int((expected != released).sum()) == cut
-    tokens, mask = judge.tokenize(texts["pad_texts" if name == "pad" else name])
+    tokens, mask = discriminator.tokenize(texts["pad_texts" if name == "pad" else name])
     width = tokens.shape[1]  # ours pads to the longest text of the batch
     assert tokens.tolist() == expected[:, :width].tolist()
     assert (expected[:, width:] == PAD).all()
     assert mask.tolist() == torch.tensor(golden[f"{name}_mask"])[:, :width].long().tolist()
 
 
-def test_a_cut_text_ends_as_a_whole_one(judge: Discriminator) -> None:
+def test_a_cut_text_ends_as_a_whole_one(discriminator: Discriminator) -> None:
     long = " ".join(f"w{i}" for i in range(20)) + "."
-    tokens, mask = judge.tokenize([long, "w1 w2 w3 w4 w5 w6 w7.", "w1."])
+    tokens, mask = discriminator.tokenize([long, "w1 w2 w3 w4 w5 w6 w7.", "w1."])
     assert tokens.shape == (3, 10)
     assert tokens[:2, -2:].tolist() == [[STOP, END]] * 2
     assert mask.sum(dim=1).tolist() == [10, 10, 4]
     assert tokens[2].tolist() == [BEGIN, 6, STOP, END] + [PAD] * 6
 
 
-def test_golden_loss_and_gradient(judge: Discriminator, golden: Any) -> None:
+def test_golden_loss_and_gradient(discriminator: Discriminator, golden: Any) -> None:
     real, fake = (
-        judge(torch.tensor(golden[f"{n}_tokens"]), torch.tensor(golden[f"{n}_mask"]).long()) for n in ("real", "fake")
+        discriminator(torch.tensor(golden[f"{n}_tokens"]), torch.tensor(golden[f"{n}_mask"]).long())
+        for n in ("real", "fake")
     )
     close(torch.cat([real, fake]), golden["D_logits"])
     loss = discriminator_loss(real, fake)
     close(loss, golden["D_loss"])
     loss.backward()
-    found = {name: p.grad for name, p in judge.named_parameters() if p.grad is not None}
+    found = {name: p.grad for name, p in discriminator.named_parameters() if p.grad is not None}
     expected = {key[5:] for key in golden.files if key.startswith("grad.")}
     assert set(found) == expected
     for name, gradient in found.items():
         close(gradient, golden[f"grad.{name}"])
 
 
-def test_golden_policy_gradient(judge: Discriminator, golden: Any, texts: dict[str, list[str]]) -> None:
+def test_golden_policy_gradient(discriminator: Discriminator, golden: Any, texts: dict[str, list[str]]) -> None:
     with torch.no_grad():
-        fake, greedy = judge.score(texts["fake"]), judge.score(texts["greedy"])
+        fake, greedy = discriminator.score(texts["fake"]), discriminator.score(texts["greedy"])
     close(torch.cat([fake, greedy]), golden["PG_scores"])
     close(fake.mean(), golden["critic_score"])
     log_probs = torch.tensor(golden["PG_logprobs"]).requires_grad_()
@@ -115,22 +118,22 @@ def test_golden_policy_gradient(judge: Discriminator, golden: Any, texts: dict[s
     close(log_probs.grad, golden["PG_grad"])
 
 
-def test_identical_texts_are_judged_once_and_alike(judge: Discriminator, texts: dict[str, list[str]]) -> None:
+def test_identical_texts_are_judged_once_and_alike(discriminator: Discriminator, texts: dict[str, list[str]]) -> None:
     sizes = []
-    handle = judge.text_encoder.register_forward_hook(
+    handle = discriminator.text_encoder.register_forward_hook(
         lambda _m, _i, kwargs, _o: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     several = [*texts["fake"], *reversed(texts["fake"]), *texts["fake"][:3]]
-    found = judge.score(several)
+    found = discriminator.score(several)
     handle.remove()
     assert sizes == [len(set(texts["fake"]))]
-    close(found, judge(*judge.tokenize(several)).detach())
+    close(found, discriminator(*discriminator.tokenize(several)).detach())
     assert torch.equal(found[:12], found[12:24].flip(0))
 
 
-def test_padding_does_not_change_a_logit(judge: Discriminator) -> None:
-    alone = judge.score(["w1 w2."])
-    close(judge.score(["w1 w2.", "w3 w4 w5 w6 w7 w8 w9."])[:1], alone.detach())
+def test_padding_does_not_change_a_logit(discriminator: Discriminator) -> None:
+    alone = discriminator.score(["w1 w2."])
+    close(discriminator.score(["w1 w2.", "w3 w4 w5 w6 w7 w8 w9."])[:1], alone.detach())
 
 
 def test_loss_by_hand() -> None:
@@ -151,12 +154,13 @@ def test_the_longest_text_fits_the_positions_and_no_text_crashes() -> None:
     assert not torch.equal(other.score(["a dog runs."]), model.score(["a dog runs."]))
 
 
-def test_it_can_learn_to_tell_two_kinds_apart(judge: Discriminator) -> None:
+def test_it_can_learn_to_tell_two_kinds_apart(discriminator: Discriminator) -> None:
     torch.manual_seed(0)
     real, fake = ["w1 w2 w3.", "w4 w5.", "w1 w5."], ["w30 w31.", "w32 w31 w30.", "w33."]
-    optimizer = torch.optim.Adam(judge.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=3e-3)
     for _ in range(30):
         optimizer.zero_grad()
-        discriminator_loss(judge(*judge.tokenize(real)), judge(*judge.tokenize(fake))).backward()
+        logits_real, logits_fake = (discriminator(*discriminator.tokenize(texts)) for texts in (real, fake))
+        discriminator_loss(logits_real, logits_fake).backward()
         optimizer.step()
-    assert judge.score(real).min() > 0 > judge.score(fake).max()
+    assert discriminator.score(real).min() > 0 > discriminator.score(fake).max()

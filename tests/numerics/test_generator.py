@@ -1,4 +1,4 @@
-"""Mappers, decoding and teacher-forced passes: golden numbers, transformers' own decoding, and the model's own distribution."""
+"""Mappers, decoding and teacher-forced passes: golden numbers, transformers' decoding, the model's own distribution."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -125,7 +125,7 @@ def test_golden_log_probs_of_choices(decoding: Any, case: str, choices: str, tem
 
 
 def test_golden_captions_of_choices(decoding: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clocks that let just those tokens win give the printed ids, forced stop, end-of-text and all, and the log-probs."""
+    """Clocks that let just those tokens win give the printed ids, with forced stop and end-of-text, and the log-probs."""
     model, x = released(decoding), torch.tensor(decoding["x"])
     choices = torch.tensor(decoding["choices"]).view(12, LENGTH)
     places = [0] * 12
@@ -272,7 +272,7 @@ def test_tokens_behind_the_stop_do_not_count() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_first_token_is_drawn_from_the_softmax(temperature: float) -> None:
-    """20,000 draws against the probabilities, by chi-square; a top-k of 50 or a top-p of 0.95 would leave tokens out."""
+    """20,000 draws against the probabilities, by chi-square; a top-k of 50 or a top-p of 0.95 would omit tokens."""
     draws = 20_000
     model, x = make(3, spread=0.12), inputs(1)
     found = model.sample(
@@ -333,7 +333,7 @@ def test_clocks_are_exponential_and_each_captions_own() -> None:
 
 
 def test_rounding_of_a_large_vocabulary_changes_no_draw() -> None:
-    """Logits moved by a few rounding errors, GPT-2's number of tokens: a search in the cumulative sums would draw others."""
+    """Logits moved by a few rounding errors, 50,257 tokens: a search in the cumulative sums would draw others."""
     noise = torch.Generator().manual_seed(0)
     logits = torch.randn(64, 50_257, generator=noise)
     moved = logits + torch.randn(logits.shape, generator=noise) * 1e-6
@@ -401,7 +401,7 @@ def test_an_empty_batch_and_wrong_seeds() -> None:
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_two_pass_gradient_is_that_of_the_loop(cached: bool) -> None:
-    """Drawing first and a teacher-forced pass after, against a naive loop that keeps its graph, token by token, as released."""
+    """Drawing, then a teacher-forced pass, against a naive loop that keeps its graph, token by token, as released."""
     model, x = make(1), inputs(2)
     model.train()
     for module in model.modules():
@@ -447,7 +447,7 @@ def test_float16_embeddings_are_read() -> None:
 
 
 def test_on_several_threads_the_gradient_is_the_same_again() -> None:
-    """Bit for bit, or a resumed run would not end where an undisturbed one does: the prefix is shared by all samples of an image."""
+    """Bit for bit, or a resumed run would end elsewhere: the prefix is shared by all samples of an image."""
     config = GPT2Config(vocab_size=VOCAB, n_embd=128, n_layer=2, n_head=4, n_positions=48)
     torch.manual_seed(0)
     model = CaptionGenerator(

@@ -1,4 +1,4 @@
-"""COCO's published sample results score what COCO's own program prints, and our PTB run is pycocoevalcap's to the letter."""
+"""COCO's published sample results score what COCO's own program prints, and our PTB run equals pycocoevalcap's."""
 
 import gzip
 import json

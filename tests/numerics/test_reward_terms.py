@@ -17,7 +17,7 @@ from cgtgan.method.reward_terms import TERMS, RewardInputs
 from cgtgan.method.rewards import semantic_reward
 from cgtgan.training.own_terms import load_own_terms, own_term_fingerprints
 from cgtgan.training.rewards import weighted_terms
-from tests.tiny_gan import one_step, players
+from tests.tiny_gan import one_step, tiny_parts
 
 TEXTS = ["A dog.", "A dog runs fast."]
 # cosines with the caption (1, 0): 0.6 and 0; mean absolute differences: 0.6 and 1
@@ -170,10 +170,10 @@ def test_a_run_knows_its_terms(code: Path) -> None:
 
 
 def test_a_step_logs_the_term_and_learns_from_it(code: Path) -> None:
-    cfg, parts = players()
+    cfg, parts = tiny_parts()
     cfg.reward_weights.max_weight, cfg.reward_weights.clip_weight = 1.0, 1.0
     without = one_step(cfg, parts, 1)
-    cfg, parts = players()
+    cfg, parts = tiny_parts()
     cfg.reward_weights.max_weight, cfg.reward_weights.clip_weight = 1.0, 1.0
     cfg.reward_weights.terms = {"brevity": RewardTermConfig(weight=3.0, function=f"{code}:brevity")}
     parts.own_terms = load_own_terms(cfg.reward_weights)

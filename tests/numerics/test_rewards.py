@@ -30,7 +30,7 @@ def close(found: Tensor, expected: Any) -> None:
 
 
 def as_released(golden: Any, name: str, cos_weight: float, clip_weight: float) -> SemanticReward:
-    """Rewards of 12 samples and 3 greedy captions; `f16`: the text embeddings alone are float16, as CLIP gave them on a GPU."""
+    """Rewards of 12 samples and 3 greedy captions; `f16`: only the text embeddings are float16, as CLIP gives on a GPU."""
     image, aggregated, text = (torch.tensor(golden[key]) for key in ("img", "agg", "text_feats"))
     owner = torch.cat([torch.arange(IMAGES).repeat_interleave(SAMPLES), torch.arange(IMAGES)])
     weights = {"cos_weight": cos_weight, "clip_weight": clip_weight}
@@ -95,7 +95,7 @@ def test_l1_is_on_raw_vectors_and_a_mean_over_dimensions() -> None:
     assert found["total"] == found["l1"]
 
 
-def test_clip_cos_hangs_on_the_image_alone() -> None:
+def test_clip_cos_depends_on_the_image_alone() -> None:
     a, b = (one([1.0, 1.0], aggregated, [1.0, 0.0], cos=0.5, clip=1.0) for aggregated in ([9.0, 1.0], [-1.0, 5.0]))
     assert a["total"] == b["total"] == pytest.approx(100 / math.sqrt(2), rel=1e-6)
 

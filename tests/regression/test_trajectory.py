@@ -1,7 +1,7 @@
-"""Twenty steps of the GAN on one thread: losses, rewards and gradient norms as they were when the trajectory was stored.
+"""Twenty steps of the GAN on one thread: losses, rewards and gradient norms are as stored.
 
-After a change that is meant to change them, `PYTHONPATH=. python tests/regression/test_trajectory.py` stores them anew; say why
-in the commit.
+After a change that is meant to change them, `PYTHONPATH=. python tests/regression/test_trajectory.py` stores them anew;
+say why in the commit.
 """
 
 from __future__ import annotations
@@ -61,11 +61,10 @@ def trajectory() -> list[dict[str, float]]:
     clip = DemoClip(DemoClipConfig(dim=16, width=8, text_layers=1), train_tokenizer(SENTENCES, 300, [END_OF_TEXT]), 32)
     backbone = DemoBackbone(clip, torch.device("cpu"))
     bundle = make_generator(cfg.generator, make_tokenizer(cfg.generator, SENTENCES), backbone.dim, seed=1)
-    judge = make_discriminator(cfg.discriminator, SENTENCES, cfg.generator.max_length, seed=2)
+    discriminator = make_discriminator(cfg.discriminator, SENTENCES, cfg.generator.max_length, seed=2)
     recipe = OptimizerConfig(lr=1e-3, warmup_steps=3)
-    made = TrainingParts(
-        bundle, None, judge, backbone, Optimizer(bundle.model, recipe, STEPS), Optimizer(judge, recipe, STEPS)
-    )
+    g_optimizer, d_optimizer = Optimizer(bundle.model, recipe, STEPS), Optimizer(discriminator, recipe, STEPS)
+    parts = TrainingParts(bundle, None, discriminator, backbone, g_optimizer, d_optimizer)
     noise = torch.Generator().manual_seed(3)
     images, targets = torch.randn(2, 40, backbone.dim, generator=noise)
     order, texts = EpochOrder(40, 0, "images"), EpochOrder(len(SENTENCES), 0, "real")
@@ -75,7 +74,7 @@ def trajectory() -> list[dict[str, float]]:
         index = torch.from_numpy(chosen)
         seeds = sampling_seeds(0, step, chosen.tolist(), cfg.train.num_samples)
         real = [SENTENCES[i] for i in texts.batch(step, IMAGES * cfg.train.num_samples)]
-        row = gan_step(cfg, made, step, Batch(chosen.tolist(), images[index], targets[index], seeds, real, IMAGES))
+        row = gan_step(cfg, parts, step, Batch(chosen.tolist(), images[index], targets[index], seeds, real, IMAGES))
         rows.append({k: v for k, v in row.items() if not k.startswith(CLOCK)})
     return rows
 

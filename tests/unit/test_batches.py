@@ -69,7 +69,8 @@ def test_seeds_differ_by_seed_step_image_and_sample() -> None:
 
 def test_the_same_in_another_process() -> None:
     code = (
-        "from cgtgan.method.batches import *; print(stable_seed(1, 'a', 2)); print(EpochOrder(9, 0, 'x').rows(0, 9).tolist()); "
+        "from cgtgan.method.batches import *; print(stable_seed(1, 'a', 2)); "
+        "print(EpochOrder(9, 0, 'x').rows(0, 9).tolist()); "
         "print(sampling_seeds(0, 1, ['i'], 3))"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "77"}

@@ -23,7 +23,7 @@ from cgtgan.errors import InputError, MissingFileError
 from cgtgan.models.clip_backbone import DemoBackbone
 from cgtgan.models.generator_bundle import load_generator
 from cgtgan.training.checkpoints import write_checkpoint
-from tests.tiny_gan import one_step, players, step_inputs, weights
+from tests.tiny_gan import one_step, step_inputs, tiny_parts, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,14 +32,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize("mapper", ["mlp", "transformer"])
 def test_everything_trainable_moves_and_everything_frozen_stays(mapper: str) -> None:
-    cfg, made = players(mapper=mapper, kl_weight=0.1)
-    assert made.discriminator is not None
-    assert made.reference is not None
-    assert isinstance(made.backbone, DemoBackbone)
-    learners = {"G": made.bundle.model, "D": made.discriminator}
-    frozen = {"clip": made.backbone.model, "reference": made.reference}
+    cfg, parts = tiny_parts(mapper=mapper, kl_weight=0.1)
+    assert parts.discriminator is not None
+    assert parts.reference is not None
+    assert isinstance(parts.backbone, DemoBackbone)
+    learners = {"G": parts.bundle.model, "D": parts.discriminator}
+    frozen = {"clip": parts.backbone.model, "reference": parts.reference}
     before = {name: weights(m) for name, m in (learners | frozen).items()}
-    metrics = one_step(cfg, made, 1)
+    metrics = one_step(cfg, parts, 1)
     for name, module in learners.items():
         parameters = dict(module.named_parameters())
         assert len(parameters) > 10
@@ -53,54 +53,54 @@ def test_everything_trainable_moves_and_everything_frozen_stays(mapper: str) -> 
         assert all(torch.equal(value, before[name][key]) for key, value in module.state_dict().items()), name
     assert all(np.isfinite(value) for value in metrics.values())
     assert metrics["train/kl"] == 0  # the reference is where the generator was
-    assert one_step(cfg, made, 2)["train/kl"] > 0
+    assert one_step(cfg, parts, 2)["train/kl"] > 0
 
 
 def test_the_first_step_of_a_warm_up_moves_the_discriminator_alone() -> None:
-    cfg, made = players()
-    assert made.discriminator is not None
-    made.g_optimizer.config = OptimizerConfig(warmup_steps=5)
-    g, d = weights(made.bundle.model), weights(made.discriminator)
-    one_step(cfg, made, 1)
-    assert all(torch.equal(value, g[key]) for key, value in made.bundle.model.state_dict().items())
-    assert not all(torch.equal(value, d[key]) for key, value in made.discriminator.state_dict().items())
+    cfg, parts = tiny_parts()
+    assert parts.discriminator is not None
+    parts.g_optimizer.config = OptimizerConfig(warmup_steps=5)
+    g, d = weights(parts.bundle.model), weights(parts.discriminator)
+    one_step(cfg, parts, 1)
+    assert all(torch.equal(value, g[key]) for key, value in parts.bundle.model.state_dict().items())
+    assert not all(torch.equal(value, d[key]) for key, value in parts.discriminator.state_dict().items())
 
 
 def test_naturalness_is_judged_without_dropout_and_before_the_update() -> None:
-    cfg, made = players(dropout=True, lr=0.05)
-    assert made.discriminator is not None
-    greedy = made.bundle.model.eval().greedy(step_inputs(made, 1)[0])
-    texts = made.bundle.texts(greedy.token_ids)
+    cfg, parts = tiny_parts(dropout=True, lr=0.05)
+    assert parts.discriminator is not None
+    greedy = parts.bundle.model.eval().greedy(step_inputs(parts, 1)[0])
+    texts = parts.bundle.texts(greedy.token_ids)
     with torch.no_grad():
-        before = made.discriminator.eval().score(texts).mean().item()
-    assert one_step(cfg, made, 1)["reward/naturalness_greedy"] == pytest.approx(before, rel=1e-5)
+        before = parts.discriminator.eval().score(texts).mean().item()
+    assert one_step(cfg, parts, 1)["reward/naturalness_greedy"] == pytest.approx(before, rel=1e-5)
     with torch.no_grad():
-        assert abs(made.discriminator.eval().score(texts).mean().item() - before) > 1e-3
+        assert abs(parts.discriminator.eval().score(texts).mean().item() - before) > 1e-3
 
 
 def test_a_step_without_a_discriminator() -> None:
-    cfg, made = players(discriminator=False)
-    before = weights(made.bundle.model)
-    metrics = one_step(cfg, made, 1)
+    cfg, parts = tiny_parts(discriminator=False)
+    before = weights(parts.bundle.model)
+    metrics = one_step(cfg, parts, 1)
     assert metrics["train/naturalness_loss"] == 0
-    assert not all(torch.equal(value, before[key]) for key, value in made.bundle.model.state_dict().items())
+    assert not all(torch.equal(value, before[key]) for key, value in parts.bundle.model.state_dict().items())
 
 
-# ---------------------------------------------------------------------------------------------------------- save and load
+# ------------------------------------------------------------------------------------------------------ save and load
 
 
 @pytest.mark.parametrize("dropout", [True, False])
 def test_stopped_and_continued_is_the_same_bit_for_bit(tmp_path: Path, dropout: bool) -> None:
     torch.manual_seed(3)
-    cfg, straight = players(dropout=dropout)
+    cfg, straight = tiny_parts(dropout=dropout)
     straight_metrics = [one_step(cfg, straight, step) for step in range(1, 7)]
 
     torch.manual_seed(3)
-    cfg, first = players(dropout=dropout)
+    cfg, first = tiny_parts(dropout=dropout)
     metrics = [one_step(cfg, first, step) for step in range(1, 4)]
     save_state(tmp_path / "state", state_tensors(first.modules, first.optimizers), {"step": 3})
     torch.manual_seed(99)  # another process starts elsewhere
-    cfg, second = players(dropout=dropout)
+    cfg, second = tiny_parts(dropout=dropout)
     assert load_state(tmp_path / "state", second.modules, second.optimizers) == {"step": 3}
     metrics += [one_step(cfg, second, step) for step in range(4, 7)]
 
@@ -150,10 +150,10 @@ def test_every_random_generator_is_put_back(tmp_path: Path) -> None:
 
 
 def test_no_pickle_is_written(tmp_path: Path) -> None:
-    cfg, made = players()
-    one_step(cfg, made, 1)
-    made.bundle.save(tmp_path)
-    save_state(tmp_path / "training.safetensors", state_tensors(made.modules, made.optimizers), {"step": 1})
+    cfg, parts = tiny_parts()
+    one_step(cfg, parts, 1)
+    parts.bundle.save(tmp_path)
+    save_state(tmp_path / "training.safetensors", state_tensors(parts.modules, parts.optimizers), {"step": 1})
     assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors", ".json"}
     content = (tmp_path / "training.safetensors").read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -161,26 +161,26 @@ def test_no_pickle_is_written(tmp_path: Path) -> None:
     assert json.loads(header["__metadata__"]["meta"]) == {"step": 1}
     with safe_open(tmp_path / "training.safetensors", framework="pt") as f:
         moments = [key for key in f.keys() if key.endswith("/exp_avg_sq")]  # noqa: SIM118
-    assert len(moments) == sum(p.requires_grad for m in made.modules.values() for p in m.parameters())
+    assert len(moments) == sum(p.requires_grad for m in parts.modules.values() for p in m.parameters())
 
 
 def test_a_saved_generator_captions_the_same(tmp_path: Path) -> None:
-    cfg, made = players(mapper="transformer")
-    one_step(cfg, made, 1)
-    made.bundle.save(tmp_path)
+    cfg, parts = tiny_parts(mapper="transformer")
+    one_step(cfg, parts, 1)
+    parts.bundle.save(tmp_path)
     loaded = load_generator(tmp_path)
-    x = torch.randn(5, made.backbone.dim)
-    a, b = made.bundle.model.eval().greedy(x), loaded.model.eval().greedy(x)
+    x = torch.randn(5, parts.backbone.dim)
+    a, b = parts.bundle.model.eval().greedy(x), loaded.model.eval().greedy(x)
     assert torch.equal(a.token_ids, b.token_ids)
     assert torch.equal(a.log_probs, b.log_probs)
-    assert made.bundle.texts(a.token_ids) == loaded.texts(b.token_ids)
+    assert parts.bundle.texts(a.token_ids) == loaded.texts(b.token_ids)
     assert loaded.config == cfg.generator
 
 
 @pytest.mark.parametrize("name", ["generator.json", "generator.safetensors", "tokenizer.json"])
 def test_a_generator_with_a_file_missing_or_cut(tmp_path: Path, name: str) -> None:
-    _, made = players()
-    made.bundle.save(tmp_path)
+    _, parts = tiny_parts()
+    parts.bundle.save(tmp_path)
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(InputError, match="cannot be read as a generator's checkpoint"):
@@ -201,7 +201,7 @@ def test_a_cut_state_is_an_input_error(tmp_path: Path, keep: int) -> None:
         read_meta(tmp_path / "none")
 
 
-# ------------------------------------------------------------------------------------------------------------ divergence
+# --------------------------------------------------------------------------------------------------------- divergence
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -265,7 +265,9 @@ if where == "between":  # the folder is there, no link points to it yet
     checkpoint.Path.symlink_to = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
 if where == "before the swap":
     replace = Path.replace
-    checkpoint.Path.replace = lambda a, b: os.kill(os.getpid(), signal.SIGKILL) if str(b).endswith("last") else replace(a, b)
+    def swap(a, b):
+        return os.kill(os.getpid(), signal.SIGKILL) if str(b).endswith("last") else replace(a, b)
+    checkpoint.Path.replace = swap
 if where == "before removing":
     checkpoint.shutil.rmtree = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.write_checkpoint(Path(sys.argv[1]), 20, write, ["last"])

@@ -14,7 +14,7 @@ from cgtgan.captioning.decoding import Decoder, describe
 from cgtgan.config import DecodeConfig
 from cgtgan.data.corpora import embedded_text
 from cgtgan.method.batches import sampling_seeds
-from tests.tiny_gan import players
+from tests.tiny_gan import tiny_parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ BEST = DecodeConfig(name="best_of_n", best_of=5)
 
 @pytest.fixture(scope="module")
 def made():
-    return players()[1]
+    return tiny_parts()[1]
 
 
 @pytest.fixture(scope="module")

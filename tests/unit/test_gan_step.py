@@ -1,4 +1,4 @@
-"""A step in parts, in chunks, with forgotten states, in bf16, with the released program's slips: what may change, and what may not."""
+"""A step in micro-batches, in chunks, with checkpointing, in bf16, with the released program's slips: what may change."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from cgtgan.runtime.shards import Rank
 from cgtgan.stages.train import gan_step
 from cgtgan.training.batches import Batches
 from cgtgan.training.parts import TrainingParts
-from tests.tiny_gan import SENTENCES, one_step, players, step_inputs, tiny_batch, weights
+from tests.tiny_gan import SENTENCES, one_step, step_inputs, tiny_batch, tiny_parts, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,33 +47,33 @@ def after(
     change: Callable[[Config, TrainingParts], object], steps: int = 3, **settings: Any
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Weights of G and D after some steps of a tiny GAN that `change` has changed, and the metrics."""
-    cfg, made = players(**settings)
-    change(cfg, made)
-    rows = [one_step(cfg, made, step) for step in range(1, steps + 1)]
+    cfg, parts = tiny_parts(**settings)
+    change(cfg, parts)
+    rows = [one_step(cfg, parts, step) for step in range(1, steps + 1)]
     return {
-        f"{name}.{key}": value for name, module in made.modules.items() for key, value in weights(module).items()
+        f"{name}.{key}": value for name, module in parts.modules.items() for key, value in weights(module).items()
     }, rows
 
 
 def set_train(**values: Any) -> Callable[[Config, TrainingParts], None]:
-    def change(cfg: Config, _made: TrainingParts) -> None:
+    def change(cfg: Config, _parts: TrainingParts) -> None:
         for name, value in values.items():
             setattr(cfg.train, name, value)
 
     return change
 
 
-def small_chunks(_cfg: Config, made: TrainingParts) -> None:
-    made.g_chunk, made.d_chunk = 7, 5
+def small_chunks(_cfg: Config, parts: TrainingParts) -> None:
+    parts.g_chunk, parts.d_chunk = 7, 5
 
 
-def checkpointing(_cfg: Config, made: TrainingParts) -> None:
-    made.bundle.model.enable_gradient_checkpointing()
-    made.g_chunk = 20
+def checkpointing(_cfg: Config, parts: TrainingParts) -> None:
+    parts.bundle.model.enable_gradient_checkpointing()
+    parts.g_chunk = 20
 
 
-def without_sharing(_cfg: Config, made: TrainingParts) -> None:
-    made.bundle.model._shares_prefix = False
+def without_sharing(_cfg: Config, parts: TrainingParts) -> None:
+    parts.bundle.model._shares_prefix = False
 
 
 @pytest.mark.parametrize(
@@ -94,17 +94,17 @@ def test_the_way_through_a_step_does_not_change_it(
     expected, expected_rows = after(lambda *_: None, kl_weight=kl_weight)
     found, rows = after(change, kl_weight=kl_weight)
     for name, value in expected.items():
-        # Adam's first steps move a weight by the rate whatever its gradient's size: where that is rounding alone, they differ by it
+        # Adam's first steps move a weight by the rate whatever its gradient's size: where that is rounding, they differ
         assert float((found[name] - value).abs().mean()) < 2e-6, name
     for a, b in zip(rows, expected_rows, strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
 
 
 def test_a_step_in_bf16_is_near_and_keeps_weights_losses_and_rewards_in_float32() -> None:
-    def bf16(_cfg: Config, made: TrainingParts) -> None:
-        made.devices = Devices(precision="bf16")
-        assert made.discriminator is not None
-        use_float32_attention(made.bundle.model.gpt, made.discriminator.text_encoder)
+    def bf16(_cfg: Config, parts: TrainingParts) -> None:
+        parts.devices = Devices(precision="bf16")
+        assert parts.discriminator is not None
+        use_float32_attention(parts.bundle.model.gpt, parts.discriminator.text_encoder)
 
     exact, exact_rows = after(lambda *_: None, steps=1)
     near, rows = after(bf16, steps=1)
@@ -115,10 +115,10 @@ def test_a_step_in_bf16_is_near_and_keeps_weights_losses_and_rewards_in_float32(
 
 
 def test_sampling_with_dropout_carries_the_gradient_of_the_pass_that_drew() -> None:
-    """With the dropout's own rate at 0 it is the sound step; above 0 every sample has its own masks, and the gradient is a number."""
+    """At a dropout rate of 0 it is the sound step; above 0 every sample has its own masks, and the gradient is finite."""
 
-    def no_rate(_cfg: Config, made: TrainingParts) -> None:
-        for module in (m for part in made.modules.values() for m in part.modules()):
+    def no_rate(_cfg: Config, parts: TrainingParts) -> None:
+        for module in (m for part in parts.modules.values() for m in part.modules()):
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
             for name in ("attention_dropout", "attn_pdrop", "dropout_prob"):
@@ -131,9 +131,9 @@ def test_sampling_with_dropout_carries_the_gradient_of_the_pass_that_drew() -> N
     other, rows = after(lambda *_: None, steps=2, dropout=True)
     assert max(float((other[name] - value).abs().mean()) for name, value in expected.items()) > 1e-5
     assert all(math.isfinite(v) for row in rows for v in row.values())
-    _, made = players(dropout=True)
-    image = step_inputs(made, 1)[0][:1].repeat(2, 1)
-    generator = made.bundle.model.train()
+    _, parts = tiny_parts(dropout=True)
+    image = step_inputs(parts, 1)[0][:1].repeat(2, 1)
+    generator = parts.bundle.model.train()
     drawn = generator.sample_with_graph(image, [[7] * 3] * 2)  # one image twice, one seed: only the masks differ
     assert len(set(drawn.log_probs.flatten().tolist())) > 3
 
@@ -142,26 +142,26 @@ def test_sampling_with_dropout_carries_the_gradient_of_the_pass_that_drew() -> N
 
 
 def test_released_accumulation_clips_after_each_part_and_uses_the_new_weight_in_the_last() -> None:
-    def ramp(cfg: Config, _made: TrainingParts) -> None:
+    def ramp(cfg: Config, _parts: TrainingParts) -> None:
         cfg.reward_weights.ramp_steps = 2
         cfg.train.accumulation, cfg.train.released = 2, ["accumulation"]
 
-    def sound(cfg: Config, made: TrainingParts) -> None:
-        ramp(cfg, made)
+    def sound(cfg: Config, parts: TrainingParts) -> None:
+        ramp(cfg, parts)
         cfg.train.released = []
 
     assert after(ramp, steps=2)[1][1] != after(sound, steps=2)[1][1]
     # nothing is above the limit and w stands still: then both are one
     still = [
-        after(lambda cfg, made, change=change: (change(cfg, made), loose(cfg, made)), steps=2)[0]
+        after(lambda cfg, parts, change=change: (change(cfg, parts), loose(cfg, parts)), steps=2)[0]
         for change in (ramp, sound)
     ]
     assert max(float((still[0][name] - value).abs().mean()) for name, value in still[1].items()) < 2e-6
 
 
-def loose(cfg: Config, made: TrainingParts) -> None:
+def loose(cfg: Config, parts: TrainingParts) -> None:
     cfg.reward_weights.ramp_steps = 0
-    for optimizer in made.optimizers.values():
+    for optimizer in parts.optimizers.values():
         optimizer.config.grad_clip = 1e6
 
 
@@ -206,12 +206,12 @@ def test_released_text_order_gives_an_image_its_own_sentences_in_every_epoch() -
 
 
 def test_released_l1_target_changes_the_l1_term_alone() -> None:
-    def normalised(cfg: Config, made: TrainingParts) -> None:
-        made.bundle.model.normalize_prefix = True
+    def normalised(cfg: Config, parts: TrainingParts) -> None:
+        parts.bundle.model.normalize_prefix = True
         cfg.train.released = ["l1_target"]
 
-    def sound(cfg: Config, made: TrainingParts) -> None:
-        normalised(cfg, made)
+    def sound(cfg: Config, parts: TrainingParts) -> None:
+        normalised(cfg, parts)
         cfg.train.released = []
 
     released, plain = after(normalised, steps=1)[1][0], after(sound, steps=1)[1][0]
@@ -237,34 +237,34 @@ FAMILIES: dict[str, Callable[[int], PreTrainedConfig]] = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_causal_language_model_learns_is_saved_and_captions_the_same(family: str, tmp_path: Path) -> None:
-    cfg, made = players()
-    tokenizer = made.bundle.tokenizer
+    cfg, parts = tiny_parts()
+    tokenizer = parts.bundle.tokenizer
     torch.manual_seed(0)
     folder = tmp_path / "language_model"
     AutoModelForCausalLM.from_config(FAMILIES[family](len(tokenizer))).save_pretrained(folder)
     config = GeneratorConfig(
         language_model=str(folder), tokenizer="corpus", vocab_size=300, prefix_length=3, max_length=6
     )
-    bundle = make_generator(config, make_tokenizer(config, SENTENCES), made.backbone.dim, seed=1)
-    made.bundle, made.g_optimizer = bundle, type(made.g_optimizer)(bundle.model, made.g_optimizer.config, 10)
+    bundle = make_generator(config, make_tokenizer(config, SENTENCES), parts.backbone.dim, seed=1)
+    parts.bundle, parts.g_optimizer = bundle, type(parts.g_optimizer)(bundle.model, parts.g_optimizer.config, 10)
     assert bundle.model.shares_prefix
     before = weights(bundle.model)
-    one_step(cfg, made, 1)
+    one_step(cfg, parts, 1)
     still = [name for name, p in bundle.model.named_parameters() if torch.equal(p, before[name])]
     assert still == [
         name for name in still if "embed_positions" in name or "k_proj.bias" in name
     ]  # a key's bias has no gradient
     bundle.save(tmp_path / "saved")
     loaded = load_generator(tmp_path / "saved")
-    x = torch.randn(4, made.backbone.dim)
+    x = torch.randn(4, parts.backbone.dim)
     assert torch.equal(bundle.model.eval().greedy(x).token_ids, loaded.model.eval().greedy(x).token_ids)
 
 
 @pytest.mark.parametrize("wrong", ["scaled logits", "no cache"])
 def test_a_language_model_of_another_kind_reads_its_prefix_with_each_caption(wrong: str) -> None:
-    """Logits that are not the head of the last states, or a body that takes no cache: found out, and the plain pass is taken."""
-    _, made = players()
-    model: Any = made.bundle.model.eval()
+    """Logits that are not the head of the last states, or a body without a cache: detected, and the plain pass runs."""
+    _, parts = tiny_parts()
+    model: Any = parts.bundle.model.eval()
     if wrong == "scaled logits":
         forward = model.gpt.forward
 
@@ -279,7 +279,7 @@ def test_a_language_model_of_another_kind_reads_its_prefix_with_each_caption(wro
         model.gpt.base_model.forward = lambda *a, **k: body(*a, **(k | {"past_key_values": None, "use_cache": False}))
     assert not model.shares_prefix
     drawn = torch.randint(1, 200, (2, 3, 6), generator=torch.Generator().manual_seed(0))
-    image = step_inputs(made, 1)[0][:2]
+    image = step_inputs(parts, 1)[0][:2]
     logits = model.token_logits(model.prefix(image).repeat_interleave(3, dim=0), drawn.flatten(0, 1)).log_softmax(-1)
     by_hand = logits.gather(2, drawn.flatten(0, 1)[..., None])[..., 0].mean(-1)
     torch.testing.assert_close(model.log_probs(image, drawn).flatten(), by_hand)
@@ -297,14 +297,15 @@ def test_a_bert_judges_and_an_encoder_without_a_pooled_output_is_refused(tmp_pat
     DistilBertModel(DistilBertConfig(vocab_size=300, dim=16, n_layers=1, n_heads=2, hidden_dim=32)).save_pretrained(
         tmp_path / "distil"
     )
-    cfg, made = players()
+    cfg, parts = tiny_parts()
     config = DiscriminatorConfig(encoder=str(tmp_path / "bert"), tokenizer="corpus", vocab_size=300)
-    judge = make_discriminator(config, SENTENCES, 6, seed=0)
-    assert made.d_optimizer is not None
-    made.discriminator, made.d_optimizer = judge, type(made.d_optimizer)(judge, made.d_optimizer.config, 10)
-    before = weights(judge)
-    assert math.isfinite(one_step(cfg, made, 1)["train/d_loss"])
-    assert not all(torch.equal(value, before[name]) for name, value in weights(judge).items())
+    discriminator = make_discriminator(config, SENTENCES, 6, seed=0)
+    assert parts.d_optimizer is not None
+    parts.discriminator = discriminator
+    parts.d_optimizer = type(parts.d_optimizer)(discriminator, parts.d_optimizer.config, 10)
+    before = weights(discriminator)
+    assert math.isfinite(one_step(cfg, parts, 1)["train/d_loss"])
+    assert not all(torch.equal(value, before[name]) for name, value in weights(discriminator).items())
     with pytest.raises(InputError, match="DistilBertModel without a pooled output"):
         make_discriminator(replace(config, encoder=str(tmp_path / "distil")), SENTENCES, 6, seed=0)
 
@@ -333,17 +334,17 @@ def test_more_memory_is_more_tokens_and_one_always_fits() -> None:
 
 
 def test_what_is_not_finite_is_said_saved_and_changes_nothing(tmp_path: Path) -> None:
-    cfg, made = players()
-    made.run = tmp_path
-    one_step(cfg, made, 1)
+    cfg, parts = tiny_parts()
+    parts.run = tmp_path
+    one_step(cfg, parts, 1)
     with torch.no_grad():
-        made.bundle.model.clip_project.model[0].weight[0, 0] = float("nan")  # pyright: ignore
-    before = [weights(m) for m in made.modules.values()]
+        parts.bundle.model.clip_project.model[0].weight[0, 0] = float("nan")  # pyright: ignore
+    before = [weights(m) for m in parts.modules.values()]
     with pytest.raises(
         InputError, match=r"at step 2 is .*first in the gradient of .*train\.generator_optimizer\.lr.*batch is in"
     ) as error:
-        one_step(cfg, made, 2)
-    for module, values in zip(made.modules.values(), before, strict=True):
+        one_step(cfg, parts, 2)
+    for module, values in zip(parts.modules.values(), before, strict=True):
         assert all(torch.equal(v, values[k]) or bool(v.isnan().any()) for k, v in weights(module).items())
     file = tmp_path / "not_finite_step_000002_process_0.json"
     assert str(file) in str(error.value)
@@ -359,8 +360,8 @@ def test_the_page_of_metrics_names_every_logged_key() -> None:
         if line.startswith("| `"):
             names = re.findall("`([^`]+)`", line.split("|")[1])
             named |= {name if not name.startswith("/") else names[0].split("/")[0] + name for name in names}
-    cfg, made = players()
-    logged = set(gan_step(cfg, made, 1, tiny_batch(cfg, made, 1))) | {"eval/CIDEr", "eval/epoch"}
+    cfg, parts = tiny_parts()
+    logged = set(gan_step(cfg, parts, 1, tiny_batch(cfg, parts, 1))) | {"eval/CIDEr", "eval/epoch"}
     assert logged <= named
     groups = {name.split("/")[0] for name in logged}
     assert {name for name in named if name.split("/")[0] in groups} <= logged | {"train/kl"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
-from tiny_gan import SENTENCES, players
+from tiny_gan import SENTENCES, tiny_parts
 from torch import Tensor
 
 from cgtgan.captioning.captioner import Captioner
@@ -29,7 +29,7 @@ class CountingBackbone(DemoBackbone):
 
 @pytest.fixture
 def captioner() -> Captioner:
-    _, parts = players()
+    _, parts = tiny_parts()
     assert isinstance(parts.backbone, DemoBackbone)
     backbone = CountingBackbone(parts.backbone.model, torch.device("cpu"))
     return Captioner(parts.bundle, backbone, DecodeConfig(), seed=3)
