@@ -102,7 +102,7 @@ def image_embeddings(ws: Workspace, name: str) -> Embeddings:
 
 
 def _check_bad(ws: Workspace, name: str, report: Path, images: int, *, none_left: bool = False) -> None:
-    bad, allowed = read_json(report), ws.cfg.dataset.max_bad_images
+    bad, allowed = read_json(report, list), ws.cfg.dataset.max_bad_images
     if len(bad) > allowed or none_left:
         allow = "" if none_left else f", or allow them with dataset.max_bad_images={len(bad)} (now {allowed})"
         raise InputError(

@@ -50,7 +50,7 @@ def released_split(ws: Workspace, name: str) -> Split | None:
     found = _images_of(ws, name)
     if found is None:
         return None
-    references = [] if name == "train" or found.kind == "pairs" else read_json(found.folder / "references.json")
+    references = [] if name == "train" or found.kind == "pairs" else read_json(found.folder / "references.json", list)
     return Split(name, [], dict(references))
 
 

@@ -48,7 +48,7 @@ class Run:
         return load_results(self._file(method, "captions.json"))
 
     def per_image(self, method: str) -> dict[Any, dict[str, float]]:
-        rows = read_json(self._file(method, "per_image.json"))
+        rows = read_json(self._file(method, "per_image.json"), list)
         return {row["image_id"]: {m: value for m, value in row.items() if m != "image_id"} for row in rows}
 
     def decoding(self, method: str) -> str:

@@ -1,4 +1,4 @@
-"""Files that other stages and other runs build on: named by fingerprint, headed, written whole or not at all, made once.
+"""Files that other stages and other runs build on: named by fingerprint, with a header, written whole or not at all.
 
 Embeddings are safetensors with the header and the row ids in the file's metadata, so one `rename` makes both visible.
 """
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 ROW_NUMBERS = "row numbers"  # what stands for the ids 0, 1, 2 ... of a corpus of millions
+_FIX = "delete the file and it is made again"
 
 
 def canonical_json(value: Any) -> str:
-    """One text for one value: sorted keys, no blanks, tuples as lists."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    """One text for one value: sorted keys, no blanks, tuples as lists. Raises `TypeError` for what JSON does not know:
+    another text of it could change from process to process."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def fingerprint(value: Any) -> str:
@@ -48,20 +50,16 @@ def file_fingerprint(path: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-# ---------------------------------------------------------------------------------------------------------- atomic writes
+# -------------------------------------------------------------------------------------------------------- atomic writes
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb+") as f:
-        os.fsync(f.fileno())
 
 
 @contextmanager
@@ -73,11 +71,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield beside
         for file in [beside] if beside.is_file() else [p for p in beside.rglob("*") if p.is_file()]:
-            _sync_file(file)
+            _sync(file)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         beside.replace(path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
     finally:
         _remove(beside)
 
@@ -89,9 +87,9 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sweep_leftovers(folder: Path) -> None:
-    """Remove what killed writers of `atomic_path` left in `folder`. Only for a folder that nobody else writes to now."""
-    for stale in folder.glob(".*.tmp"):
+def sweep_leftovers(folder: Path, name: str = "") -> None:
+    """Remove what killed writers of `atomic_path` left in `folder`, of `name` only, which nobody may write to now."""
+    for stale in folder.glob(f".{name}*.tmp"):
         _remove(stale)
 
 
@@ -104,24 +102,46 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Raises `MissingFileError` or `InputError` naming the file."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The content of a JSON file of our own: an object, or a list with `kind=list`.
+
+    Raises `MissingFileError`, or `InputError` as `parse_json` does.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
-        raise MissingFileError(
-            f"{path} is missing: run the stage that writes it (stage=pipeline runs them all)"
-        ) from None
-    except ValueError as e:
-        raise InputError(f"{path} is not whole ({e}): delete it and run the stage that writes it again") from None
+        message = f"{path} is missing: run the stage that writes it (stage=pipeline runs them all)"
+        raise MissingFileError(message) from None
+    return parse_json(content, str(path), kind)
 
 
-# ---------------------------------------------------------------------------------------------------------------- headers
+def parse_json(
+    text: str | bytes, place: str, kind: type = dict, fix: str = "delete it and run the stage that writes it again"
+) -> Any:
+    """The JSON object in `text`, or list with `kind=list`; `InputError` names the place, what is wrong, and the fix."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        problem = "is nested too deeply"
+    except UnicodeDecodeError as error:
+        problem = f"is not UTF-8 text (byte {error.start})"
+    except json.JSONDecodeError as error:
+        problem = f"is not whole ({error})"
+    except ValueError:  # Python's own limit
+        problem = "has a number of thousands of digits"
+    else:
+        if isinstance(value, kind):
+            return value
+        problem = f"holds no JSON {'list' if kind is list else 'object'}"
+    raise InputError(f"{place} {problem}: {fix}")
+
+
+# -------------------------------------------------------------------------------------------------------------- headers
 
 
 @dataclass(frozen=True)
 class Header:
-    """What stands at the head of every artifact."""
+    """What every artifact says of itself."""
 
     kind: str
     fingerprint: str
@@ -132,21 +152,33 @@ class Header:
     format_version: int = FORMAT_VERSION
     package_version: str = __version__
 
-    @classmethod
-    def read(cls, text: str, path: Path) -> Header:
-        try:
-            return cls(**json.loads(text))
-        except (TypeError, ValueError):
-            raise InputError(f"{path} has a header this version cannot read: delete it and it is made again") from None
-
     def expect(self, path: Path, **wanted: Any) -> None:
         """Raise `InputError` naming both values where the header differs from `wanted`."""
         for name, value in {"format_version": FORMAT_VERSION, **wanted}.items():
-            found = getattr(self, name)
-            if found != value:
-                raise InputError(
-                    f"{path} has {name}={found} and {name}={value} is expected: delete the file and it is made again"
-                )
+            stored = getattr(self, name)
+            if stored != value:
+                raise InputError(f"{path} has {name}={stored} and {name}={value} is expected: {_FIX}")
+
+
+def _open(path: Path, *names: str) -> tuple[Header, dict[str, Any], list[torch.Tensor]]:
+    """The header, the rest of the metadata, and the named tensors, memory-mapped."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise MissingFileError(f"{path} is missing: run stage=preprocess (or stage=pipeline) first")
+    try:
+        with safe_open(path, framework="pt") as f:
+            meta, tensors = f.metadata() or {}, [f.get_tensor(name) for name in names]
+    except (SafetensorError, OSError) as e:
+        raise InputError(f"{path} cannot be read ({e}): {_FIX}") from None
+    if "header" not in meta:
+        raise InputError(f"{path} has no header: it was not written by cgtgan")
+    fields = parse_json(meta["header"], f"{path}: its header", fix=_FIX)
+    counts = fields.pop("counts", None)
+    try:
+        return Header(**fields), {"ids": meta.get("ids"), "counts": counts}, tensors
+    except TypeError:  # other fields
+        raise InputError(f"{path} has a header this version cannot read: {_FIX}") from None
 
 
 @dataclass(frozen=True)
@@ -161,7 +193,10 @@ class Embeddings:
 def save_embeddings(
     path: Path, vectors: torch.Tensor, ids: Sequence[Any], *, kind: str, producer: Mapping[str, Any]
 ) -> Header:
-    """Write `vectors` (N, D) as float16. Raises `InputError` if a row is not finite in float16 or rows and ids differ in number."""
+    """Write `vectors` (N, D) as float16.
+
+    Raises `InputError` if a row is not finite in float16, or if there are more or fewer rows than ids.
+    """
     if len(ids) != len(vectors):
         raise InputError(f"{path}: {len(vectors)} rows and {len(ids)} ids do not fit together")
     return write_embeddings(path, [vectors], vectors.shape[1], ids, kind=kind, producer=producer)
@@ -199,19 +234,8 @@ def write_embeddings(
 
 
 def load_embeddings(path: Path, **wanted: Any) -> Embeddings:
-    """Map the file. `wanted` are header fields that must agree (kind, dim, rows ...): `InputError` names both values if not."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise MissingFileError(f"{path} is missing: run stage=preprocess (or stage=pipeline) first")
-    try:
-        with safe_open(path, framework="pt") as f:
-            meta, vectors = f.metadata() or {}, f.get_tensor("embeddings")
-    except (SafetensorError, OSError) as e:
-        raise InputError(f"{path} cannot be read ({e}): delete it and it is made again") from None
-    if "header" not in meta:
-        raise InputError(f"{path} has no header: it was not written by cgtgan")
-    header = Header.read(meta["header"], path)
+    """Map the file. `wanted`: header fields that must agree (kind, dim, rows ...); `InputError` names both values."""
+    header, meta, (vectors,) = _open(path, "embeddings")
     ids = range(len(vectors)) if meta["ids"] == ROW_NUMBERS else json.loads(meta["ids"])
     for rows in (len(vectors), len(ids)):
         header.expect(path, dtype="float16", rows=rows)
@@ -220,7 +244,7 @@ def load_embeddings(path: Path, **wanted: Any) -> Embeddings:
 
 
 class Sentences(Sequence[str]):
-    """A corpus on disk: UTF-8 text, memory-mapped, and where each sentence ends. Processes of one machine share its pages."""
+    """A corpus on disk: UTF-8 text, memory-mapped, and where each sentence ends. Processes share its pages."""
 
     def __init__(self, text: torch.Tensor, ends: torch.Tensor):
         self._text, self._ends = text.numpy(), ends.numpy()
@@ -258,7 +282,7 @@ class Sentences(Sequence[str]):
 def save_sentences(
     path: Path, sentences: Sequence[str], *, producer: Mapping[str, Any], counts: Mapping[str, int]
 ) -> Header:
-    """Clean sentences with their header and the counts of the cleaning: `text` uint8 and `ends` int64, as safetensors."""
+    """Clean sentences with their header and the counts of the cleaning, as safetensors: `text` uint8, `ends` int64."""
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -274,32 +298,19 @@ def save_sentences(
 
 def load_sentences(path: Path) -> tuple[Sentences, dict[str, int]]:
     """(sentences, counts of the cleaning)."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise MissingFileError(f"{path} is missing: run stage=preprocess (or stage=pipeline) first")
-    try:
-        with safe_open(path, framework="pt") as f:
-            meta, text, ends = f.metadata() or {}, f.get_tensor("text"), f.get_tensor("ends")
-    except (SafetensorError, OSError) as e:
-        raise InputError(f"{path} is not whole ({e}): delete it and it is made again") from None
-    try:
-        described = json.loads(meta["header"])
-        counts = described.pop("counts")
-    except (KeyError, ValueError):
-        raise InputError(f"{path} has a header this version cannot read: delete it and it is made again") from None
-    Header.read(json.dumps(described), path).expect(path, kind="sentences", rows=len(ends))
-    return Sentences(text, ends), counts
+    header, meta, (text, ends) = _open(path, "text", "ends")
+    header.expect(path, kind="sentences", rows=len(ends))
+    return Sentences(text, ends), meta["counts"]
 
 
-# -------------------------------------------------------------------------------------------------------- made once, shared
+# ---------------------------------------------------------------------------------------------------- made once, shared
 
 
 @contextmanager
 def locked(path: Path, when_waiting: Callable[[], object]) -> Iterator[None]:
-    """Hold the lock of `path` (a file `.<name>.lock` beside it), after a call of `when_waiting` if another process holds it now.
+    """Hold the lock of `path`, a file `.<name>.lock` beside it; `when_waiting` is called if another process holds it.
 
-    An `fcntl` lock (filelock): the system drops the lock of a process that dies, so nobody waits for a dead job.
+    The system drops the `fcntl` lock of a process that dies, so nobody waits for a dead job.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
@@ -334,7 +345,6 @@ class ArtifactStore:
         with self.lock(path):
             if path.exists():  # another job made it while we waited
                 return False
-            for stale in path.parent.glob(f".{path.name}.*.tmp"):
-                _remove(stale)
+            sweep_leftovers(path.parent, f"{path.name}.")
             write(path)
         return True

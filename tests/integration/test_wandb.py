@@ -158,7 +158,7 @@ def test_every_validation_is_a_table_of_the_same_images(whole: Path) -> None:
     for rows, step in zip(made, (4, 8, 12), strict=True):
         captions = {
             str(r["image_id"]): r["caption"]
-            for r in read_json(run_folder(whole) / "validation" / f"step_{step:06d}.json")
+            for r in read_json(run_folder(whole) / "validation" / f"step_{step:06d}.json", list)
         }
         assert len(rows) == min(32, len(captions))
         assert [row["image"] for row in rows] == [row["image"] for row in made[0]]

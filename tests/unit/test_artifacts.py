@@ -43,7 +43,7 @@ def hidden(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.name.startswith("."))
 
 
-# ---------------------------------------------------------------------------------------------------------- fingerprints
+# --------------------------------------------------------------------------------------------------------- fingerprints
 
 
 def test_fingerprint_hangs_on_content_alone() -> None:
@@ -72,6 +72,24 @@ def test_fingerprint_is_the_same_in_every_process() -> None:
     assert found == {fingerprint({"a": "a", "b": "b", "ü": "ü"})}
 
 
+@pytest.mark.parametrize("value", [object(), {"a": Path("a")}, [{1}], (i for i in "ab"), b"a", 1j])
+def test_a_value_without_a_canonical_text_has_no_fingerprint(value: Any) -> None:
+    with pytest.raises(TypeError, match="is not JSON serializable"):
+        fingerprint(value)
+
+
+def test_sentences_have_one_fingerprint_in_every_process(tmp_path: Path) -> None:
+    path = tmp_path / "s.safetensors"
+    save_sentences(path, ["A dog.", "犬"], producer=PRODUCER, counts={})
+    with pytest.raises(TypeError, match="Sentences"):  # its text would be its address in memory
+        fingerprint(load_sentences(path)[0])
+    code = (
+        "from pathlib import Path; from cgtgan.runtime.artifacts import *; "
+        f"print(fingerprint(list(load_sentences(Path({str(path)!r}))[0])))"
+    )
+    assert python(code).communicate()[0].strip() == fingerprint(["A dog.", "犬"])
+
+
 def test_file_fingerprint_reads_every_byte(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"x" * 3_000_000)
@@ -80,7 +98,7 @@ def test_file_fingerprint_reads_every_byte(tmp_path: Path) -> None:
     assert file_fingerprint(path) != before
 
 
-# --------------------------------------------------------------------------------------------------------- atomic writes
+# -------------------------------------------------------------------------------------------------------- atomic writes
 
 
 def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
@@ -160,12 +178,36 @@ def test_a_killed_writer_leaves_the_old_file_and_no_half_one(tmp_path: Path, kin
 def test_json_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"nothing\.json is missing"):
         read_json(tmp_path / "nothing.json")
-    (tmp_path / "half.json").write_text('{"a": [1,')
-    with pytest.raises(InputError, match=r"half\.json is not whole"):
-        read_json(tmp_path / "half.json")
 
 
-# --------------------------------------------------------------------------------------------------------------- headers
+@pytest.mark.parametrize(
+    ("content", "kind", "problem"),
+    [
+        (b'{"a": [1,', dict, r"is not whole \(Expecting value: line 1 column 10 \(char 9\)\)"),
+        (b"", dict, r"is not whole \(Expecting value"),
+        (b"[1]", dict, "holds no JSON object"),
+        (b"null", dict, "holds no JSON object"),
+        (b'{"a": 1}', list, "holds no JSON list"),
+        (b"[" * 100_000, dict, "is nested too deeply"),
+        (b'{"a": ' + b"1" * 5000 + b"}", dict, "has a number of thousands of digits"),
+        (b'{"a": "\xff"}', dict, r"is not UTF-8 text \(byte 7\)"),
+    ],
+)
+def test_a_damaged_json_file_is_one_sentence(tmp_path: Path, content: bytes, kind: type, problem: str) -> None:
+    path = tmp_path / "settings.json"
+    path.write_bytes(content)
+    fix = "delete it and run the stage that writes it again"
+    with pytest.raises(InputError, match=rf"^{path} {problem}.*: {fix}$"):
+        read_json(path, kind)
+
+
+def test_json_is_an_object_or_a_list(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    (tmp_path / "b.json").write_text("[1]")
+    assert (read_json(tmp_path / "a.json"), read_json(tmp_path / "b.json", list)) == ({"a": 1}, [1])
+
+
+# -------------------------------------------------------------------------------------------------------------- headers
 
 
 def embeddings(path: Path, rows: int = 5, ids: list[Any] | None = None) -> Header:
@@ -277,7 +319,7 @@ def test_sentences_round_trip(tmp_path: Path) -> None:
     with pytest.raises(IndexError, match="sentence 3 of 3"):
         found[3]
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(InputError, match="is not whole"):
+    with pytest.raises(InputError, match=r"s\.safetensors cannot be read"):
         load_sentences(path)
 
 
@@ -298,7 +340,7 @@ def test_sentences_are_read_from_the_disk_and_not_kept(tmp_path: Path) -> None:
     assert anonymous_bytes() - before < 5_000_000
 
 
-# ------------------------------------------------------------------------------------------------------------- made once
+# ------------------------------------------------------------------------------------------------------------ made once
 
 MAKER = """
 import sys, time
@@ -312,7 +354,8 @@ def write(path):
     time.sleep(seconds)
     with atomic_path(path) as beside:
         beside.write_text("whole")
-print("made", ArtifactStore(path.parent, lambda text: print(text, flush=True)).make(path, write), path.read_text(), flush=True)
+store = ArtifactStore(path.parent, lambda text: print(text, flush=True))
+print("made", store.make(path, write), path.read_text(), flush=True)
 """
 
 
