@@ -47,12 +47,12 @@ from cgtgan.data.corpora import embedded_text
 from cgtgan.method.batches import sampling_seeds
 from cgtgan.method.reinforce import semantic_weight
 from cgtgan.models.attention import use_float32_attention
-from cgtgan.models.clip_backbone import OpenAIBackbone
 from cgtgan.models.clip_inputs import clip_module
 from cgtgan.models.discriminator import Discriminator
 from cgtgan.models.generator import CaptionGenerator
 from cgtgan.models.generator_bundle import GeneratorBundle
 from cgtgan.models.mapper import MLPMapper
+from cgtgan.models.openai_clip import OpenAIBackbone
 from cgtgan.models.tokenizers import END_OF_TEXT, ROBERTA_SPECIALS, load_tokenizer
 from cgtgan.runtime.devices import Devices, keep_freed_memory, tokens_that_fit
 from cgtgan.stages.train import gan_step

@@ -19,10 +19,11 @@ from cgtgan.config import ClipBackboneConfig, DemoClipConfig, DemoWorldConfig, O
 from cgtgan.data.demo_world import DemoWorld
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.method.batches import EpochOrder, stable_seed
-from cgtgan.models.clip_backbone import ClipBackbone, DemoBackbone, backbone_identity, load_backbone
+from cgtgan.models.clip_backbone import ClipBackbone, DemoBackbone
 from cgtgan.models.clip_inputs import normalise
-from cgtgan.models.custom_backbone import CustomBackbone, absolute_spec, custom_identity
+from cgtgan.models.custom_backbone import absolute_spec
 from cgtgan.models.demo_clip import DemoClip, contrastive_loss
+from cgtgan.models.load_backbone import backbone_identity, load_backbone
 from cgtgan.models.tokenizers import END_OF_TEXT, TextTokenizer, train_tokenizer
 from cgtgan.runtime.artifacts import atomic_path
 
@@ -39,7 +40,7 @@ def backbone_producer(ws: Workspace) -> dict[str, Any]:
             "clip": as_dict(config.demo),
             "world": {"seed": world.seed, "image_size": world.image_size},
         }
-    return custom_identity(config) if config.kind == "custom" else backbone_identity(config)
+    return backbone_identity(config)
 
 
 def open_backbone(ws: Workspace) -> ClipBackbone:
@@ -50,7 +51,7 @@ def open_backbone(ws: Workspace) -> ClipBackbone:
 def _opened(ws: Workspace) -> ClipBackbone:
     config = ws.cfg.clip_backbone
     if config.kind != "demo":
-        return _load(config, ws.device)
+        return load_backbone(config, ws.device)
     folder = ws.store.path("clip", backbone_producer(ws), "")
     ws.store.make(folder, lambda path: _train_demo_clip(ws, path))
     return DemoBackbone(load_demo_clip(folder), ws.device)
@@ -87,11 +88,7 @@ def reopen_backbone(description: dict[str, Any], folder: Path, device: torch.dev
     if (folder / "clip.json").is_file():
         return DemoBackbone(load_demo_clip(folder), device)
     fields: dict[str, Any] = dict(description, demo=DemoClipConfig(**description["demo"]))
-    return _load(ClipBackboneConfig(**fields), device)
-
-
-def _load(config: ClipBackboneConfig, device: torch.device) -> ClipBackbone:
-    return CustomBackbone(config, device) if config.kind == "custom" else load_backbone(config, device)
+    return load_backbone(ClipBackboneConfig(**fields), device)
 
 
 def backbone_description(config: ClipBackboneConfig) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.datasets import load_pairs
 from cgtgan.errors import InputError
 from cgtgan.method.batches import EpochOrder, stable_seed
+from cgtgan.models.chunks import pad_rows
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator, make_generator, make_tokenizer
 from cgtgan.runtime.artifacts import atomic_path, fingerprint
 
@@ -68,7 +69,7 @@ def supervised_generator(ws: Workspace) -> GeneratorBundle:
     producer = (
         _producer(ws)
         | source
-        | {"images": images.header.fingerprint, "tokens_from": fingerprint(sentences), "steps": steps}
+        | {"images": images.header.fingerprint, "tokens_from": fingerprint(list(sentences)), "steps": steps}
     )
     return _made(
         ws,
@@ -150,8 +151,8 @@ def _reconstruct(
             if c.noise_std:
                 noise = torch.Generator().manual_seed(stable_seed(seed, "noise", step))
                 embedding = embedding + c.noise_std * torch.randn(embedding.shape, generator=noise)
-            tokens, mask = _padded(_tokenized(bundle, [pairs.texts[int(i)] for i in chosen]), device)
-            loss = model.reconstruction_loss(embedding.to(device), tokens, mask)
+            tokens, mask = pad_rows(_tokenized(bundle, [pairs.texts[int(i)] for i in chosen]))
+            loss = model.reconstruction_loss(embedding.to(device), tokens.to(device), mask.to(device))
             optimizer.step(loss, step)
             if step % c.checkpoint_every == 0 and step < steps:
                 with atomic_path(state) as beside:
@@ -167,12 +168,3 @@ def _tokenized(bundle: GeneratorBundle, texts: Sequence[str]) -> list[list[int]]
     positions = getattr(bundle.model.gpt.config, "max_position_embeddings", None)
     room = positions - bundle.config.prefix_length if positions else None
     return [ids[:room] for ids in bundle.tokenizer.encode(texts)]
-
-
-def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(B, L) ids and the mask of the real ones, by length: no id serves as padding (METHOD: Initialisation)."""
-    lengths = torch.tensor([len(r) for r in rows])
-    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row)
-    return tokens.to(device), (torch.arange(tokens.shape[1]) < lengths[:, None]).to(device)

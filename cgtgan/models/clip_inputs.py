@@ -156,11 +156,3 @@ def by_length(rows: Sequence[Sequence[int]], size: int) -> list[list[list[int]]]
         places.setdefault(tuple(row), []).append(place)
     ordered = [places[row] for row in sorted(places, key=lambda row: (len(row), row))]
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
-
-
-def padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """(B, longest) int64"""
-    tokens = torch.full((len(rows), max(map(len, rows))), pad, dtype=torch.long)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row)
-    return tokens

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cgtgan.config import DemoClipConfig
-from cgtgan.models.clip_inputs import padded
+from cgtgan.models.chunks import pad_rows
 from cgtgan.models.tokenizers import END_OF_TEXT, TextTokenizer
 
 MAX_TOKENS = 77
@@ -65,7 +65,7 @@ class DemoClip(nn.Module):
 
     def encode_tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Rows of `tokens` -> (B, D); the feature is the one at the end token, so the padding behind it does not count"""
-        tokens = padded(rows, self.end)
+        tokens, _ = pad_rows(rows, self.end)
         width, device = tokens.shape[1], self.words.weight.device
         causal = torch.full((width, width), -math.inf, device=device).triu(1)
         states = self.text_tower(self.words(tokens.to(device)) + self.positions[:width], mask=causal, is_causal=True)

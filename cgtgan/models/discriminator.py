@@ -12,7 +12,7 @@ from transformers import AutoModel, BertModel, PreTrainedModel, RobertaConfig, R
 
 from cgtgan.config import DiscriminatorConfig
 from cgtgan.errors import InputError, MissingFileError
-from cgtgan.models.chunks import chunks_by_length
+from cgtgan.models.chunks import chunks_by_length, pad_rows
 from cgtgan.models.tokenizers import ROBERTA_SPECIALS, TextTokenizer, load_tokenizer, train_tokenizer
 
 _PLAIN_ATTENTION = (BertModel, RobertaModel)
@@ -55,14 +55,9 @@ class Discriminator(nn.Module):
         for ids in self.tokenizer.encode(texts):
             row = [self.begin, *ids, self.end]
             rows.append(row if len(row) <= self.max_tokens else [*row[: self.max_tokens - 2], self.stop, self.end])
-        width = max(map(len, rows), default=2)
-        tokens = torch.full((len(rows), width), self.pad, dtype=torch.long)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)] = torch.tensor(row)
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = (torch.arange(width) < lengths[:, None]).long()
+        tokens, mask = pad_rows(rows, self.pad)
         device = next(self.mlp.parameters()).device
-        return tokens.to(device), mask.to(device)
+        return tokens.to(device), mask.long().to(device)
 
     @torch.no_grad()
     def score(self, texts: Sequence[str]) -> Tensor:

@@ -29,7 +29,7 @@ from cgtgan.captioning.decoding import describe
 from cgtgan.captioning.web import Demo, create_app, in_address
 from cgtgan.config import ClipBackboneConfig, Config, DemoClipConfig, ServeConfig
 from cgtgan.data.image_files import find_images
-from cgtgan.models.clip_backbone import backbone_identity
+from cgtgan.models.load_backbone import backbone_identity
 from cgtgan.reporting.page import render_template
 from cgtgan.runtime.artifacts import ArtifactStore, file_fingerprint, read_json
 from cgtgan.runtime.interrupts import stop_requests

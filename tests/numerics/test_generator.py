@@ -392,7 +392,7 @@ def test_an_empty_batch_and_wrong_seeds() -> None:
     assert model.greedy(inputs(0)).token_ids.shape == (0, LENGTH)
     assert model.sample(inputs(0), 5).token_ids.shape == (0, 5, LENGTH)
     for wrong in (some_seeds(2, 4), some_seeds(3, 5)):
-        with pytest.raises(ValueError, match="seeds must be 2 lists, one an image, of 5 numbers"):
+        with pytest.raises(ValueError, match="seeds must be 2 lists, one per image, of 5 numbers"):
             model.sample(inputs(2), 5, seeds=wrong)
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from cgtgan.config import ClipBackboneConfig
 from cgtgan.errors import InputError, MissingFileError
-from cgtgan.models.clip_backbone import ClipBackbone, backbone_identity, load_backbone
+from cgtgan.models.clip_backbone import ClipBackbone
 from cgtgan.models.clip_inputs import CLIP_MEAN, CLIP_STD, CONTEXT, clip_module, preprocess
+from cgtgan.models.load_backbone import backbone_identity, load_backbone
 
 # tracing clip's model says what the trace cannot follow: shape checks, which do not matter here
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")]

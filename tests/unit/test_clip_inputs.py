@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from cgtgan.config import ClipBackboneConfig
 from cgtgan.errors import InputError, MissingFileError
-from cgtgan.models.clip_backbone import ClipBackbone, load_backbone
+from cgtgan.models.chunks import pad_rows
+from cgtgan.models.clip_backbone import ClipBackbone
 from cgtgan.models.clip_inputs import (
     CLIP_MEAN,
     CLIP_STD,
@@ -26,9 +27,9 @@ from cgtgan.models.clip_inputs import (
     by_length,
     clip_module,
     normalise,
-    padded,
     preprocess,
 )
+from cgtgan.models.load_backbone import load_backbone
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -244,9 +245,12 @@ def test_plain_weights_of_openais_clip_are_read(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "clip.pt")
     backbone = load_backbone(ClipBackboneConfig(kind="openai", model=str(tmp_path / "clip.pt")), CPU)
     with torch.no_grad():
-        expected = model.encode_text(padded([row + [0] * (CONTEXT - len(row)) for row in backbone.tokens(TEXTS)], 0))
+        expected = model.encode_text(pad_rows([row + [0] * (CONTEXT - len(row)) for row in backbone.tokens(TEXTS)])[0])
     torch.testing.assert_close(backbone.encode_texts(TEXTS), expected, rtol=1e-5, atol=1e-5)
-    assert padded([[1, 2], [3]], 9).tolist() == [[1, 2], [3, 9]]
+    tokens, mask = pad_rows([[1, 2], [9], []], 9)
+    assert tokens.tolist() == [[1, 2], [9, 9], [9, 9]]
+    assert mask.tolist() == [[True, True], [True, False], [False, False]]  # by length: a text may hold id 9
+    assert tokens.dtype == torch.int64
 
     incomplete = {k: v for k, v in model.state_dict().items() if "text_projection" not in k}
     torch.save(incomplete, tmp_path / "clip.pt")
