@@ -18,11 +18,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from cgtgan.assets.optimizer import Optimizer
 from cgtgan.assets.training_state import load_state, read_meta, save_state, state_tensors
-from cgtgan.config import OptimizerConfig
+from cgtgan.config import Config, OptimizerConfig, RewardTermConfig
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.models.clip_backbone import DemoBackbone
 from cgtgan.models.generator_bundle import load_generator
 from cgtgan.training.checkpoints import write_checkpoint
+from cgtgan.training.own_terms import load_own_terms
+from cgtgan.training.parts import TrainingParts
 from tests.tiny_gan import one_step, step_inputs, tiny_parts, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -89,22 +91,35 @@ def test_a_step_without_a_discriminator() -> None:
 # ------------------------------------------------------------------------------------------------------ save and load
 
 
-@pytest.mark.parametrize("dropout", [True, False])
-def test_stopped_and_continued_is_the_same_bit_for_bit(tmp_path: Path, dropout: bool) -> None:
+def with_own_term(folder: Path, *, dropout: bool) -> tuple[Config, TrainingParts]:
+    cfg, parts = tiny_parts(dropout=dropout)
+    code = folder / "rewards.py"
+    code.write_text("def first_number(inputs):\n    return 9 * inputs.text[:, 0]\n")
+    cfg.reward_weights.terms = {"first_number": RewardTermConfig(weight=2.0, function=f"{code}:first_number")}
+    parts.own_terms = load_own_terms(cfg.reward_weights)
+    return cfg, parts
+
+
+@pytest.mark.parametrize(("dropout", "own_term"), [(True, False), (False, False), (False, True)])
+def test_stopped_and_continued_is_the_same_bit_for_bit(tmp_path: Path, dropout: bool, own_term: bool) -> None:
+    def make() -> tuple[Config, TrainingParts]:
+        return with_own_term(tmp_path, dropout=dropout) if own_term else tiny_parts(dropout=dropout)
+
     torch.manual_seed(3)
-    cfg, straight = tiny_parts(dropout=dropout)
+    cfg, straight = make()
     straight_metrics = [one_step(cfg, straight, step) for step in range(1, 7)]
 
     torch.manual_seed(3)
-    cfg, first = tiny_parts(dropout=dropout)
+    cfg, first = make()
     metrics = [one_step(cfg, first, step) for step in range(1, 4)]
     save_state(tmp_path / "state", state_tensors(first.modules, first.optimizers), {"step": 3})
     torch.manual_seed(99)  # another process starts elsewhere
-    cfg, second = tiny_parts(dropout=dropout)
+    cfg, second = make()
     assert load_state(tmp_path / "state", second.modules, second.optimizers) == {"step": 3}
     metrics += [one_step(cfg, second, step) for step in range(4, 7)]
 
     assert metrics == straight_metrics
+    assert ("reward/first_number" in metrics[0]) is own_term
     for name, module in straight.modules.items():
         ours = second.modules[name].state_dict()
         assert all(torch.equal(value, ours[key]) for key, value in module.state_dict().items())
