@@ -79,11 +79,34 @@ def test_reward_options_are_the_presets_that_run_folders_leave_out(typed):
 
 
 def test_no_yaml_is_left_out():
-    sorts = {f"{group}/{option}" for group in ("ablation", "experiment", "sweep") for option in cli.groups()[group]}
+    sorts = {f"{group}/{option}" for group in ("ablation", "experiment") for option in cli.groups()[group]}
     rest = set(YAMLS) - set(GROUPS) - sorts
     assert rest == {"config", "hydra/launcher/slurm", "hydra/launcher/submitit_local"}
-    assert (CONF / "sweep").is_symlink()
-    assert not (CONF / "sweep").readlink().is_absolute()
+    assert cli.groups()["sweep"] == SWEEPS
+
+
+def test_sweeps_is_a_real_folder_and_nothing_in_the_repository_is_a_symbolic_link():
+    assert (ROOT / "sweeps").is_dir()
+    assert not (ROOT / "sweeps").is_symlink()
+    assert not (CONF / "sweep").exists()
+    listed = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "sweeps/temperature.yaml" in listed
+    assert not [line for line in listed.splitlines() if line.startswith("120000")]
+
+
+def test_a_sweep_composes_from_another_folder(tmp_path):
+    done = command_line("sweep=temperature", "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert OmegaConf.create(done.stdout).name == "coco_coco"
+    hydra_part = OmegaConf.create(command_line("sweep=temperature", "--cfg", "hydra", cwd=tmp_path).stdout).hydra
+    assert hydra_part.sweeper.params["aggregation_t.t"] == "25,50,100,150,175,200"
+    refused = command_line("sweep=temprature", "--cfg", "job", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        "error: sweep=temprature is not accepted (did you mean temperature?): it must be one of "
+        + ", ".join(SWEEPS)
+        + "\n"
+    )
 
 
 def test_slurm_launcher_has_resources_a_limit_and_requeues(composed):
