@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from PIL import Image
@@ -46,36 +47,6 @@ def load_pixels(path: Path, transform: Callable[[Image.Image], Tensor], draft: i
         raise InputError(f"the image {printable(path)} ({image.mode}, {size}) cannot be resized: {e}") from None
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    """One item is a whole batch: a list of rows."""
-
-    paths: Sequence[Path]
-    transform: Callable[[Image.Image], Tensor]
-    draft: int
-
-    def __getitem__(self, rows: list[int]) -> PixelBatch:
-        good: list[int] = []
-        pixels: list[Tensor] = []
-        unreadable: list[Unreadable] = []
-        for row in rows:
-            try:
-                pixels.append(load_pixels(self.paths[row], self.transform, self.draft))
-                good.append(row)
-            except (InputError, MissingFileError) as e:
-                unreadable.append(Unreadable(row, str(e)))
-        return PixelBatch(good, torch.stack(pixels) if pixels else None, unreadable)
-
-
-@dataclass(frozen=True)
-class _Texts:
-    texts: Sequence[str]
-    tokens: Callable[[Sequence[str]], list[list[int]]]
-
-    def __getitem__(self, rows: range) -> tuple[range, list[list[int]]]:
-        return rows, self.tokens([self.texts[i] for i in rows])
-
-
 def decoded(
     paths: Sequence[Path],
     transform: Callable[[Image.Image], Tensor],
@@ -85,32 +56,55 @@ def decoded(
     draft: int = 0,
 ) -> Iterator[PixelBatch]:
     """The pictures of each batch of rows, in the batches' order; a bad picture is listed, not raised."""
-    return _ahead(_Pictures(paths, transform, draft), batches, workers)
+    return _made_ahead(partial(_pixel_batch, paths, transform, draft), batches, workers)
 
 
 def tokenised(
     texts: Sequence[str], tokens: Callable[[Sequence[str]], list[list[int]]], parts: Iterable[range], *, workers: int
 ) -> Iterator[tuple[range, list[list[int]]]]:
     """(rows, token ids of each) of every part, in the parts' order."""
-    return _ahead(_Texts(texts, tokens), parts, workers)
+    return _made_ahead(partial(_tokens, texts, tokens), parts, workers)
 
 
-def _ahead(source: Any, items: Iterable[Any], workers: int) -> Iterator[Any]:
+def _pixel_batch(
+    paths: Sequence[Path], transform: Callable[[Image.Image], Tensor], draft: int, rows: list[int]
+) -> PixelBatch:
+    good: list[int] = []
+    pixels: list[Tensor] = []
+    unreadable: list[Unreadable] = []
+    for row in rows:
+        try:
+            pixels.append(load_pixels(paths[row], transform, draft))
+            good.append(row)
+        except (InputError, MissingFileError) as e:
+            unreadable.append(Unreadable(row, str(e)))
+    return PixelBatch(good, torch.stack(pixels) if pixels else None, unreadable)
+
+
+def _tokens(
+    texts: Sequence[str], tokens: Callable[[Sequence[str]], list[list[int]]], rows: range
+) -> tuple[range, list[list[int]]]:
+    return rows, tokens([texts[i] for i in rows])
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A function as torch's data set: `make` of an item, a batch or part."""
+
+    make: Callable[[Any], Any]
+
+    def __getitem__(self, item: Any) -> Any:
+        return self.make(item)
+
+
+def _made_ahead(make: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
+    """`make` of every item, in order. `items` may be endless: it is read in this process, two per worker ahead."""
     if workers == 0:
-        for item in items:
-            yield source[item]
+        yield from map(make, items)
         return
-    # `items` may be endless or claim work as it is read: the loader reads it here, two items per worker ahead
-    loader = DataLoader(
-        source,
-        batch_size=None,
-        sampler=_Once(items),
-        num_workers=workers,
-        collate_fn=_as_is,
-        worker_init_fn=_quiet_worker,
-    )
+    options = {"num_workers": workers, "collate_fn": _as_is, "worker_init_fn": _quiet_worker}
     try:
-        yield from loader
+        yield from DataLoader(cast(Any, _Source(make)), batch_size=None, sampler=items, **options)
     except RuntimeError as e:
         if "DataLoader worker" not in str(e):
             raise
@@ -118,16 +112,6 @@ def _ahead(source: Any, items: Iterable[Any], workers: int) -> Iterator[Any]:
             f"a worker process was ended from outside ({str(e).splitlines()[0]}): memory, or /dev/shm, may be short; "
             "try workers=0 or a smaller clip_backbone.image_batch_size; what is made is kept"
         ) from None
-
-
-class _Once:
-    """An iterable as torch's sampler, which needs no length."""
-
-    def __init__(self, items: Iterable[Any]):
-        self.items = items
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.items)
 
 
 def _as_is(item: Any) -> Any:

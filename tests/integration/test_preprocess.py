@@ -177,9 +177,9 @@ def test_the_nearest_sentences_alone(undisturbed: Path, tmp_path: Path) -> None:
 
 def test_corpus_parts_are_shared_and_merged(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With parts of 64 sentences and blocks of 16 images, as a corpus of millions has them: the same up to rounding."""
+    from cgtgan.assets import aggregated as aggregate
     from cgtgan.assets.workspace import Workspace
     from cgtgan.config import Config
-    from cgtgan.stages import aggregate
 
     monkeypatch.setattr(aggregate, "PART", 64)
     monkeypatch.setattr(aggregate, "BLOCK", 16)
