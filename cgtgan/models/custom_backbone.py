@@ -23,15 +23,17 @@ _NEEDED = ("encode_images", "encode_texts")
 
 
 class CustomBackbone(ClipBackbone):
-    """An encoder with `encode_images` and `encode_texts`; it may also have `pixels` with `encode_pixels`, and `tokens` with
-    `encode_tokens`.
+    """An encoder with `encode_images` and `encode_texts`, perhaps `pixels` with `encode_pixels` or `tokens` with
+    `encode_tokens`. A plain one gets one picture at a time, and the picture's embedding stands for its pixels.
 
-    A plain encoder gets one picture at a time, and what stands for its pixels is the picture's embedding.
+    It runs on `device` where its `load` takes one, else where `load` puts it: a plain encoder makes its own tensors.
+    Raises `InputError` where it fails on a picture or a text.
     """
 
     def __init__(self, config: ClipBackboneConfig, device: torch.device):
         self.spec, self.device = config.model, device
-        encoder = self.encoder = _load(config.model, device)
+        encoder, takes_device = _load(config.model, device)
+        self.encoder, self.encoder_device = encoder, device if takes_device else torch.device("cpu")
         self.image_size = int(getattr(encoder, "image_size", 224))
         self.logit_scale = float(getattr(encoder, "logit_scale", 100.0))
         self.has_pixels = hasattr(encoder, "pixels") and hasattr(encoder, "encode_pixels")
@@ -41,19 +43,26 @@ class CustomBackbone(ClipBackbone):
         self.tokens = _Guarded(encoder.tokens, self.spec) if self.has_tokens else _utf8
         with torch.no_grad():
             self.dim = self.encode_tokens(self.tokens(["a"])).shape[1]
+        self.encode_images([Image.linear_gradient("L").convert("RGB")])
 
     @torch.no_grad()
     def _embed(self, image: Image.Image) -> Tensor:
         """(D,) float32 on the CPU"""
         return self._checked("encode_images", [image], 1)[0].cpu()
 
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return pixels  # `encode_pixels` reads what `pixels` makes, of any type
+
     def _images(self, pixels: Tensor) -> Tensor:
-        return self._checked("encode_pixels", pixels, len(pixels)) if self.has_pixels else pixels
+        if self.has_pixels:
+            return self._checked("encode_pixels", pixels.to(self.encoder_device), len(pixels)).to(self.device)
+        return pixels
 
     def _tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:
         if self.has_tokens:
-            return self._checked("encode_tokens", rows, len(rows))
-        return self._checked("encode_texts", [bytes(row).decode() for row in rows], len(rows))
+            return self._checked("encode_tokens", rows, len(rows)).to(self.device)
+        texts = [bytes(row).decode() for row in rows]
+        return self._checked("encode_texts", texts, len(rows)).to(self.device)
 
     def _checked(self, method: str, batch: Any, rows: int) -> Tensor:
         """(rows, D) float32 of the encoder's `method`. Raises `InputError` for another shape or type."""
@@ -66,7 +75,9 @@ class CustomBackbone(ClipBackbone):
         if vectors.dim() != 2 or vectors.shape != (rows, dim) or not vectors.is_floating_point():
             known = f" with D={dim}, as for texts" if hasattr(self, "dim") else ""
             raise InputError(f"{wanted}{known}, not {vectors.dtype} of shape {tuple(vectors.shape)}")
-        return vectors.float().to(self.device)
+        if not vectors.isfinite().all():
+            raise InputError(f"{wanted} of finite numbers; some are NaN or infinite")
+        return vectors.float()
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,8 @@ def _utf8(texts: Sequence[str]) -> list[list[int]]:
     return [list(text.encode()) for text in texts]
 
 
-def _load(spec: str, device: torch.device) -> Any:
+def _load(spec: str, device: torch.device) -> tuple[Any, bool]:
+    """The encoder, frozen, and whether its `load` takes the device."""
     kind = load_custom(spec, FIELD)
     with custom_errors(spec, FIELD):
         load = getattr(kind, "load", kind)
@@ -100,27 +112,26 @@ def _load(spec: str, device: torch.device) -> Any:
         )
     if isinstance(encoder, nn.Module):
         encoder.eval().requires_grad_(False)
-        if not takes_device:
-            encoder.to(device)
-    return encoder
+    return encoder, takes_device
 
 
 def custom_identity(config: ClipBackboneConfig) -> dict[str, Any]:
     """What tells this encoder's embeddings from another's: name, and content of its source and weight files.
 
-    The weight files are the class's `files`, paths relative to the source; without it, every file beside the source with
-    the source's stem, such as encoder.safetensors beside encoder.py.
+    The weight files are the class's `files`, paths relative to the source. Without it, they are the files in the
+    source's folder that have its stem, such as encoder.safetensors for encoder.py.
     """
     kind, source = load_custom(config.model, FIELD), custom_file(config.model, FIELD)
-    listed = getattr(kind, "files", None)
-    if listed is None:
-        files = [p for p in sorted(source.parent.glob(f"{source.stem}.*")) if p.is_file() and p != source]
-    else:
-        files = [source.parent / str(name) for name in listed]
-    for file in files:
-        if not file.is_file():
-            raise MissingFileError(f"{FIELD}={config.model}: its `files` names {file}, which is missing")
-    weights = {file.name: file_fingerprint(file) for file in files}
+    names = getattr(kind, "files", None)
+    if names is None:
+        names = [p.name for p in sorted(source.parent.glob(f"{source.stem}.*")) if p.is_file() and p != source]
+    weights: dict[str, str] = {}
+    for name in map(str, names):
+        if not (source.parent / name).is_file():
+            raise MissingFileError(
+                f"{FIELD}={config.model}: its `files` names {source.parent / name}, which is missing"
+            )
+        weights[name] = file_fingerprint(source.parent / name)
     return {
         "kind": "custom",
         "name": custom_parts(config.model)[1],

@@ -38,10 +38,11 @@ class Fast(Plain):
 
     @staticmethod
     def pixels(image):
-        return torch.tensor(np.asarray(image.convert("RGB").resize((8, 8)), dtype="float32")).permute(2, 0, 1)
+        return torch.tensor(np.asarray(image.convert("RGB").resize((8, 8)))).permute(2, 0, 1)
 
     def encode_pixels(self, pixels):
-        return pixels.mean((2, 3))
+        assert pixels.dtype == torch.uint8  # as `pixels` makes them
+        return pixels.float().mean((2, 3))
 
     @staticmethod
     def tokens(texts):
@@ -72,6 +73,10 @@ class WholeNumbers(Plain):
     def encode_texts(self, texts):
         return torch.zeros(len(texts), 3, dtype=torch.long)
 
+class NotFinite(Plain):
+    def encode_texts(self, texts):
+        return torch.full((len(texts), 3), float("nan"))
+
 class OtherWidth(Plain):
     def encode_images(self, images):
         return torch.zeros(len(images), 4)
@@ -80,6 +85,18 @@ class Fails(Plain):
     def encode_texts(self, texts):
         raise OSError("no weights today")
 
+class FailsOnImages(Plain):
+    def encode_images(self, images):
+        return images[0].colour
+
+class AModule(Plain, torch.nn.Linear):
+    @classmethod
+    def load(cls):
+        return cls(3, 3, bias=False)
+
+    def encode_texts(self, texts):
+        return self(Plain.encode_texts(self, texts))
+
 class Listed(Plain):
     files = ["listed.bin"]
 
@@ -87,7 +104,8 @@ plain = Plain  # a function or class without `load` is called itself
 """
 
 
-FAILING_LINE = next(n for n, line in enumerate(PLAIN.splitlines(), 1) if "raise OSError" in line)
+def line_of(code: str) -> int:
+    return next(n for n, line in enumerate(PLAIN.splitlines(), 1) if code in line)
 
 
 @pytest.fixture
@@ -125,7 +143,10 @@ def test_an_encoder_embeds_pictures_and_texts(source: Path, name: str) -> None:
         ("NoTexts", "has no encode_texts: a dual encoder has encode_images(pictures) and encode_texts(texts)"),
         ("AList", "encode_texts must return a float tensor (1, D), not a list"),
         ("WholeNumbers", "not torch.int64 of shape (1, 3)"),
-        ("Fails", f"line {FAILING_LINE}: OSError: no weights today"),
+        ("NotFinite", "encode_texts must return a float tensor (1, D) of finite numbers; some are NaN or infinite"),
+        ("OtherWidth", "encode_images must return a float tensor (1, D) with D=3, as for texts, not torch.float32 of"),
+        ("Fails", f"line {line_of('raise OSError')}: OSError: no weights today"),
+        ("FailsOnImages", f"line {line_of('images[0].colour')}: AttributeError: 'Image' object has no attribute"),
         ("Absent", "has no Absent; it defines"),
     ],
 )
@@ -134,12 +155,6 @@ def test_what_is_no_dual_encoder_is_refused(source: Path, name: str, words: str)
         CustomBackbone(config(source, name), CPU)
     assert f"clip_backbone.model={source}:{name}" in str(error.value)
     assert words in str(error.value)
-
-
-def test_pictures_and_texts_have_one_width(source: Path) -> None:
-    backbone = CustomBackbone(config(source, "OtherWidth"), CPU)
-    with pytest.raises(InputError, match=r"encode_images must return a float tensor \(1, D\) with D=3, as for texts"):
-        backbone.encode_images(pictures())
 
 
 def test_its_identity_is_the_content_of_its_files(source: Path) -> None:
@@ -162,6 +177,14 @@ def test_the_files_it_lists_are_its_weights(source: Path) -> None:
         custom_identity(config(source, "Listed"))
     source.with_name("listed.bin").write_bytes(b"one")
     assert list(custom_identity(config(source, "Listed"))["weights"]) == ["listed.bin"]
+
+
+def test_a_module_stays_where_its_load_puts_it(source: Path) -> None:
+    """Not moved to a device that it does not know: its methods make their own tensors. The vectors are moved."""
+    backbone = CustomBackbone(config(source, "AModule"), torch.device("meta"))
+    assert [p.device.type for p in backbone.encoder.parameters()] == ["cpu"]
+    assert not any(p.requires_grad for p in backbone.encoder.parameters())
+    assert backbone.encode_tokens([[98]]).device.type == "meta"
 
 
 def test_a_path_holds_in_any_folder(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
