@@ -1,8 +1,8 @@
 """The Java programs inside pycocoevalcap (PTB tokeniser, METEOR, SPICE), each in a process we watch and always reap.
 
-pycocoevalcap's own wrappers write inside site-packages, never drain stderr and wait for ever; this module runs the same jars
-with the same arguments and gives every process a time limit. Nothing is written outside the scratch folder handed in, but for METEOR's
-prepared table (paraphrases.py).
+pycocoevalcap's own wrappers write inside site-packages, never drain stderr and wait for ever; this module runs the same
+jars with the same arguments and gives every process a time limit. Nothing is written outside the scratch folder handed
+in.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from typing import IO, TypeAlias
 
 import numpy as np
 
-from cgtgan.evaluation.paraphrases import cut_table, start_preparing
-
-HOW_TO_INSTALL = "install a Java runtime, for example `apt-get install default-jre-headless` or `conda install -c conda-forge openjdk`"
+HOW_TO_INSTALL = (
+    "install a Java runtime, for example `apt-get install default-jre-headless` or `conda install -c "
+    "conda-forge openjdk`"
+)
 SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 # SPICE's serialiser reaches into these packages by reflection, which Java 16 and later forbid by default.
 _SPICE_OPENS = [
@@ -33,7 +34,8 @@ _SPICE_OPENS = [
 ]
 _SERIAL = "-XX:+UseSerialGC"  # one collector thread: the other cores have work of their own
 _QUICK = "-XX:TieredStopAtLevel=1"  # the first compiler alone
-# METEOR's captions up to which Java's second compiler costs more than it saves (5,000: 3.8 against 6.4 s of CPU; 20,000: the same)
+# METEOR's captions up to which Java's second compiler costs more than it saves (5,000: 3.8 against 6.4 s of CPU;
+# 20,000: the same)
 _SHORT_RUN = 10_000
 _LINE_BREAKING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
@@ -52,7 +54,9 @@ def find_java() -> str | None:
 
 
 def package_folder(name: str) -> Path:
-    """The folder `name` ("tokenizer", "meteor" or "spice") of the installed pycocoevalcap; JavaError if it is not there."""
+    """The folder `name` ("tokenizer", "meteor" or "spice") of the installed pycocoevalcap; JavaError if it is not
+    there.
+    """
     spec = importlib.util.find_spec("pycocoevalcap")  # a namespace package: it has folders but no __file__
     for place in (spec.submodule_search_locations or []) if spec else []:
         if (Path(place) / name).is_dir():
@@ -67,18 +71,14 @@ def clean_line(caption: str) -> str:
     return _LINE_BREAKING.sub(" ", caption)
 
 
-def _start(command: list[str], folder: Path, stderr: IO[bytes], files: Sequence[int] = ()) -> subprocess.Popen[bytes]:
-    """Start in a session of its own, so that the whole family can be killed and Ctrl-C reaches it through us alone.
-
-    It finds the open `files` as /dev/fd/<number>: in Java's C locale a path has ASCII letters only.
-    """
+def _start(command: list[str], folder: Path, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start in a session of its own, so that the whole family can be killed and Ctrl-C reaches it through us alone."""
     # LC_ALL=C: METEOR prints and lower-cases by the locale ("0,195" in German, a dotless i in Turkish).
     environment = {**os.environ, "LC_ALL": "C"}
     pipe = subprocess.PIPE
     command = [command[0], "-XX:-UsePerfData", *command[1:]]  # no file in the system's temporary folder either
     return subprocess.Popen(
-        command, cwd=folder, stdin=pipe, stdout=pipe, stderr=stderr, env=environment, start_new_session=True,
-        pass_fds=files,
+        command, cwd=folder, stdin=pipe, stdout=pipe, stderr=stderr, env=environment, start_new_session=True
     )  # fmt: skip
 
 
@@ -144,10 +144,11 @@ def ptb_tokenize(java: str, captions: Sequence[str], *, timeout_s: float, scratc
 
 
 class MeteorRun:
-    """METEOR 1.5 (Denkowski and Lavie, 2014) over groups of tokenised captions, in its own process from construction on.
+    """METEOR 1.5 (Denkowski and Lavie, 2014) over groups of tokenised captions, in its own process from construction
+    on.
 
-    Use as a context manager: leaving it, by whatever way, ends and reaps the process. `score` gives it the captions; until then it loads
-    what hangs on none of them and waits for its paraphrases.
+    Use as a context manager: leaving it, by whatever way, ends and reaps the process. It loads its tables until `score`
+    gives it the captions.
 
     Args:
         captions: how many there will be, about.
@@ -157,24 +158,17 @@ class MeteorRun:
     def __init__(self, java: str, captions: int, *, scratch: Path | None = None):
         self._timed_out = False
         self._outcome: list[tuple[float, list[float]]] | JavaError = JavaError("METEOR was stopped before it was ready")
-        self._preparing: subprocess.Popen[bytes] | None = None
         self._talker: threading.Thread | None = None
         self._watchdog: threading.Timer | None = None
         folder = package_folder("meteor")
-        self._table = folder / "data" / "paraphrase-en.gz"
-        # a small heap: 0.6 GB resident instead of 1.2 with all its tables, and no slower
-        command = [java, _SERIAL, "-Xmx1G", *([_QUICK] if captions <= _SHORT_RUN else [])]
+        command = [java, _SERIAL, "-Xmx2G", *([_QUICK] if captions <= _SHORT_RUN else [])]
         command += ["-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
         self._stderr = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 (closed in __exit__; a file cannot fill up and block as a pipe)
-        inlet, outlet = os.pipe()
-        self._paraphrases = os.fdopen(outlet, "wb")
         try:
-            self._process = _start([*command, "-a", f"/dev/fd/{inlet}"], folder, self._stderr, [inlet])
+            self._process = _start(command, folder, self._stderr)
         except OSError:
-            self._close()
+            self._stderr.close()
             raise
-        finally:
-            os.close(inlet)
 
     def score(self, groups: Sequence[Group], *, timeout_s: float) -> None:
         """Start scoring; `result` has the outcome.
@@ -184,16 +178,7 @@ class MeteorRun:
             timeout_s: seconds for the whole run; then the process is killed and `result` raises.
         """
         requests = [[_score_request(h, r) for h, r in zip(*group, strict=True)] for group in groups]
-        texts = (
-            [h for hypotheses, _ in groups for h in hypotheses],
-            [r for _, each in groups for references in each for r in references],
-        )
-        table = cut_table(self._table, *texts)
-        if table is None:
-            self._preparing = start_preparing(self._table)
-        self._talker = threading.Thread(
-            target=self._talk, args=(table, requests, timeout_s), name="meteor", daemon=True
-        )
+        self._talker = threading.Thread(target=self._talk, args=(requests, timeout_s), name="meteor", daemon=True)
         self._watchdog = threading.Timer(timeout_s, self._expire)
         self._watchdog.daemon = True
         self._watchdog.start()
@@ -209,18 +194,13 @@ class MeteorRun:
         if self._talker is not None:
             self._talker.join()
         _reap(self._process)
-        self._close()
-
-    def _close(self) -> None:
-        if self._preparing is not None:  # some seconds, once a machine
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._preparing.wait(120)
         self._stderr.close()
-        with contextlib.suppress(OSError):  # unsent paraphrases for a process that has died
-            self._paraphrases.close()
 
     def result(self) -> list[tuple[float, list[float]]]:
-        """A group's (corpus score, n scores), fractions. Raises JavaError when METEOR failed or took longer than its limit."""
+        """A group's (corpus score, n scores), fractions.
+
+        Raises JavaError when METEOR failed or took longer than its limit.
+        """
         if self._talker is not None:
             self._talker.join()
         if isinstance(self._outcome, JavaError):
@@ -254,14 +234,8 @@ class MeteorRun:
             raise EOFError
         return line.decode().strip()
 
-    def _talk(self, table: bytes | None, requests: list[list[str]], timeout_s: float) -> None:
+    def _talk(self, requests: list[list[str]], timeout_s: float) -> None:
         try:
-            with self._paraphrases:
-                if table is not None:
-                    self._paraphrases.write(table)
-                else:
-                    with self._table.open("rb") as whole:
-                        shutil.copyfileobj(whole, self._paraphrases, 1 << 20)
             self._outcome = [self._score(group) for group in requests]
         except (OSError, EOFError, ValueError):
             if self._timed_out:
@@ -271,7 +245,8 @@ class MeteorRun:
             self._outcome = JavaError(why)
 
     def _score(self, requests: list[str]) -> tuple[float, list[float]]:
-        # all requests are sent ahead: an answer that Python's other threads keep waiting must not keep METEOR waiting too
+        # all requests are sent ahead: an answer that Python's other threads keep waiting must not keep METEOR waiting
+        # too
         sender = threading.Thread(target=self._send, args=(requests,), name="meteor requests", daemon=True)
         sender.start()
         statistics = [self._answer() for _ in requests]
@@ -289,13 +264,17 @@ def _score_request(hypothesis: str, references: list[str]) -> str:
 
 
 def missing_spice_jars() -> str | None:
-    """One sentence on the jars SPICE lacks and where they belong, or None when they are there. Nothing is ever downloaded."""
+    """One sentence on the jars SPICE lacks and where they belong, or None when they are there.
+
+    Nothing is ever downloaded.
+    """
     library = package_folder("spice") / "lib"
     missing = [jar for jar in SPICE_JARS if not (library / jar).is_file()]
     if not missing:
         return None
     return (
-        f"SPICE needs {' and '.join(missing)} in the folder {library}: take them from stanford-corenlp-full-2015-12-09.zip "
+        f"SPICE needs {' and '.join(missing)} in the folder {library}: take them from "
+        "stanford-corenlp-full-2015-12-09.zip "
         "(nlp.stanford.edu/software, 384 MB) and put them there"
     )
 
@@ -303,7 +282,10 @@ def missing_spice_jars() -> str | None:
 def spice(
     java: str, hypotheses: list[str], references: list[list[str]], *, timeout_s: float, scratch: Path | None = None
 ) -> tuple[float, list[float]]:
-    """SPICE F-scores (Anderson et al., 2016): (mean, n scores), fractions. JavaError when it fails or runs out of time."""
+    """SPICE F-scores (Anderson et al., 2016): (mean, n scores), fractions.
+
+    JavaError when it fails or runs out of time.
+    """
     pairs = zip(hypotheses, references, strict=True)
     with tempfile.TemporaryDirectory(dir=scratch) as work:
         source, target, cache = Path(work, "in.json"), Path(work, "out.json"), Path(work, "cache")
