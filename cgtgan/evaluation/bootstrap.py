@@ -1,7 +1,9 @@
-"""Is one system better than another? The paired bootstrap over test images, and an interval that holds for other training seeds too.
+"""Is one system better than another? The paired bootstrap over test images, and an interval that holds for other
+training seeds too.
 
-Koehn (2004), Statistical significance tests for machine translation evaluation: both systems are scored on the same resampled test
-sets. Interval and p-value are percentiles (Efron and Tibshirani 1993, chapters 13 and 15). docs/metrics.md has the formulas.
+Koehn (2004), Statistical significance tests for machine translation evaluation: both systems are scored on the same
+resampled test sets. Interval and p-value are percentiles (Efron and Tibshirani 1993, chapters 13 and 15).
+docs/metrics.md has the formulas.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student
 
 from cgtgan.errors import InputError
 
@@ -19,8 +22,8 @@ CELLS = 4_000_000  # of the table of draws that is held at once: 32 MB
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A system's scores of single images under one metric: `scores` (seeds, images), finite, a row for each of `seeds`."""
+class SystemScores:
+    """A system's scores of single images under one metric: `scores` (seeds, images), finite, a row per seed."""
 
     scores: np.ndarray
     seeds: tuple[int, ...]
@@ -40,7 +43,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """System less baseline. `images`: other test images, these training runs. `seeds`: other seeds as well; None with fewer than two."""
+    """System less baseline.
+
+    `images`: other test images, these training runs. `seeds`: other seeds as well; None with fewer than two.
+    """
 
     value: float
     images: Interval
@@ -58,12 +64,13 @@ class Difference:
 
 
 def paired_bootstrap(
-    systems: Sequence[Scored], pairs: Sequence[tuple[int, int]], *, resamples: int, seed: int
+    systems: Sequence[SystemScores], pairs: Sequence[tuple[int, int]], *, resamples: int, seed: int
 ) -> list[Difference]:
     """The difference systems[a] - systems[b] for each (a, b) of `pairs`, with 95% intervals.
 
-    All systems have the same images, in the same order, and every pair meets the same resampled sets: its result does not hang on which
-    other pairs there are. Memory: 32 MB and `resamples` * pairs numbers. Raises InputError for systems of different numbers of images.
+    All systems have the same images, in the same order, and every pair meets the same resampled sets: its result does
+    not depend on which other pairs there are. Memory: 32 MB and `resamples` * pairs numbers. Raises InputError for
+    systems of different numbers of images.
     """
     sizes = sorted({system.scores.shape[1] for system in systems})
     if len(sizes) != 1 or not sizes[0]:
@@ -73,7 +80,7 @@ def paired_bootstrap(
     if not pairs:
         return []
     images = sizes[0]
-    # what is resampled is the difference an image: exactly 0 where two systems agree, however the sums are ordered
+    # what is resampled is the difference per image: exactly 0 where two systems agree, however the sums are ordered
     each = np.stack(
         [systems[a].scores.mean(0) - systems[b].scores.mean(0) for a, b in pairs], axis=1
     )  # (images, pairs)
@@ -98,10 +105,12 @@ def paired_bootstrap(
     ]
 
 
-def _over_seeds(a: Scored, b: Scored, value: float, image_variance: float, images: int) -> Interval | None:
-    """value ± t * sqrt(variance over images + variance over seeds), with Satterthwaite's degrees of freedom for the sum.
+def _over_seeds(a: SystemScores, b: SystemScores, value: float, image_variance: float, images: int) -> Interval | None:
+    """value ± t * sqrt(variance over images + variance over seeds), with Satterthwaite's degrees of freedom for the
+    sum.
 
-    Where both have the same seeds, the seeds are paired as well: a seed fixes the initial generator and the order of the data.
+    Where both have the same seeds, the seeds are paired as well: a seed fixes the initial generator and the order of
+    the data.
     """
     means = [system.scores.mean(1) for system in (a, b)]
     paired = a.seeds == b.seeds
@@ -113,19 +122,5 @@ def _over_seeds(a: Scored, b: Scored, value: float, image_variance: float, image
     if not total:
         return Interval(value, value, 1.0 if value == 0 else 0.0)
     freedom = total**2 / sum(variance**2 / max(n, 1) for variance, n in parts)
-    inside, t = student_t(freedom)
-    reach = float(np.interp(LEVEL, inside, t)) * math.sqrt(total)
-    return Interval(value - reach, value + reach, float(1 - np.interp(abs(value) / math.sqrt(total), t, inside)))
-
-
-def student_t(freedom: float) -> tuple[np.ndarray, np.ndarray]:
-    """(P(|T| <= t), t) of Student's distribution on a fine grid of t, for one degree of freedom or more.
-
-    With t = sqrt(freedom) * tan(x) the density is proportional to cos(x) ** (freedom - 1).
-    """
-    freedom = min(max(freedom, 1.0), 1e5)  # beyond it is the normal distribution to four digits
-    far = math.atan(40 / math.sqrt(freedom)) if freedom > 30 else math.pi / 2 - 1e-9  # what is beyond 40 has no weight
-    x = np.linspace(0, far, 20_001)
-    density = np.cos(x) ** (freedom - 1)
-    inside = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    return inside / inside[-1], math.sqrt(freedom) * np.tan(x)
+    reach = float(student.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(total)
+    return Interval(value - reach, value + reach, float(2 * student.sf(abs(value) / math.sqrt(total), freedom)))
