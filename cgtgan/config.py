@@ -1,44 +1,69 @@
-"""Every setting, typed, and a run's identity. Imports no torch: a wrong setting is answered before torch is loaded.
+"""Every setting: its type, its default and the values it accepts. Imports no torch.
 
-YAML is composed by Hydra against these dataclasses, turned into one `Config` object in `run.py`, and checked by `checks.validate`.
-Below the stages nobody sees the whole `Config`; a part takes its own small dataclass or plain arguments.
+Hydra composes the YAML files against these dataclasses. The result becomes one `Config`, which `checks.validate` checks.
+Below the stages nobody sees the whole `Config`: a part takes its own small dataclass or plain arguments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any
+
+from cgtgan.accepted_values import (
+    AT_LEAST_1,
+    AT_LEAST_2,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PRECISION,
+    SHARE,
+    TOKENIZER,
+    Check,
+    is_device,
+    is_temperature,
+    one_of,
+    setting,
+)
 
 STAGES = ("preprocess", "aggregate", "initialize", "train", "evaluate", "caption", "report", "serve", "pipeline")
 SPLITS = ("train", "val", "test")
 DATASET_KINDS = ("demo", "coco", "flickr30k", "folder", "custom")  # their records: data/dataset_kinds.py
-METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice", "clipscore", "diversity")
+# a metric that may be asked for -> what it gives; "spice" needs jars that are not part of pycocoevalcap
+METRICS = {
+    "bleu": ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"),
+    "meteor": ("METEOR",),
+    "rouge_l": ("ROUGE-L",),
+    "cider": ("CIDEr",),
+    "spice": ("SPICE",),
+    "clipscore": ("CLIPScore", "RefCLIPScore"),
+    "diversity": ("Distinct-1", "Distinct-2", "Vocabulary", "Length", "Novel", "Self-CIDEr"),
+}
 RELEASED_SLIPS = ("text_order", "accumulation", "l1_target")
 BASELINE_ROWS = ("init", "mean_shift", "projection", "nearest", "supervised", "human")
+
+# ----------------------------------------------------------------------------------------------------------------- settings
 
 
 @dataclass
 class DemoWorldConfig:
-    """The drawn world: counts of images and sentences, `corpus_sentences` for each of the two corpora; all derived from `seed`."""
+    """The drawn world: numbers of images and sentences (`corpus_sentences` per corpus), all drawn from `seed`."""
 
-    seed: int = 0
-    train_images: int = 3000
-    val_images: int = 100
-    test_images: int = 300
-    references: int = 5
-    corpus_sentences: int = 8000
-    image_size: int = 48
+    seed: int = setting(0, NOT_NEGATIVE)
+    train_images: int = setting(3000, AT_LEAST_1)
+    val_images: int = setting(100, AT_LEAST_1)
+    test_images: int = setting(300, AT_LEAST_1)
+    references: int = setting(5, AT_LEAST_1)  # per image
+    corpus_sentences: int = setting(8000, AT_LEAST_1)
+    image_size: int = setting(48, ("32 to 512", lambda v: 32 <= v <= 512))  # pixels
 
 
 @dataclass
 class DatasetConfig:
-    """Images, annotations and splits. Relative paths lie under `root`; `null` means the usual place of that `kind`."""
+    """Images, annotations and splits. Relative paths lie under `root`; null means the usual place of that `kind`."""
 
     name: str = "demo"
-    kind: str = "demo"  # one of DATASET_KINDS
-    reader: str = ""  # custom: own code that lists the images (data/custom_reader.py)
+    kind: str = setting("demo", one_of(*DATASET_KINDS))
+    reader: str = ""  # custom: the function that lists the images (data/custom_reader.py)
     root: str = "data"
     images: str | None = None
     train_annotations: str | None = None
@@ -46,14 +71,13 @@ class DatasetConfig:
     test_annotations: str | None = None
     karpathy: str | None = None  # Karpathy's dataset_*.json, or a folder with the split lists *_{train,val,test}.txt
     references: str | None = None  # folder: one COCO-format caption file for all images
-    val_fraction: float = 0.1  # folder: share of the images, by id, when no list is given
-    test_fraction: float = 0.1
-    max_images: int | None = None  # of every split, the first by id
-    max_bad_images: int = 0
-    jpeg_draft: bool = False  # decode JPEGs at half, a quarter or an eighth of their size where CLIP's is still half of that: not exact
-    released: Any = (
-        None  # the authors' embedding pickles in the place of images: a file, a list of files, or a folder with them
-    )
+    val_fraction: float = setting(0.1, SHARE)  # folder: share of the images, by id, when no list is given
+    test_fraction: float = setting(0.1, SHARE)
+    max_images: int | None = setting(None, AT_LEAST_1)  # of every split, the first by id
+    max_bad_images: int = setting(0, NOT_NEGATIVE)
+    # decode JPEGs at 1/2, 1/4 or 1/8 of their size where that is at least twice CLIP's: faster, not exact
+    jpeg_draft: bool = False
+    released: Any = None  # the authors' embedding pickles instead of images: a file, a list of files, or a folder
     world: DemoWorldConfig = field(default_factory=DemoWorldConfig)
 
 
@@ -62,56 +86,57 @@ class CorpusConfig:
     """Raw text and how it is cleaned (METHOD: Cleaning)."""
 
     name: str = "demo"
-    kind: str = "demo"  # demo | demo_external | coco | flickr30k | gcc | shutterstock | text_file
+    kind: str = setting(
+        "demo", one_of("demo", "demo_external", "coco", "flickr30k", "gcc", "shutterstock", "text_file")
+    )
     path: str | None = None
-    rule: str = "none"  # coco | flickr30k | gcc | shutterstock | none
-    released: bool = False  # the published program's cleaning to the letter, slips included
-    max_sentences: int | None = None
-    shuffle_seed: int = 1024
+    rule: str = setting("none", one_of("coco", "flickr30k", "gcc", "shutterstock", "none"))
+    released: bool = False  # clean exactly as the published program does, errors included
+    max_sentences: int | None = setting(None, AT_LEAST_1)
+    shuffle_seed: int = setting(1024, ("0 to 2**32-1", lambda v: 0 <= v < 2**32))
 
 
 @dataclass
 class DemoClipConfig:
-    """The demo's own two-tower CLIP and its contrastive training; `logit_scale` is fixed (a learned one leaves no modality gap)."""
+    """The demo's two-tower CLIP and its training. `logit_scale` is fixed: a learned one leaves no modality gap."""
 
-    dim: int = 96
-    width: int = 32
-    text_layers: int = 2
-    pairs: int = 16000
-    batch_size: int = 128
-    steps: int = 900
-    lr: float = 2e-3
-    logit_scale: float = 100.0
-    seed: int = 0
+    dim: int = setting(96, AT_LEAST_1)
+    width: int = setting(32, AT_LEAST_1)
+    text_layers: int = setting(2, AT_LEAST_1)
+    pairs: int = setting(16000, AT_LEAST_1)
+    batch_size: int = setting(128, AT_LEAST_2)
+    steps: int = setting(900, AT_LEAST_1)
+    lr: float = setting(2e-3, POSITIVE)
+    logit_scale: float = setting(100.0, POSITIVE)
+    seed: int = setting(0, NOT_NEGATIVE)
 
 
 @dataclass
 class ClipBackboneConfig:
-    """Which CLIP. `kind: random` builds OpenAI's architecture small with random weights (for trying real data without weights)."""
+    """Which CLIP. `kind: random` is OpenAI's architecture, small, with random weights, to try real data without weights."""
 
     name: str = "demo"
-    kind: str = "demo"  # openai | huggingface | open_clip | random | demo | custom
-    model: str = ""  # openai: ViT-L/14, ViT-B/32, RN50x4 or a .pt file; huggingface / open_clip: a hub name or folder
+    kind: str = setting("demo", one_of("openai", "huggingface", "open_clip", "random", "demo", "custom"))
+    # openai: ViT-L/14, ViT-B/32, RN50x4 or a .pt file; huggingface, open_clip: hub name or folder; custom: path.py:Name
+    model: str = ""
     pretrained: str = ""  # open_clip: the weights' tag
     cache: str = "~/.cache/clip"
-    tokenizer: str | None = None  # openai / random: another BPE file than the one in the package
-    dtype: str = "float32"
-    image_batch_size: int = 64
-    text_batch_size: int = 256
-    image_shard: int = (
-        256  # images, sentences that are written at once: what a kill costs, and what processes share the work by
-    )
-    text_shard: int = 4096
+    tokenizer: str | None = None  # openai, random: another BPE file than the one in the package
+    dtype: str = setting("float32", one_of("float32", "float16", "bfloat16"))
+    image_batch_size: int = setting(64, AT_LEAST_1)
+    text_batch_size: int = setting(256, AT_LEAST_1)
+    image_shard: int = setting(256, AT_LEAST_1)  # rows per shard: written at once; processes share the work by shards
+    text_shard: int = setting(4096, AT_LEAST_1)
     demo: DemoClipConfig = field(default_factory=DemoClipConfig)
 
 
 @dataclass
 class AggregationConfig:
-    """`t` is the temperature of the attention over the corpus (METHOD: Aggregation); stage=aggregate also takes a list of them."""
+    """`t`: temperature of the attention over the corpus (METHOD: Aggregation). stage=aggregate also takes a list."""
 
-    t: Any = 100.0
-    top_k: int | None = None  # only the k nearest sentences count; null: all, which is the paper's
-    chunk_mb: int = 256
+    t: Any = setting(100.0, ("a number above 0, or with stage=aggregate a list of them", is_temperature))  # noqa: RUF009
+    top_k: int | None = setting(None, AT_LEAST_1)  # only the k nearest sentences count; null: all, as in the paper
+    chunk_mb: int = setting(256, AT_LEAST_1)
 
     @property
     def temperatures(self) -> list[float]:
@@ -124,8 +149,8 @@ class RewardTermConfig:
     """One reward term: it adds weight * scale * value to the semantic reward."""
 
     weight: float = 1.0
-    scale: float | None = None  # null: the logit scale for a built-in term, 1 for own code
-    function: str | None = None  # own code, path.py:name or package.module:name; null: the built-in term of this name
+    scale: float | None = None  # null: the logit scale for a built-in term, 1 for a user's function
+    function: str | None = None  # path.py:name or package.module:name; null: the built-in term of this name
 
 
 @dataclass
@@ -133,14 +158,14 @@ class RewardWeightsConfig:
     """R = (1-clip)(cos_w*cos + (1-cos_w)*l1) + clip*clip; total = w*R + (1-w)*naturalness, w ramped to `max_weight`."""
 
     name: str = "clip_agg"
-    cos_weight: float = 0.5
-    clip_weight: float = 0.0
-    # further terms; cos, l1 or clip here get another weight. Each is a RewardTermConfig, or just its weight. (Hydra cannot
-    # add a key to a dictionary of dataclasses, hence the loose type.)
+    cos_weight: float = setting(0.5, SHARE)
+    clip_weight: float = setting(0.0, SHARE)
+    # Further terms; cos, l1 or clip here get another weight. Each is a RewardTermConfig, or just its weight. The type is
+    # loose because Hydra cannot add a key to a dictionary of dataclasses.
     terms: dict[str, Any] = field(default_factory=dict)
-    max_weight: float = 0.5
-    delay_steps: int = 150
-    ramp_steps: int = 2350
+    max_weight: float = setting(0.5, SHARE)
+    delay_steps: int = setting(150, NOT_NEGATIVE)
+    ramp_steps: int = setting(2350, NOT_NEGATIVE)
 
     def __post_init__(self) -> None:
         for name, term in self.terms.items():
@@ -152,75 +177,73 @@ class RewardWeightsConfig:
 
 @dataclass
 class GeneratorConfig:
-    """Language model, mapper and prefix. `language_model: scratch` builds a GPT-2 of the sizes below with random weights."""
+    """Language model, mapper and prefix. `language_model: scratch` is a GPT-2 of these sizes with random weights."""
 
     name: str = "gpt2"
     language_model: str = "gpt2"
-    tokenizer: str = (
-        "pretrained"  # pretrained | corpus (byte-level BPE trained on it) | a folder with vocab.json, merges.txt
-    )
-    vocab_size: int = 1000
-    layers: int = 12
-    width: int = 768
-    heads: int = 12
-    mapper: str = "mlp"  # mlp | transformer
-    prefix_length: int = 10
-    clip_length: int = 10
-    mapper_layers: int = 8
-    mapper_heads: int = 8
-    max_length: int = 20
+    tokenizer: str = setting("pretrained", TOKENIZER)
+    vocab_size: int = setting(1000, ("260 or more (256 bytes and the special tokens)", lambda v: v >= 260))
+    layers: int = setting(12, AT_LEAST_1)
+    width: int = setting(768, AT_LEAST_2)
+    heads: int = setting(12, AT_LEAST_1)
+    mapper: str = setting("mlp", one_of("mlp", "transformer"))
+    prefix_length: int = setting(10, AT_LEAST_1)
+    clip_length: int = setting(10, AT_LEAST_1)
+    mapper_layers: int = setting(8, AT_LEAST_1)
+    mapper_heads: int = setting(8, AT_LEAST_1)
+    max_length: int = setting(20, AT_LEAST_2)
     normalize_prefix: bool = False
 
 
 @dataclass
 class DiscriminatorConfig:
-    """Encoder with a pooled output and the MLP head of half its width. `encoder: scratch` as for the generator."""
+    """Encoder with a pooled output, and an MLP head of half its width. `encoder: scratch` as for the generator."""
 
     name: str = "roberta_base"
     encoder: str = "roberta-base"
-    tokenizer: str = "pretrained"
-    vocab_size: int = 1000
-    layers: int = 12
-    width: int = 768
-    heads: int = 12
+    tokenizer: str = setting("pretrained", TOKENIZER)
+    vocab_size: int = setting(1000, ("262 or more (256 bytes and the special tokens)", lambda v: v >= 262))
+    layers: int = setting(12, AT_LEAST_1)
+    width: int = setting(768, AT_LEAST_2)
+    heads: int = setting(12, AT_LEAST_1)
 
 
 @dataclass
 class DecodeConfig:
-    """How captions are drawn for evaluation and captioning (training always samples at temperature 1)."""
+    """How captions are generated for evaluation and captioning. Training always samples at temperature 1."""
 
-    name: str = "greedy"  # greedy | beam | sample | best_of_n
-    beam_size: int = 3
+    name: str = setting("greedy", one_of("greedy", "beam", "sample", "best_of_n"))
+    beam_size: int = setting(3, AT_LEAST_1)
     length_penalty: float = 1.0
-    temperature: float = 1.0
-    best_of: int = 8  # best_of_n: drawn beside the greedy caption; the one that CLIP finds nearest to the image is kept
-    batch_size: int = 256
-    precision: str = "auto"  # float32 | bf16 (autocast) | auto: bf16 on a GPU that has it
+    temperature: float = setting(1.0, POSITIVE)
+    best_of: int = setting(8, AT_LEAST_1)  # best_of_n: samples added to the greedy caption; CLIP picks the nearest
+    batch_size: int = setting(256, AT_LEAST_1)
+    precision: str = setting("auto", PRECISION)
 
 
 @dataclass
 class OptimizerConfig:
     """AdamW with linear warm-up, then constant, or linear to `final_lr_ratio` at the last step."""
 
-    lr: float = 1e-5
-    warmup_steps: int = 0
-    final_lr_ratio: float = 1.0
-    weight_decay: float = 0.05
-    eps: float = 1e-8
-    grad_clip: float = 1.0
-    released_adamw: bool = False  # the old transformers' AdamW (METHOD, slip 12)
-    released_decay: bool = False  # decay GPT-2's and the mapper's norms too (METHOD, slip 12)
+    lr: float = setting(1e-5, POSITIVE)
+    warmup_steps: int = setting(0, NOT_NEGATIVE)
+    final_lr_ratio: float = setting(1.0, SHARE)
+    weight_decay: float = setting(0.05, NOT_NEGATIVE)
+    eps: float = setting(1e-8, POSITIVE)
+    grad_clip: float = setting(1.0, ("0 (no clipping) or more", lambda v: v >= 0))
+    released_adamw: bool = False  # AdamW of the old transformers library (METHOD, slip 12)
+    released_decay: bool = False  # weight decay on the norms of GPT-2 and the mapper too (METHOD, slip 12)
 
 
 @dataclass
 class InitializeConfig:
-    """Caption reconstructed from its own CLIP text embedding (METHOD: Initialisation)."""
+    """A caption is reconstructed from its own CLIP text embedding (METHOD: Initialisation)."""
 
-    steps: int | None = None  # null: `epochs` over the sentences
-    epochs: int = 1
-    batch_size: int = 16
-    noise_std: float = 0.0
-    checkpoint_every: int = 500
+    steps: int | None = setting(None, AT_LEAST_1)  # null: `epochs` over the sentences
+    epochs: int = setting(1, AT_LEAST_1)
+    batch_size: int = setting(16, AT_LEAST_1)
+    noise_std: float = setting(0.0, NOT_NEGATIVE)
+    checkpoint_every: int = setting(500, AT_LEAST_1)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=2e-5, warmup_steps=5000, eps=1e-6, grad_clip=0.0)
     )
@@ -230,117 +253,107 @@ class InitializeConfig:
 class TrainConfig:
     """GAN training (METHOD: one step)."""
 
-    steps: int | None = None  # null: `epochs` over the images
-    epochs: int = 50
-    batch_size: int = 128
-    num_samples: int = 5
-    baseline: str = "greedy"  # greedy | leave_one_out
+    steps: int | None = setting(None, AT_LEAST_1)  # null: `epochs` over the images
+    epochs: int = setting(50, AT_LEAST_1)
+    batch_size: int = setting(128, AT_LEAST_1)  # images per step
+    num_samples: int = setting(5, AT_LEAST_1)  # sampled captions per image
+    baseline: str = setting("greedy", one_of("greedy", "leave_one_out"))
     use_discriminator: bool = True
     use_initialization: bool = True
-    init_from: str | None = (
-        None  # a checkpoint of ours, the authors' model.pt or a hub name to start from, in the place of `initialize`
-    )
-    reward_scale: float | None = None  # null: the backbone's own exp(logit_scale)
-    kl_weight: float = 0.0  # a leash to the initial generator
-    dropout: bool = False  # samples are drawn, and the discriminator learns, with dropout on, as in the released program (METHOD, slip 8)
-    released: list[str] = field(default_factory=list)  # text_order, accumulation, l1_target (METHOD, slips 4, 11, 13)
-    accumulation: int = 1  # parts that the images of a step come in, one after the other: less memory, the same step
-    precision: str = "auto"  # float32 | bf16 (autocast) | auto: bf16 on a GPU that has it
-    memory_gb: float | None = None  # for the states of a backward pass; null: 1 GB, or a third of a GPU
-    gradient_checkpointing: bool = False  # language models too large for their states
-    watch_kl: bool = True  # log the distance to the initial generator, which stays in memory for it
+    init_from: str | None = None  # our checkpoint, the authors' model.pt or a hub name, instead of `initialize`
+    reward_scale: float | None = setting(None, POSITIVE)  # null: the backbone's own exp(logit_scale)
+    kl_weight: float = setting(0.0, NOT_NEGATIVE)  # KL penalty towards the initial generator
+    dropout: bool = False  # dropout while sampling and in the discriminator, as in the released code (METHOD, slip 8)
+    released: list[str] = field(default_factory=list)  # of RELEASED_SLIPS (METHOD, slips 4, 11, 13)
+    accumulation: int = setting(1, AT_LEAST_1)  # parts into which a step's images are split: less memory, the same step
+    precision: str = setting("auto", PRECISION)
+    memory_gb: float | None = setting(None, POSITIVE)  # for the activations of a step; null: 1, or a third of a GPU
+    gradient_checkpointing: bool = False  # for language models whose activations do not fit
+    watch_kl: bool = True  # log the KL divergence from the initial generator, which then stays in memory
     stop_on_collapse: bool = False
-    validate_every: int | None = None  # null: once an epoch
-    checkpoint_every: int = 200
-    checkpoint_minutes: float | None = 10.0
-    max_minutes: float | None = None  # stop, with a checkpoint, after so long; the same command goes on
-    log_every: int = 10
+    validate_every: int | None = setting(None, AT_LEAST_1)  # null: once per epoch
+    checkpoint_every: int = setting(200, AT_LEAST_1)
+    checkpoint_minutes: float | None = setting(10.0, POSITIVE)
+    max_minutes: float | None = setting(None, POSITIVE)  # then a checkpoint and a stop; the same command continues
+    log_every: int = setting(10, AT_LEAST_1)
     generator_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(warmup_steps=150))
     discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
 @dataclass
 class EvaluateConfig:
-    """Which checkpoint of the run is scored, on which split, beside which baselines."""
+    """Which checkpoint of the run is scored, on which split, next to which baselines."""
 
-    which: str = "best"  # best | last
-    split: str = "test"
+    which: str = setting("best", one_of("best", "last"))
+    split: str = setting("test", one_of("val", "test"))
     metrics: list[str] = field(default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider"])
-    self_cider_samples: int = 0  # diversity: so many captions an image are drawn for self-CIDEr; 0: none
-    references: str | None = None  # with captions=FILE: a file in COCO's format in the place of the split's references
-    baselines: list[str] = field(default_factory=list)
-    projection_t: float | None = None  # DeCap's temperature of the projection; null: aggregation_t.t
+    # captions per image for self-CIDEr, a measure of diversity
+    self_cider_samples: int = setting(0, ("0 (none) or 2 or more", lambda v: v == 0 or v >= 2))
+    references: str | None = None  # with captions=FILE: a file in COCO's format instead of the split's references
+    baselines: list[str] = field(default_factory=list)  # of BASELINE_ROWS
+    projection_t: float | None = setting(None, POSITIVE)  # temperature of DeCap's projection; null: aggregation_t.t
 
 
 @dataclass
 class CaptionConfig:
-    """What stage=caption writes of one's own pictures."""
+    """What stage=caption writes about the user's pictures."""
 
-    num: int | None = None  # so many captions a picture, ranked by CLIP, with scores; null: one, as `decode` draws it
-    format: str = "json"  # json | csv
+    num: int | None = setting(None, AT_LEAST_1)  # captions per picture, ranked by CLIP, with scores; null: one by `decode`
+    format: str = setting("json", one_of("json", "csv"))
 
 
 @dataclass
 class ReportConfig:
-    """`warning` is shown as a banner on the page. `runs` is another name of the setting `runs`."""
+    """`warning` is a banner on the page. `runs` is another name of the setting `runs`."""
 
     runs: list[str] = field(default_factory=list)
     output: str | None = None  # the page's file
-    gallery: int = 12
+    gallery: int = setting(12, NOT_NEGATIVE)
     warning: str | None = None
-    baseline: str | None = (
-        None  # several runs: what they are tested against; an experiment, a variant, or a method such as init
-    )
-    resamples: int = 10_000  # several runs: test sets that the bootstrap draws
+    baseline: str | None = None  # what several runs are compared with: an experiment, a variant or a method
+    resamples: int = setting(10_000, ("100 or more", lambda v: v >= 100))  # bootstrap samples of the test set
 
 
 @dataclass
 class ServeConfig:
-    """The local page: where it listens, what it takes, and how many captions and corpus sentences it shows of a picture."""
+    """The local page: its address, its limits, and how many captions and corpus sentences it shows per picture."""
 
-    host: str = "127.0.0.1"
-    port: int = 8000  # 0: any free one
-    max_megabytes: float = 20.0  # of an uploaded file
-    captions: int = 3
-    nearest: int = 5
+    host: str = setting("127.0.0.1", ("an address or a name of this machine", lambda v: bool(v.strip())))
+    port: int = setting(8000, ("0 (any free one) to 65535", lambda v: 0 <= v <= 65535))
+    max_megabytes: float = setting(20.0, POSITIVE)  # of an uploaded file
+    captions: int = setting(3, AT_LEAST_1)
+    nearest: int = setting(5, AT_LEAST_1)
 
 
 @dataclass
 class WandbConfig:
     """One run in W&B for every run folder (docs/dashboard.md)."""
 
-    mode: str = "offline"  # offline | online | disabled
+    mode: str = setting("offline", one_of("offline", "online", "disabled"))
     project: str = "cgtgan"
     entity: str | None = None
-    group: str | None = None  # null: the name of the sweep that started it (run.py)
-    tags: list[str] = field(default_factory=list)  # beside experiment, corpus, backbone and reward, which every run has
-    artifacts: bool = False  # the best checkpoint, and captions and scores, as artifacts
-    finish_seconds: float = (
-        10.0  # how long the end of a run waits for W&B to take the rest; with artifacts it may need more
-    )
+    group: str | None = None  # null: the name of the sweep that started it
+    tags: list[str] = field(default_factory=list)  # in addition to experiment, corpus, backbone and reward
+    artifacts: bool = False  # upload the best checkpoint, captions and scores as artifacts
+    finish_seconds: float = setting(10.0, POSITIVE)  # how long the end of a run waits for the upload
 
 
 @dataclass
 class Config:
-    stage: str = "pipeline"
+    stage: str = setting("pipeline", one_of(*STAGES))
     name: str = "custom"  # the experiment; part of the run folder
-    variant: str | None = None  # null: derived from the settings people sweep (see `variant_name`)
-    seed: int = 0
-    device: str = "auto"  # auto | cpu | cuda | cuda:N
-    threads: int | None = None  # torch's threads on the CPU; null: torch's own choice
-    workers: int | None = (
-        None  # processes that decode images and split texts into tokens ahead of the encoder; null: by the cores
-    )
+    variant: str | None = None  # null: derived from the settings that people sweep (run_identity.py)
+    seed: int = setting(0, ("0 to 2**31-1", lambda v: 0 <= v < 2**31))
+    device: str = setting("auto", ("auto, cpu, cuda or cuda:N", is_device))
+    threads: int | None = setting(None, AT_LEAST_1)  # torch's threads on the CPU; null: torch's own choice
+    workers: int | None = setting(None, NOT_NEGATIVE)  # processes that read images and texts ahead; null: by the cores
     runs_dir: str = "runs"
     artifacts_dir: str = "artifacts"
     checkpoint: str | None = None  # evaluate, caption, serve: a checkpoint or a run folder; null: this run's own
-    captions: str | None = (
-        None  # evaluate: captions made elsewhere, in COCO's results format, scored in the place of a checkpoint
-    )
-    images: Any = None  # caption, and the examples of serve: a file or folder, or a list of them; -: standard input, a path a line
-    output: str | None = (
-        None  # folder of stage=caption (null: captions/ in the run folder), of captions=FILE (null: FILE_scores beside it)
-    )
+    captions: str | None = None  # evaluate: a file in COCO's results format, scored instead of a checkpoint
+    images: Any = None  # caption, serve: a file, a folder or a list; -: standard input, one path per line
+    # caption: a folder, null: captions/ in the run folder; captions=FILE: a folder, null: FILE_scores; report: a folder
+    output: str | None = None
     runs: Any = None  # report: folders or glob patterns of the runs to compare, one or a list; null: this run alone
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
@@ -369,56 +382,11 @@ class Config:
         return [self.runs] if isinstance(self.runs, str) else list(self.runs or self.report.runs)
 
 
-# ----------------------------------------------------------------------------------------------------------- run identity
-
-# What may change between two starts of one run without changing its numbers.
-_NOT_SCIENTIFIC = (
-    *(
-        "stage",
-        "device",
-        "threads",
-        "workers",
-        "runs_dir",
-        "artifacts_dir",
-        "checkpoint",
-        "captions",
-        "images",
-        "output",
-        "runs",
-    ),
-    *("report", "serve", "wandb", "evaluate", "decode", "caption"),
-)
-_NOT_SCIENTIFIC_FIELDS = (
-    "variant",
-    "initialize.checkpoint_every",
-    "train.checkpoint_every",
-    "train.checkpoint_minutes",
-    "train.max_minutes",
-    "train.log_every",
-    "train.accumulation",
-    "train.precision",  # what it comes to is compared (stages/train.py)
-    "train.memory_gb",
-    "train.gradient_checkpointing",
-    "train.watch_kl",
-    "train.stop_on_collapse",
-    "aggregation_t.chunk_mb",
-    "clip_backbone.cache",
-    "clip_backbone.image_batch_size",
-    "clip_backbone.text_batch_size",
-    "clip_backbone.image_shard",
-    "clip_backbone.text_shard",
-    "dataset.max_bad_images",
-    # places: what lies there is compared by content (stages/train.py)
-    "dataset.root",
-    "dataset.reader",
-    "dataset.released",
-    "corpus.path",
-    "train.init_from",
-)
+# -------------------------------------------------------------------------------------------------------------------- tools
 
 
 def custom_parts(spec: str) -> tuple[str, str]:
-    """(file or module, name) of own code, `path.py:name` or `package.module:name`; the name is empty where `spec` is not own code.
+    """(file or module, name) of a user's code, `path.py:name` or `package.module:name`. Else the name is empty.
 
     A Windows drive (`C:`) is no separator.
     """
@@ -428,79 +396,23 @@ def custom_parts(spec: str) -> tuple[str, str]:
 
 
 def is_custom(spec: str) -> bool:
-    """Whether `spec` names own code, `path.py:name` or `package.module:name`, and not something built in."""
+    """Whether `spec` names a user's code, `path.py:name` or `package.module:name`, and not something built in."""
     return bool(custom_parts(spec)[1])
 
 
 def custom_name(spec: str) -> str:
-    """The name behind the colon: what tables and curves show. A built-in's own name as it is."""
+    """The name behind the colon, which tables and curves show. The name of something built in stays as it is."""
     return custom_parts(spec)[1] or spec
 
 
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
-    """(full path, path with `*` for every optimizer, value) of every leaf field."""
-    for f in fields(value):
-        child, name = getattr(value, f.name), f"{path}.{f.name}" if path else f.name
-        if is_dataclass(child):
-            yield from leaves(child, name)
+def leaves(part: Any, path: str = "") -> Iterator[tuple[str, Any, Check | None]]:
+    """(path, value, check or None) of every field that is not itself a dataclass."""
+    for f in fields(part):
+        value, name = getattr(part, f.name), f"{path}.{f.name}" if path else f.name
+        if is_dataclass(value):
+            yield from leaves(value, name)
         else:
-            yield name, f"*.{f.name}" if isinstance(value, OptimizerConfig) else name, child
-
-
-def scientific_settings(cfg: Config) -> dict[str, Any]:
-    """Field path -> value of every setting that changes a trained generator; two runs are one run if these agree."""
-    every = {name: value for name, _, value in leaves(cfg)}
-    terms = every.pop("reward_weights.terms")
-    for key, term in terms.items():  # where the code lies is a place: its content is compared (training/rewards.py)
-        every |= {f"reward_weights.terms.{custom_name(key)}.{name}": value for name, _, value in leaves(term)}
-        every[f"reward_weights.terms.{custom_name(key)}.function"] = custom_name(term.function or key)
-    return {
-        k: v for k, v in every.items() if k.split(".")[0] not in _NOT_SCIENTIFIC and k not in _NOT_SCIENTIFIC_FIELDS
-    }
-
-
-# (cos_weight, clip_weight, max_weight) that conf/reward_weights/<name>.yaml stands for: other numbers show in the folder's name.
-REWARD_PRESETS = {
-    "clip_agg": (0.5, 0.0, 0.5),
-    "clip_cos": (0.5, 1.0, 0.5),
-    "mixed": (0.5, 0.5, 0.5),
-    "naturalness_only": (0.5, 0.0, 0.0),
-}
-
-
-def _number(value: float) -> str:
-    """As short as it can be without becoming another number: two settings never share a run folder."""
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
-
-
-def variant_name(cfg: Config) -> str:
-    """The folder of a run below its experiment: the settings that people sweep, in full, whatever started the run."""
-    if cfg.variant is not None:
-        return cfg.variant
-    r, t = cfg.reward_weights, cfg.train
-    parts = list(dict.fromkeys((cfg.corpus.name, cfg.clip_backbone.name)))
-    a = cfg.aggregation_t
-    parts += ["t" + "-".join(map(_number, a.temperatures)), *([f"top{a.top_k}"] if a.top_k else []), r.name]
-    weights = (r.cos_weight, r.clip_weight, r.max_weight)
-    if weights != REWARD_PRESETS.get(r.name):
-        parts.append("cos{}-clip{}-max{}".format(*map(_number, weights)))
-    for key, term in r.terms.items():
-        scale = "" if term.scale is None else f"x{_number(term.scale)}"
-        parts.append(f"{custom_name(key)}{_number(term.weight)}{scale}")
-    parts.append(f"k{t.num_samples}")
-    parts += [] if t.use_initialization else ["noinit"]
-    parts += [] if t.use_discriminator else ["nodisc"]
-    parts += [] if cfg.generator.mapper == "mlp" else [cfg.generator.mapper]
-    parts += [f"noise{_number(cfg.initialize.noise_std)}"] if cfg.initialize.noise_std else []
-    parts += [f"kl{_number(t.kl_weight)}"] if t.kl_weight else []
-    parts += [] if t.baseline == "greedy" else [t.baseline]
-    return "_".join(p.replace("/", "-") for p in parts)
-
-
-def run_folder(cfg: Config) -> Path:
-    """runs/<experiment>/<variant>/seed=<n>"""
-    return Path(cfg.runs_dir) / cfg.name / variant_name(cfg) / f"seed={cfg.seed}"
+            yield name, value, f.metadata.get("check")
 
 
 def as_dict(value: Any) -> dict[str, Any]:

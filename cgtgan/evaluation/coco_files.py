@@ -28,13 +28,15 @@ def _rows(rows: Any, path: Path, where: str) -> list[tuple[ImageId, str]]:
         good = isinstance(row, dict) and isinstance(row.get("caption"), str) and type(row.get("image_id")) in (int, str)
         if not good:
             raise InputError(
-                f"{path}: {where}[{n}] is {str(row)[:80]!r}: an entry needs an image_id (integer or string) and a caption (string)"
+                f"{path}: {where}[{n}] is {str(row)[:80]!r}: an entry needs an image_id (integer or string) and a "
+                "caption (string)"
             )
     return [(row["image_id"], row["caption"]) for row in rows]
 
 
 def load_results(path: str | Path) -> dict[ImageId, str]:
-    """Read captions in COCO's results format, a JSON list of {"image_id", "caption"}, plain or gzip: image id -> caption.
+    """Read captions in COCO's results format, a JSON list of {"image_id", "caption"}, plain or gzip: image id ->
+    caption.
 
     Raises: MissingFileError; InputError for HTML, broken JSON, rows of another shape, or two captions for one image.
     """
@@ -51,7 +53,10 @@ def load_results(path: str | Path) -> dict[ImageId, str]:
 
 
 def save_results(path: str | Path, captions: Mapping[Any, str]) -> None:
-    """Write captions in COCO's results format; the file appears whole or not at all. Raises InputError for a wrong type."""
+    """Write captions in COCO's results format; the file appears whole or not at all.
+
+    Raises InputError for a wrong type.
+    """
     path = Path(path)
     rows = [{"image_id": image, "caption": caption} for image, caption in captions.items()]
     _rows(rows, path, "captions")
@@ -59,10 +64,11 @@ def save_results(path: str | Path, captions: Mapping[Any, str]) -> None:
 
 
 def load_references(path: str | Path) -> dict[ImageId, list[str]]:
-    """Read references in COCO's captions format ({"images", "annotations"}), plain or gzip: image id -> captions, file order.
+    """Read references in COCO's captions format ({"images", "annotations"}), plain or gzip: image id -> captions, file
+    order.
 
-    An image listed under "images" without any annotation gets an empty list, so that scoring can report it; "images" may be absent.
-    Raises: MissingFileError; InputError for HTML, broken JSON or another shape.
+    An image listed under "images" without any annotation gets an empty list, so that scoring can report it; "images"
+    may be absent. Raises: MissingFileError; InputError for HTML, broken JSON or another shape.
     """
     path = Path(path)
     document = read_user_json(path, "evaluate.references")

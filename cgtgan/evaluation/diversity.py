@@ -1,4 +1,5 @@
-"""How varied captions are: distinct-n, vocabulary, length and novelty over a corpus of captions, and self-CIDEr over an image's samples.
+"""How varied captions are: distinct-n, vocabulary, length and novelty over a corpus of captions, and self-CIDEr over an
+image's samples.
 
 Everything here counts `words`, a rule of its own that needs no Java and reads captions, references and corpus alike.
 """
@@ -20,18 +21,23 @@ _SIGMA = 6.0  # of CIDEr-D's penalty on a difference in length, in words
 
 
 def words(caption: str) -> list[str]:
-    """Lower-case runs of letters, digits and inner apostrophes; everything else separates ("A man's T-shirt." has 4)."""
+    """Lower-case runs of letters, digits and inner apostrophes; all else separates ("A man's T-shirt." has 4)."""
     return _WORD.findall(caption.lower())
 
 
 def distinct(captions: Iterable[Words], n: int) -> float:
-    """Distinct n-grams by all n-grams, over all captions together (Li et al., 2016); it falls with their number. 0 where there is none."""
+    """Distinct n-grams by all n-grams, over all captions together (Li et al., 2016); it falls with their number. 0
+    where there is none.
+    """
     grams = Counter(gram for caption in captions for gram in _ngrams(caption, n))
     return len(grams) / grams.total() if grams else 0.0
 
 
 def known_sentences(captions: Iterable[str], corpus: Iterable[str]) -> set[tuple[str, ...]]:
-    """The captions, as words, that the corpus has word for word. One pass over the corpus; memory for the captions alone."""
+    """The captions, as words, that the corpus has word for word.
+
+    One pass over the corpus; memory for the captions alone.
+    """
     wanted = {tuple(words(caption)) for caption in captions}
     return {sentence for sentence in (tuple(words(text)) for text in corpus) if sentence in wanted}
 
@@ -41,8 +47,9 @@ def diversity(
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Diversity of one caption an image: corpus values, and N values an image of those that are means over the images.
 
-    Distinct-1, Distinct-2: as `distinct`. Vocabulary: different words. Length: mean number of words. Novel: share of the captions
-    that are not in `known` (`known_sentences`; None: left out). Shares are fractions. Raises InputError without a caption.
+    Distinct-1, Distinct-2: as `distinct`. Vocabulary: different words. Length: mean number of words. Novel: share of
+    the captions that are not in `known` (`known_sentences`; None: left out). Shares are fractions. Raises InputError
+    without a caption.
     """
     if not captions:
         raise InputError("diversity was asked of no caption: give one an image")
@@ -55,18 +62,20 @@ def diversity(
     return whole | {name: math.fsum(values) / len(values) for name, values in each.items()}, each
 
 
-# -------------------------------------------------------------------------------------------------------------- self-CIDEr
+# ----------------------------------------------------------------------------------------------------------- self-CIDEr
 
 
 def self_cider(samples: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> list[float]:
-    """Self-CIDEr of each image's m samples (Wang and Chan, 2019, "Describing like Humans"): 0 all the same, 1 nothing in common.
+    """Self-CIDEr of each image's m samples (Wang and Chan, 2019, "Describing like Humans"): 0 all the same, 1 nothing
+    in common.
 
     K[i, j] is the CIDEr-D of sample i against sample j (`cider_kernel`), s its singular values, and the diversity
-    -log_m(sqrt(s_1) / sum_i sqrt(s_i)), as their program computes it; an image whose samples share no n-gram of any weight,
-    not even with themselves (all empty), has 0. Their n-gram weights are COCO train's; here they are those of `references`.
+    -log_m(sqrt(s_1) / sum_i sqrt(s_i)), as their program computes it; an image whose samples share no n-gram of any
+    weight, not even with themselves (all empty), has 0. Their n-gram weights are COCO train's; here they are those of
+    `references`.
 
-    Args: N lists of m >= 2 captions; the N images' references. Returns: N numbers. Raises InputError for fewer than two images
-    (no n-gram would have a weight) or samples.
+    Args: N lists of m >= 2 captions; the N images' references. Returns: N numbers. Raises InputError for fewer than two
+    images (no n-gram would have a weight) or samples.
     """
     counts = {len(captions) for captions in samples}
     if len(references) < 2 or len(counts) != 1 or min(counts) < 2:
@@ -88,10 +97,11 @@ def document_frequency(references: Sequence[Sequence[str]]) -> Counter[Words]:
 
 
 def cider_kernel(captions: Sequence[Words], frequency: Mapping[Words, int], images: int) -> np.ndarray:
-    """(m, m) float64, symmetric: a tenth of pycocoevalcap's CIDEr (that is CIDEr-D) of each caption against each later one and itself.
+    """(m, m) float64, symmetric: a tenth of pycocoevalcap's CIDEr (that is CIDEr-D) of each caption against each later
+    one and itself.
 
-    The mean over n = 1..4 of the cosine of tf-idf weighted n-gram counts, the earlier caption's clipped at the later's, times a
-    Gaussian of the difference in length. An n-gram that no reference has weighs log(images).
+    The mean over n = 1..4 of the cosine of tf-idf weighted n-gram counts, the earlier caption's clipped at the later's,
+    times a Gaussian of the difference in length. An n-gram that no reference has weighs log(images).
     """
     vectors = []
     for caption in captions:

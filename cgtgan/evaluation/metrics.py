@@ -1,7 +1,8 @@
 """BLEU, METEOR, ROUGE-L and CIDEr of captions against references, as the COCO caption evaluation prints them.
 
-The scores come from pycocoevalcap's own code and jars (Chen et al., 2015, "Microsoft COCO Captions"), driven one by one: its
-`COCOEvalCap` always builds SPICE, which downloads 384 MB. A metric that cannot be computed never takes the others with it.
+The scores come from pycocoevalcap's own code and jars (Chen et al., 2015, "Microsoft COCO Captions"), driven one by
+one: its `COCOEvalCap` always builds SPICE, which downloads 384 MB. A metric that cannot be computed never takes the
+others with it.
 """
 
 from __future__ import annotations
@@ -14,35 +15,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cgtgan.config import METRICS, custom_name
 from cgtgan.errors import InputError, UserError
 from cgtgan.evaluation import java as jvm
 from cgtgan.evaluation.coco_files import ImageId, id_list, load_references, load_results, save_results
+from cgtgan.evaluation.own_metrics import Columns, OwnMetric, own_metrics
 
-__all__ = ["METRICS", "Columns", "ImageId", "Scores", "approximate_tokenize", "load_references", "load_results"]
-__all__ += ["save_results", "score_captions", "score_many"]
+__all__ = ["DEFAULT_METRICS", "Columns", "ImageId", "JavaSettings", "Scores", "approximate_tokenize", "load_references"]
+__all__ += ["load_results", "save_results", "score_captions", "score_many"]
 
-METRICS = ("bleu", "meteor", "rouge_l", "cider")  # "spice" may be asked for too; its jars are not part of pycocoevalcap
-_NAMES = {
-    "bleu": ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"),
-    "meteor": ("METEOR",),
-    "rouge_l": ("ROUGE-L",),
-    "cider": ("CIDEr",),
-    "spice": ("SPICE",),
-}
+DEFAULT_METRICS = ("bleu", "meteor", "rouge_l", "cider")
+_COCO = (*DEFAULT_METRICS, "spice")
 _NO_JAVA = f"no `java` program was found on PATH or under JAVA_HOME; {jvm.HOW_TO_INSTALL}"
-Columns = tuple[
-    dict[str, float], dict[str, list[float]]
-]  # name -> corpus score, and name -> n scores, of those that have them
+ExtraMetric = Callable[[str, list[Any]], Columns]  # of a method's name and the ids that are scored
+
+
+@dataclass(frozen=True)
+class JavaSettings:
+    """scratch: an existing folder for temporary files; None: the system's. Timeouts in seconds before a Java program is
+    stopped; None: 60 and more with the captions."""
+
+    scratch: Path | None = None
+    meteor_timeout_s: float | None = None
+    ptb_timeout_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What `score_captions` found. All scores are fractions as COCO's program prints them; papers print them times 100.
+    """What `score_captions` found.
 
-    `corpus` and each entry of `per_image` have the keys BLEU-1..BLEU-4, METEOR, ROUGE-L, CIDEr (SPICE if asked and possible),
-    and what `own` metrics give; BLEU and METEOR of a corpus are not means of the images. `failed`: an absent key, or own metric,
-    -> one sentence why. `excluded`: images left out because they have no reference. `tokenizer`: "ptb", or "approximate" where
-    the Java tokeniser could not run.
+    All scores are fractions as COCO's program prints them; papers print them times 100.
+
+    `corpus` and each entry of `per_image` have the keys BLEU-1..BLEU-4, METEOR, ROUGE-L, CIDEr (SPICE if asked and
+    possible), and what further metrics give; BLEU and METEOR of a corpus are not means of the images. `failed`: an
+    absent key -> one sentence why. `excluded`: images left out because they have no reference. `tokenizer`: "ptb", or
+    "approximate" where the Java tokeniser could not run.
     """
 
     corpus: dict[str, float]
@@ -55,83 +62,76 @@ class Scores:
 def score_captions(
     captions: Mapping[Any, str],
     references: Mapping[Any, Sequence[str]],
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] = DEFAULT_METRICS,
     *,
-    scratch: Path | None = None,
-    meteor_timeout_s: float | None = None,
-    ptb_timeout_s: float | None = None,
+    java: JavaSettings = JavaSettings(),
 ) -> Scores:
-    """Score one caption an image against that image's references.
+    """Score one caption per image against that image's references.
 
     Args:
         captions: image id (int or str) -> caption, any string (empty and very long ones are scored too).
         references: the same ids -> references; an image whose references are missing or blank is excluded and reported.
-        metrics: families out of "bleu", "meteor", "rouge_l", "cider", "spice".
-        scratch: an existing folder for temporary files; default the system's.
-        meteor_timeout_s, ptb_timeout_s: seconds before the Java program is stopped; default 60 and more with the captions.
+        metrics: out of "bleu", "meteor", "rouge_l", "cider", "spice", and own metrics by path.py:name or
+        package.module:name.
     Returns: `Scores`; images in the order of `references`.
     Raises: InputError for an unknown metric, ids that do not match, values of the wrong type, or nothing left to score.
     """
-    return score_many(
-        {"captions": captions},
-        references,
-        metrics,
-        scratch=scratch,
-        meteor_timeout_s=meteor_timeout_s,
-        ptb_timeout_s=ptb_timeout_s,
-    )["captions"]
+    return score_many({"captions": captions}, references, metrics, java=java)["captions"]
 
 
 def score_many(
     methods: Mapping[str, Mapping[Any, str]],
     references: Mapping[Any, Sequence[str]],
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] = DEFAULT_METRICS,
     *,
-    scratch: Path | None = None,
-    meteor_timeout_s: float | None = None,
-    ptb_timeout_s: float | None = None,
-    own: Mapping[str, Callable[[str, list[Any]], Columns]] | None = None,
-    scored: Callable[[], object] = lambda: None,
+    java: JavaSettings = JavaSettings(),
+    extra_metrics: Mapping[str, ExtraMetric] | None = None,
+    on_metric: Callable[[], object] = lambda: None,
 ) -> dict[str, Scores]:
-    """`score_captions` of several methods' captions for the same images: the same numbers, but METEOR starts once for all.
+    """`score_captions` of several methods' captions for the same images: the same numbers, but METEOR starts once for
+    all.
 
-    own: families beside pycocoevalcap's that `metrics` may name: given a method's name and the ids that are scored, each returns
-    the corpus values by name, and by name the n values of those that have one an image. `scored` is called after each family of
-    each method.
+    extra_metrics: what `metrics` may name beside pycocoevalcap's: given a method's name and the ids that are scored,
+    each returns the corpus values by name, and by name the n values of those that have one per image. `on_metric` is
+    called after each metric of each method.
     """
-    own = own or {}
-    families = _check_metrics(metrics, own)
+    extra = {spec: _of_method(metric, methods, references) for spec, metric in own_metrics(metrics).items()}
+    extra |= extra_metrics or {}
+    families = _check_metrics(metrics, extra)
     results = {name: _Result.of(captions, references) for name, captions in methods.items()}
-    java = jvm.find_java()
+    program = jvm.find_java()
     with contextlib.ExitStack() as processes:
         meteor: jvm.MeteorRun | jvm.JavaError | None = None
-        if (
-            "meteor" in families and results
-        ):  # started first: it loads while texts are split, and works while Python counts n-grams
-            meteor = _start_meteor(java, sum(len(result.ids) for result in results.values()), scratch)
+        if "meteor" in families and results:
+            # started first: it loads while texts are split, and works while Python counts n-grams
+            meteor = _start_meteor(program, sum(len(result.ids) for result in results.values()), java.scratch)
             if isinstance(meteor, jvm.MeteorRun):
                 processes.enter_context(meteor)
-        if not own.keys() >= set(families):
+        if not extra.keys() >= set(families):
             for result in results.values():
-                result.tokenize(java, ptb_timeout_s, scratch)
+                result.tokenize(program, java)
         if meteor is not None:
-            meteor = _feed_meteor(meteor, list(results.values()), meteor_timeout_s)
+            meteor = _feed_meteor(meteor, list(results.values()), java.meteor_timeout_s)
         for name, result in results.items():
-            for family in families:
-                if family in own:
-                    result.record(family, lambda f=family, m=name, r=result: own[f](m, r.ids))
-                    scored()
-                elif family in ("bleu", "rouge_l", "cider"):
+            for family in [f for f in families if f != "meteor"]:
+                if family in extra:
+                    result.record(family, lambda f=family, m=name, r=result: extra[f](m, r.ids))
+                elif family == "spice":
+                    result.record("spice", lambda r=result: _spice(program, r.hypotheses, r.references, java.scratch))
+                else:
                     result.record(family, lambda f=family, r=result: _python_metric(f, r.hypotheses, r.references))
-                    scored()
-            if "spice" in families:
-                result.record("spice", lambda r=result: _spice(java, r.hypotheses, r.references, scratch))
-                scored()
+                on_metric()
         if meteor is not None:
             for n, result in enumerate(results.values()):
                 result.record("meteor", lambda n=n: _meteor(meteor, n))
-                scored()
+                on_metric()
     return {name: result.scores(families) for name, result in results.items()}
+
+
+def _of_method(
+    metric: OwnMetric, methods: Mapping[str, Mapping[Any, str]], references: Mapping[Any, Sequence[str]]
+) -> ExtraMetric:
+    return lambda method, ids: metric({i: methods[method][i] for i in ids}, references)
 
 
 @dataclass
@@ -153,24 +153,27 @@ class _Result:
         excluded = tuple(i for i in references if i in captions and not _has_reference(references[i]))
         if not ids:
             raise InputError(
-                f"no image is left to score: {len(captions)} captions, {len(excluded)} of them for images without references; "
+                f"no image is left to score: {len(captions)} captions, {len(excluded)} of them for images without "
+                "references; "
                 "check that captions and references are of the same split"
             )
         return cls(ids, excluded, [captions[i] for i in ids], [list(references[i]) for i in ids])
 
-    def tokenize(self, java: str | None, timeout_s: float | None, scratch: Path | None) -> None:
-        self.hypotheses, self.references, self.problem = _tokenize(
-            java, self.hypotheses, self.references, timeout_s, scratch
-        )
+    def tokenize(self, program: str | None, java: JavaSettings) -> None:
+        self.hypotheses, self.references, self.problem = _tokenize(program, self.hypotheses, self.references, java)
 
     def record(self, family: str, compute: Callable[[], Columns]) -> None:
         try:
             self.columns[family] = compute()
         except (jvm.JavaError, UserError) as error:
-            self.failed.update(dict.fromkeys(_NAMES.get(family, (family,)), str(error)))
+            self._failed(family, str(error))
         except Exception as error:  # a scorer's bug on one odd caption must not lose the other metrics
             why = f"{family} was not computed: {type(error).__name__}: {error}"
-            self.failed.update(dict.fromkeys(_NAMES.get(family, (family,)), why))
+            self._failed(family, why)
+
+    def _failed(self, family: str, why: str) -> None:
+        names = METRICS[family] if family in _COCO else (custom_name(family),)
+        self.failed.update(dict.fromkeys(names, why))
 
     def scores(self, families: Sequence[str]) -> Scores:
         computed = [self.columns[family] for family in families if family in self.columns]
@@ -207,8 +210,8 @@ def _feed_meteor(
     return meteor
 
 
-def _check_metrics(metrics: Sequence[str], own: Collection[str]) -> list[str]:
-    known = [*_NAMES, *own]
+def _check_metrics(metrics: Sequence[str], extra: Collection[str]) -> list[str]:
+    known = [*_COCO, *extra]
     unknown = [metrics] if isinstance(metrics, str) else [m for m in metrics if m not in known]
     if unknown or not metrics:
         raise InputError(f"metrics={metrics!r} is not accepted: give a list out of {', '.join(known)}")
@@ -222,20 +225,23 @@ def _has_reference(references: Sequence[str] | None) -> bool:
 def _check_inputs(captions: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> None:
     for image, caption in captions.items():
         if not isinstance(caption, str):
-            raise InputError(f"the caption of image {image!r} is {caption!r}, not a string: give one caption an image")
+            raise InputError(f"the caption of image {image!r} is {caption!r}, not a string: give one caption per image")
     for image, texts in references.items():
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts or ()):
             raise InputError(f"the references of image {image!r} are not a list of strings: give a list, even of one")
     unknown = [i for i in captions if i not in references]
     if unknown:
         as_text = {str(i) for i in references}
-        kinds = f"{type(unknown[0]).__name__} in the captions and {type(next(iter(references), '')).__name__} in the references"
-        mend = (
+        kinds = (
+            f"{type(unknown[0]).__name__} in the captions and {type(next(iter(references), '')).__name__} in "
+            "the references"
+        )
+        fix = (
             f"the ids are {kinds}: make them one type"
             if str(unknown[0]) in as_text
             else "score captions of the split the references belong to"
         )
-        raise InputError(f"{id_list(unknown)} a caption but no entry among the references: {mend}")
+        raise InputError(f"{id_list(unknown)} a caption but no entry among the references: {fix}")
     silent = [i for i, texts in references.items() if i not in captions and _has_reference(texts)]
     if silent:
         raise InputError(
@@ -244,19 +250,20 @@ def _check_inputs(captions: Mapping[Any, str], references: Mapping[Any, Sequence
 
 
 def _tokenize(
-    java: str | None, captions: list[str], references: list[list[str]], timeout_s: float | None, scratch: Path | None
+    program: str | None, captions: list[str], references: list[list[str]], java: JavaSettings
 ) -> tuple[list[str], list[list[str]], str | None]:
     """Tokenised captions and references, and why the Java tokeniser was not used (None where it was)."""
     flat = [text for texts in references for text in texts]
-    limit = 60 + 0.01 * (len(flat) + len(captions)) if timeout_s is None else timeout_s
+    limit = 60 + 0.01 * (len(flat) + len(captions)) if java.ptb_timeout_s is None else java.ptb_timeout_s
     problem = None
     try:
-        if java is None:
+        if program is None:
             raise jvm.JavaError(_NO_JAVA)
-        # Two runs, as pycocoevalcap makes: the tokeniser looks ahead over line ends, so joining them could change a token.
+        # Two runs, as pycocoevalcap makes: the tokeniser looks ahead over line ends, so joining them could change a
+        # token.
         with ThreadPoolExecutor(2) as pool:
             hypotheses, flat = pool.map(
-                lambda texts: jvm.ptb_tokenize(java, texts, timeout_s=limit, scratch=scratch), (captions, flat)
+                lambda texts: jvm.ptb_tokenize(program, texts, timeout_s=limit, scratch=java.scratch), (captions, flat)
             )
     except (jvm.JavaError, OSError) as error:
         problem = (
@@ -268,7 +275,8 @@ def _tokenize(
     return hypotheses, [[next(rows) for _ in texts] for texts in references], problem
 
 
-# In order: U.S., titles, the verb before n't, clitics, words with inner hyphens, slashes and apostrophes, any other character.
+# In order: U.S., titles, the verb before n't, clitics, words with inner hyphens, slashes and apostrophes, any other
+# character.
 _PTB_TOKEN = re.compile(
     r"(?:[a-z]\.){2,}|(?:mr|mrs|ms|dr|st|jr|vs|etc)\."
     r"|\w+?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b"
@@ -288,8 +296,8 @@ _DROPPED = frozenset("'`\".?!,:;-")
 def approximate_tokenize(caption: str) -> str:
     """A regular expression's guess at PTB tokens: lower case, clitics split off, punctuation removed, joined by spaces.
 
-    Only for machines without Java. It gave the PTB line for 99.9% of 20,000 COCO captions; it knows neither PTB's British to
-    American spelling nor most abbreviations.
+    Only for machines without Java. It gave the PTB line for 99.9% of 20,000 COCO captions; it knows neither PTB's
+    British to American spelling nor most abbreviations.
     """
     text = jvm.clean_line(caption).lower().replace("’", "'")
     text = re.sub(r"\bcannot\b", "can not", text)
@@ -313,7 +321,7 @@ def _python_metric(family: str, hypotheses: list[str], references: list[list[str
 
 
 def _columns(family: str, totals: Iterable[Any], columns: Iterable[Iterable[Any]]) -> Columns:
-    names = _NAMES[family]
+    names = METRICS[family]
     corpus = {name: float(total) for name, total in zip(names, totals, strict=True)}
     return corpus, {name: [float(x) for x in column] for name, column in zip(names, columns, strict=True)}
 

@@ -194,7 +194,7 @@ def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
 def test_meteor_timeout_leaves_the_other_metrics_whole(fake_java: Callable[[str], None]) -> None:
     fake_java('case "$*" in *meteor*) sleep 600;; *) exec "$REAL" "$@";; esac')
     start = time.monotonic()
-    scores = m.score_captions(CAPTIONS, REFERENCES, meteor_timeout_s=0.5)
+    scores = m.score_captions(CAPTIONS, REFERENCES, java=m.JavaSettings(meteor_timeout_s=0.5))
     assert time.monotonic() - start < 30
     assert set(scores.failed) == {"METEOR"}
     assert "0.5 s" in scores.failed["METEOR"]
@@ -204,7 +204,7 @@ def test_meteor_timeout_leaves_the_other_metrics_whole(fake_java: Callable[[str]
 
 def test_a_java_that_always_hangs_or_dies_still_gives_scores(fake_java: Callable[[str], None]) -> None:
     fake_java('case "$*" in *PTB*) sleep 600;; *) echo "no memory" >&2; exit 3;; esac')
-    scores = m.score_captions(CAPTIONS, REFERENCES, ptb_timeout_s=0.3)
+    scores = m.score_captions(CAPTIONS, REFERENCES, java=m.JavaSettings(ptb_timeout_s=0.3))
     assert set(scores.corpus) == NAMES - {"METEOR"}
     assert scores.tokenizer == "approximate"
     with jvm.MeteorRun("java", 1) as run:
@@ -270,14 +270,14 @@ def test_two_evaluations_at_once_share_a_folder_and_write_nothing_in_the_install
     )  # Python compiles what it imports for the first time
     before = installed()
     with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(lambda _: m.score_captions(CAPTIONS, REFERENCES, scratch=tmp_path), range(2)))
+        both = list(pool.map(lambda _: m.score_captions(CAPTIONS, REFERENCES, java=m.JavaSettings(tmp_path)), range(2)))
     assert both[0] == both[1]
     assert both[0].failed == {}
     assert installed() == before
     assert not list(tmp_path.iterdir())
 
 
-def test_own_metrics_stand_beside_the_others_and_need_no_java(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extra_metrics_stand_beside_the_others_and_need_no_java(monkeypatch: pytest.MonkeyPatch) -> None:
     def length(method: str, ids: list[int]) -> m.Columns:
         column = [float(len(CAPTIONS[i])) for i in ids]
         return {"Length": sum(column), "Methods": float(method == "one")}, {"Length": column}
@@ -285,10 +285,10 @@ def test_own_metrics_stand_beside_the_others_and_need_no_java(monkeypatch: pytes
     def broken(_method: str, _ids: list[int]) -> m.Columns:
         raise InputError("this backbone reads no text")
 
-    own = {"length": length, "broken": broken}
+    extra = {"length": length, "broken": broken}
     references = {**REFERENCES, 4: []}
     captions = {**CAPTIONS, 4: "a"}
-    scores = m.score_many({"one": captions}, references, ("length", "rouge_l", "broken"), own=own)["one"]
+    scores = m.score_many({"one": captions}, references, ("length", "rouge_l", "broken"), extra_metrics=extra)["one"]
     assert list(scores.corpus) == ["Length", "Methods", "ROUGE-L"]
     assert scores.corpus["Length"] == sum(map(len, CAPTIONS.values()))
     assert list(scores.per_image) == [1, 2, 3]
@@ -296,9 +296,9 @@ def test_own_metrics_stand_beside_the_others_and_need_no_java(monkeypatch: pytes
     assert scores.failed == {"broken": "this backbone reads no text"}
     assert scores.excluded == (4,)
     monkeypatch.setattr(jvm, "ptb_tokenize", pytest.fail)
-    assert m.score_many({"one": captions}, references, ("length",), own=own)["one"].corpus["Methods"] == 1
+    assert m.score_many({"one": captions}, references, ("length",), extra_metrics=extra)["one"].corpus["Methods"] == 1
     with pytest.raises(InputError, match="spice, length, broken"):
-        m.score_many({"one": captions}, references, ("lengths",), own=own)
+        m.score_many({"one": captions}, references, ("lengths",), extra_metrics=extra)
 
 
 def test_one_failing_metric_does_not_lose_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +330,7 @@ def test_spice_reads_what_its_program_writes(
     for jar in jvm.SPICE_JARS:
         (tmp_path / "lib" / jar).touch()
     monkeypatch.setattr(jvm, "package_folder", _with_spice_in(tmp_path))
-    scores = m.score_captions(CAPTIONS, REFERENCES, ("spice",), scratch=tmp_path)
+    scores = m.score_captions(CAPTIONS, REFERENCES, ("spice",), java=m.JavaSettings(tmp_path))
     assert scores.corpus["SPICE"] == pytest.approx(0.3)
     assert [row["SPICE"] for row in scores.per_image.values()] == [0.1, 0.5, 0.3]
 

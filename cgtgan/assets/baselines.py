@@ -1,0 +1,43 @@
+"""What the baselines of an evaluation caption with: sentences that are there already, or a generator and its input."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cgtgan.assets.aggregated import aggregated_embeddings
+from cgtgan.assets.corpus import corpus_sentences, sentence_embeddings
+from cgtgan.assets.generators import initial_generator, supervised_generator
+from cgtgan.assets.images import data_root, image_embeddings
+from cgtgan.assets.workspace import Workspace
+from cgtgan.evaluation.coco_files import load_results
+from cgtgan.method.aggregation import nearest_texts
+from cgtgan.method.gap import mean_shifted
+from cgtgan.models.generator_bundle import GeneratorBundle
+
+
+def written_captions(ws: Workspace, method: str) -> list[str] | None:
+    """One caption per image of the split for `nearest` and `human`; None for a method with a generator."""
+    split = ws.cfg.evaluate.split
+    images = image_embeddings(ws, split)
+    if method == "human":
+        captions = load_results(data_root(ws) / f"human_{split}.json")
+        return [captions[i] for i in images.ids]
+    if method == "nearest":
+        rows = nearest_texts(images.vectors, sentence_embeddings(ws).vectors, 1, device=ws.device)[:, 0]
+        sentences = corpus_sentences(ws)[0]
+        return [sentences[int(i)] for i in rows]
+    return None
+
+
+def baseline_generator(ws: Workspace, method: str) -> tuple[GeneratorBundle, Tensor]:
+    """The generator of `init`, `mean_shift`, `projection` or `supervised`, and the embeddings (N, D) that it reads."""
+    cfg = ws.cfg.evaluate
+    images = image_embeddings(ws, cfg.split).vectors
+    if method == "supervised":
+        return supervised_generator(ws), images
+    bundle = initial_generator(ws)
+    if method == "projection":
+        return bundle, aggregated_embeddings(ws, cfg.split, cfg.projection_t).vectors
+    if method == "mean_shift":
+        return bundle, mean_shifted(images, image_embeddings(ws, "train").vectors, sentence_embeddings(ws).vectors)
+    return bundle, images

@@ -1,0 +1,205 @@
+"""Score files: what captions are scored against, which scores are there already, and writing new ones."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cgtgan.assets.backbone import open_backbone
+from cgtgan.assets.corpus import corpus_sentences
+from cgtgan.assets.images import dataset_split, image_embeddings
+from cgtgan.assets.workspace import Workspace
+from cgtgan.config import as_dict, custom_name
+from cgtgan.data.annotations import as_number
+from cgtgan.errors import InputError, UserError
+from cgtgan.evaluation.coco_files import id_list, load_references, save_results
+from cgtgan.evaluation.extra_metrics import clip_metric, diversity_metric
+from cgtgan.evaluation.java import find_java
+from cgtgan.evaluation.metrics import ExtraMetric, JavaSettings, Scores, score_many
+from cgtgan.evaluation.own_metrics import own_metric_fingerprints
+from cgtgan.runtime.artifacts import Embeddings, file_fingerprint, fingerprint, read_json, write_json
+
+
+@dataclass(frozen=True)
+class ScoredCaptions:
+    """Of each method: one caption per image, and the samples of each image for self-CIDEr where some were drawn."""
+
+    captions: dict[str, dict[Any, str]]
+    samples: dict[str, dict[Any, list[str]]]
+
+
+@dataclass(frozen=True)
+class NoveltyCorpus:
+    """Captions are novel if they are not among `sentences`; None, with the reason where they were needed, if these are
+    not available.
+    """
+
+    sentences: Sequence[str] | None = None
+    fingerprint: str | None = None
+    problem: str | None = None
+
+
+def references_of(ws: Workspace) -> dict[Any, list[str]]:
+    """References of the split, or of `evaluate.references`; an image without any has an empty list."""
+    split, given = ws.cfg.evaluate.split, ws.cfg.evaluate.references
+    if given is not None:
+        return dict(load_references(Path(given).expanduser()))
+    images = dataset_split(ws, split)
+    if not images.references:
+        raise InputError(
+            f"the {split} split has no references, so there is nothing to score against: set dataset.references"
+        )
+    # pictures of a folder that its reference file does not list have names for ids
+    numbered = all(isinstance(i, int) for i in images.references)
+    return images.references | {as_number(i) if numbered else i: [] for i in images.bare}
+
+
+def run_identity(
+    ws: Workspace, checkpoint: Path, images: Embeddings, references: Mapping[Any, Sequence[str]]
+) -> dict[str, Any]:
+    """What the scores of a run are made from, as scores.json records it."""
+    cfg = ws.cfg.evaluate
+    identity = {
+        "checkpoint": file_fingerprint(checkpoint / "generator.safetensors"),
+        "images": images.header.fingerprint,
+        "references": fingerprint(list(references.items())),
+        # without baselines a checkpoint can be scored where the corpus it was trained on is not available
+        "sentences": fingerprint(corpus_sentences(ws)[2]) if cfg.baselines else None,
+        "decode": as_dict(ws.cfg.decode),
+        "metrics": [custom_name(metric) for metric in cfg.metrics],
+        "java": find_java() is not None,  # once it is installed, what failed without it is scored again
+        "novel_against": novelty_corpus(ws).fingerprint,
+        "self_cider_samples": cfg.self_cider_samples or None,
+        "projection_t": cfg.projection_t,
+    }
+    return identity | own_metric_identity(ws)
+
+
+def own_metric_identity(ws: Workspace) -> dict[str, Any]:
+    """The content of the files with own metrics; empty without any."""
+    fingerprints = own_metric_fingerprints(ws.cfg.evaluate.metrics)
+    return {"own_metrics": fingerprints} if fingerprints else {}
+
+
+def is_scored(folder: Path, made_from: Mapping[str, Any]) -> bool:
+    """Whether the scores in a method's folder are of these inputs. A baseline does not depend on the checkpoint."""
+    path = folder / "scores.json"
+    if not path.is_file():
+        return False
+    ignored = {"checkpoint"} if folder.name != "cgtgan" else {"sentences"}
+    ignored |= {"projection_t"} if folder.name != "projection" else set()
+    recorded = read_json(path).get("made_from")
+    return isinstance(recorded, dict) and all(
+        recorded.get(key) == value for key, value in made_from.items() if key not in ignored
+    )
+
+
+def novelty_corpus(ws: Workspace) -> NoveltyCorpus:
+    """The corpus, if `diversity` was asked for."""
+    return ws.once("novelty corpus", lambda: _novelty_corpus(ws))
+
+
+def _novelty_corpus(ws: Workspace) -> NoveltyCorpus:
+    if "diversity" not in ws.cfg.evaluate.metrics:
+        return NoveltyCorpus()
+    try:
+        sentences, _, producer = corpus_sentences(ws)
+    except UserError as error:  # captions made elsewhere, a transfer row: the other metrics come without it
+        return NoveltyCorpus(problem=f"the share of novel captions needs the corpus: {error}")
+    return NoveltyCorpus(sentences, fingerprint(producer))
+
+
+def write_scores(
+    ws: Workspace, home: Path, folder: Path, scored: ScoredCaptions, references: Mapping[Any, Sequence[str]],
+    about: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Score the methods together, with temporary files in `home`.
+
+    Writes captions.json, per_image.json and, last, scores.json of each into a folder of its name in `folder`; `about`
+    is written into scores.json. Says which images were left out and why a score is missing.
+    """
+    for stale in home.glob(".scores*"):  # of a killed run: this process holds the folder
+        shutil.rmtree(stale, ignore_errors=True)
+    metrics = ws.cfg.evaluate.metrics
+    extra = _extra_metrics(ws, scored, references)
+    scratch = Path(tempfile.mkdtemp(prefix=".scores", dir=home))
+    names = ", ".join(map(custom_name, metrics))
+    try:
+        with ws.tracker.progress(f"scoring: {names}", len(scored.captions) * len(metrics)) as bar:
+            java = JavaSettings(scratch=scratch)
+            scores = score_many(
+                scored.captions, references, metrics, java=java, extra_metrics=extra, on_metric=bar.advance
+            )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    problem = novelty_corpus(ws).problem
+    for method, result in scores.items():
+        if problem and "diversity" not in result.failed:
+            result.failed["Novel"] = problem
+        _write_method(folder / method, scored.captions[method], scored.samples.get(method), result, about)
+    if excluded := list(dict.fromkeys(i for result in scores.values() for i in result.excluded)):
+        ws.tracker.say(f"{id_list(excluded)} no reference: left out of the scores")
+    reasons = {reason for result in scores.values() for reason in result.failed.values()}
+    for reason in sorted(reasons | {problem or ""} - {""}):
+        ws.tracker.say(reason)
+
+
+def _write_method(
+    folder: Path,
+    captions: Mapping[Any, str],
+    samples: Mapping[Any, list[str]] | None,
+    result: Scores,
+    about: Mapping[str, Any],
+) -> None:
+    save_results(folder / "captions.json", captions)
+    if samples is not None:
+        rows = [{"image_id": i, "captions": texts} for i, texts in samples.items()]
+        write_json(folder / "samples.json", rows, indent=None)
+    write_json(folder / "per_image.json", [{"image_id": i, **row} for i, row in result.per_image.items()], indent=None)
+    summary = {
+        "scores": result.corpus,
+        "failed": result.failed,
+        "excluded": list(result.excluded),
+        "tokenizer": result.tokenizer,
+        "images": len(result.per_image),
+    }
+    write_json(folder / "scores.json", {**summary, **about})
+
+
+def _extra_metrics(
+    ws: Workspace, scored: ScoredCaptions, references: Mapping[Any, Sequence[str]]
+) -> dict[str, ExtraMetric]:
+    """The metrics that pycocoevalcap does not have, and that need the backbone or the corpus."""
+    extra: dict[str, ExtraMetric] = {}
+    cfg = ws.cfg.evaluate
+    if "clipscore" in cfg.metrics:
+        images = image_embeddings(ws, cfg.split)
+        vectors = dict(zip(images.ids, images.vectors, strict=True))
+        extra["clipscore"] = clip_metric(scored.captions, references, vectors, _text_encoder(ws), cfg.split)
+    if "diversity" in cfg.metrics:
+        sentences = novelty_corpus(ws).sentences
+        extra["diversity"] = diversity_metric(scored.captions, references, sentences, scored.samples)
+    return extra
+
+
+def _text_encoder(ws: Workspace) -> Callable[[Sequence[str]], Tensor]:
+    """Texts -> their embeddings (N, D) on the CPU, with progress."""
+    cfg = ws.cfg.clip_backbone
+
+    def encode(texts: Sequence[str]) -> Tensor:
+        backbone, parts = open_backbone(ws), []
+        with ws.tracker.progress("embedding captions and references", len(texts)) as bar:
+            for start in range(0, len(texts), cfg.text_shard):
+                part = texts[start : start + cfg.text_shard]
+                parts.append(backbone.encode_texts(part, cfg.text_batch_size).cpu())
+                bar.advance(len(part))
+        return torch.cat(parts)
+
+    return encode
