@@ -1,5 +1,7 @@
-"""The processes of one job and how they compute: a process group and autocast from accelerate, and the few sums that data parallelism
-needs. Alone, on a CPU, in float32, nothing of it is loaded."""
+"""The processes of one job: accelerate's process group, autocast, and the sums that data parallelism needs.
+
+One process loads nothing of accelerate.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,14 @@ from cgtgan.runtime.shards import Rank
 
 T = TypeVar("T")
 _BUCKET = 25_000_000  # numbers of a gradient that travel at once: 100 MB of float32
-_PATIENCE = datetime.timedelta(minutes=30)  # a process that says nothing for so long is taken for dead
-# Bytes kept for the backward pass of one token in one layer of width 1, in float32: states, projections, MLP, attention, norms.
-_BYTES_A_UNIT = 34 * 4
-FEW = 256  # rows that are done before a worker process has started
+_TIMEOUT = datetime.timedelta(minutes=30)  # a process that is silent for so long counts as dead
+# Kept for the backward pass of one token in one layer of width 1, float32: states, projections, MLP, attention, norms.
+_BYTES_PER_UNIT = 34 * 4
+_FEW_ROWS = 256  # they are done before a worker process has started
 
 
 class Devices:
-    """This process's device, its number among the job's, and what the processes tell each other. `precision`: float32 or bf16."""
+    """This process's device, its number in the job, and what the processes exchange. `precision`: float32 or bf16."""
 
     def __init__(self, device: torch.device | None = None, precision: str = "float32", rank: Rank | None = None):
         self.device = device or torch.device("cpu")
@@ -38,7 +40,7 @@ class Devices:
             from accelerate import Accelerator, InitProcessGroupKwargs
 
             _announce(self.rank)
-            kinds = {"cpu": self.device.type == "cpu", "kwargs_handlers": [InitProcessGroupKwargs(timeout=_PATIENCE)]}
+            kinds = {"cpu": self.device.type == "cpu", "kwargs_handlers": [InitProcessGroupKwargs(timeout=_TIMEOUT)]}
             self._accelerator = self._guarded(lambda: Accelerator(**kinds))
 
     @property
@@ -51,7 +53,7 @@ class Devices:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes, speaks and scores."""
+        """Whether this process writes, prints and scores."""
         return self.rank.number == 0
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -93,17 +95,17 @@ class Devices:
         """Every process's rows, in the order of the processes: what `share` took apart, put together again."""
         if self.world == 1:
             return list(rows)
-        found: list[Any] = [None] * self.world
-        self._guarded(lambda: dist.all_gather_object(found, list(rows)))
-        return [row for part in found for row in part]
+        parts: list[Any] = [None] * self.world
+        self._guarded(lambda: dist.all_gather_object(parts, list(rows)))
+        return [row for part in parts for row in part]
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What the first process makes; the others wait for it."""
         if self.world == 1:
             return make()
-        found: list[Any] = [make() if self.first else None]
-        self._guarded(lambda: dist.broadcast_object_list(found))
-        return found[0]
+        made: list[Any] = [make() if self.first else None]
+        self._guarded(lambda: dist.broadcast_object_list(made))
+        return made[0]
 
     def close(self) -> None:
         if self._accelerator is not None:
@@ -113,42 +115,40 @@ class Devices:
             self._accelerator = None
 
     def _guarded(self, call: Callable[[], T]) -> T:
-        """A peer that died shows as a broken connection: its own reason stands above in the job's output."""
+        """A process that died shows as a broken connection: its reason is in the job's output."""
         try:
             return call()
         except (RuntimeError, ValueError) as error:  # gloo, NCCL and the rendezvous raise these
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise OtherProcessLost(
-                f"process {self.number} of {self.world} lost another one of this job ({first}); the reason is what that one said last. "
-                "The same command goes on from the last checkpoint"
+                f"process {self.number} of {self.world} lost another one of this job ({first}); the reason is in the "
+                "last lines of that one. The same command goes on from the last checkpoint"
             ) from None
 
 
 def _announce(rank: Rank) -> None:
-    """What torch wants to know of the job, from what `srun` says; `torchrun` has said it already."""
-    set_default = os.environ.setdefault
-    set_default("RANK", str(rank.number))
-    set_default("WORLD_SIZE", str(rank.world))
-    set_default("LOCAL_RANK", str(rank.local))
-    set_default("LOCAL_WORLD_SIZE", str(rank.neighbours))
+    """Set torch's variables from `srun`'s; `torchrun` has set them already."""
     if "MASTER_ADDR" not in os.environ:
         nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "127.0.0.1")
+        command = ["scontrol", "show", "hostnames", nodes]
         try:
-            said = subprocess.run(
-                ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=30
-            ).stdout.split()
+            hosts = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split()
         except (OSError, subprocess.TimeoutExpired):
-            said = []
-        os.environ["MASTER_ADDR"] = said[0] if said else "127.0.0.1"
-    set_default("MASTER_PORT", str(20_000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20_000))
+            hosts = []
+        os.environ["MASTER_ADDR"] = hosts[0] if hosts else "127.0.0.1"
+    port = 20_000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20_000
+    values = (rank.number, rank.world, rank.local, rank.neighbours, port)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    for name, value in zip(names, values, strict=True):
+        os.environ.setdefault(name, str(value))
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: by default every large tensor is a fresh mapping, and touching its pages for the first time is a
-    tenth of a step on a CPU (docs/negative_results.md, 15). Does nothing where there is no glibc."""
+    """Let glibc keep freed memory: by default every large tensor is a new mapping, whose first touch is a tenth of a
+    step on a CPU (docs/negative_results.md, 15). Does nothing where there is no glibc."""
     try:
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mappings of their own
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no separate mappings
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing goes back before the end
     except (OSError, AttributeError):
         pass
@@ -162,22 +162,22 @@ def best_precision(wanted: str, device: torch.device) -> str:
 
 
 def tokens_that_fit(layers: int, width: int, vocab: int, memory_gb: float | None, device: torch.device) -> int:
-    """Positions of a language model whose forward states fit into `memory_gb`; None: 1 GB, or a third of a GPU's memory.
+    """Positions of a language model whose states fit into `memory_gb`; None: 1 GB, or a third of a GPU's memory.
 
-    From sizes that never change between two starts of a run, so that a resumed one cuts its chunks alike.
+    Only from sizes that are the same at every start of a run, so that a resumed run cuts the same chunks.
     """
     if memory_gb is None:
         memory_gb = torch.cuda.get_device_properties(device).total_memory / 3e9 if device.type == "cuda" else 1.0
-    return max(1, int(memory_gb * 1e9 / (layers * width * _BYTES_A_UNIT + 3 * 4 * vocab)))
+    return max(1, int(memory_gb * 1e9 / (layers * width * _BYTES_PER_UNIT + 3 * 4 * vocab)))
 
 
 def auto_workers(device: torch.device, rows: int, ranks_here: int = 1) -> int:
-    """How many worker processes pay: none for a handful of rows; beside a GPU every core.
+    """How many worker processes are useful: none for few rows; with a GPU one per core.
 
-    Where the CPU encodes, a worker takes its time from the encoder, whose threads wait for each other: on 2 cores decoding between the
-    batches took 61 ms an image with ViT-B/32, one worker 67 ms, two 74 ms (benchmarks/preprocess.py). With many cores some are to spare.
+    Where the CPU encodes, a worker takes time from the encoder's threads. On 2 cores with ViT-B/32: decoding between
+    the batches 61 ms per image, one worker 67 ms, two 74 ms (benchmarks/preprocess.py).
     """
-    if rows < FEW:
+    if rows < _FEW_ROWS:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores //= max(1, ranks_here)

@@ -1,7 +1,7 @@
-"""One artifact made in pieces by any number of processes that never talk: each piece is a file, whole or absent, claimed by a lock.
+"""One artifact made in pieces by any number of processes: each piece is a file, whole or absent, claimed by a lock.
 
-A killed process leaves its finished pieces and no lock, so the same command, or another rank, goes on with what is missing. Pieces are
-cut by the artifact's rows alone, and put together in order: the result is the same, byte for byte, however many processes made it.
+A killed process leaves its finished pieces and no lock, so the same command, or another rank, makes what is missing.
+Pieces are cut by rows and put together in order: the artifact's bytes do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Rank:
-    """Which of how many processes this one is, as `torchrun` or `srun` tell it; `local` of `neighbours` on this machine."""
+    """This process's number in a job of `world`, from `torchrun` or `srun`; `local` of `neighbours` on this machine."""
 
     number: int = 0
     world: int = 1
@@ -36,23 +37,25 @@ class Rank:
 
     @classmethod
     def here(cls) -> Rank:
-        # of SLURM only what a step says: a batch script outside `srun` is one process, whatever was allotted to it
+        # SLURM's step variables only: a batch script outside `srun` is one process, whatever was allotted to it
         for number, world, local, neighbours in (
             ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
             ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
         ):
-            found = [os.environ.get(name, "") for name in (number, world, local)]
-            if all(value.isdigit() for value in found) and int(found[0]) < int(found[1]):
-                beside = os.environ.get(neighbours, "")
-                return cls(
-                    int(found[0]), int(found[1]), int(found[2]), int(beside) if beside.isdigit() else int(found[1])
-                )
+            values = [os.environ.get(name, "") for name in (number, world, local)]
+            if all(value.isdigit() for value in values) and int(values[0]) < int(values[1]):
+                here = os.environ.get(neighbours, "")
+                values.append(here if here.isdigit() else values[1])
+                return cls(*(int(value) for value in values))
         return cls()
 
 
 @dataclass
 class Shards:
-    """The pieces 0 .. count-1 of what is made at `path`, in a folder beside it named after the cut; `made`: no piece is needed any more."""
+    """The pieces 0 .. count-1 of the artifact `path`, in a folder beside it; `cut`: rows per piece.
+
+    made: whether the artifact is there, so that no piece is needed.
+    """
 
     path: Path
     count: int
@@ -69,17 +72,16 @@ class Shards:
         return self.folder / f"{index:06d}.safetensors"
 
     def missing(self) -> list[int]:
-        """Pieces that are not there, this rank's own first: every `world`th, then the others'."""
+        """Pieces that are not there: first every `world`th, which are this rank's, then the others'."""
         try:
             there = {entry.name for entry in os.scandir(self.folder)}
         except FileNotFoundError:  # nothing is made yet, or all is and the folder gone
             there = set()
-        own = range(self.rank.number, self.count, self.rank.world)
-        others = (i for i in range(self.count) if i % self.rank.world != self.rank.number)
-        return [i for i in (*own, *others) if self.file(i).name not in there]
+        order = sorted(range(self.count), key=lambda i: i % self.rank.world != self.rank.number)
+        return [i for i in order if self.file(i).name not in there]
 
     def claimed(self) -> Iterator[int]:
-        """Missing pieces that nobody else works on, one after the other; each is this process's until `keep` or its end."""
+        """Missing pieces that nobody else works on; each belongs to this process until `keep` or the end of `fill`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for index in self.missing():
             lock = FileLock(self.folder / f".{index:06d}.lock")
@@ -104,26 +106,26 @@ class Shards:
     def fill(
         self, make: Callable[[Iterator[int]], None], finished: Callable[[int], object], waiting: Callable[[int], object]
     ) -> None:
-        """Until every piece is there: `make` what can be claimed (it calls `keep` for each), wait for what others work on.
+        """Until every piece is there, `make` what can be claimed (it calls `keep` for each) and wait for the others'.
 
-        finished: told the number of pieces found, whoever made them; waiting: told once how many pieces others are still busy with.
+        finished: called with the number of pieces that are there; waiting: called once, with the number others work on.
         """
-        said = False
+        has_waited = False
         while not self.made() and (missing := self.missing()):
             finished(self.count - len(missing))
             claims = self.claimed()
             first = next(claims, None)
             if first is not None:
                 try:
-                    make(_with_first(first, claims))
+                    make(chain([first], claims))
                 finally:
                     for lock in self._claims.values():
                         lock.release()
                     self._claims.clear()
             else:
-                if not said:
+                if not has_waited:
                     waiting(len(missing))
-                said = True
+                has_waited = True
                 time.sleep(POLL_SECONDS)
         finished(self.count)
 
@@ -143,11 +145,6 @@ class Shards:
                     continue
 
 
-def _with_first(first: int, rest: Iterator[int]) -> Iterator[int]:
-    yield first
-    yield from rest
-
-
 def read_meta(file: Path) -> dict[str, Any] | None:
     """The `meta` of a piece; None if the file is damaged."""
     from safetensors import SafetensorError, safe_open
@@ -155,5 +152,5 @@ def read_meta(file: Path) -> dict[str, Any] | None:
     try:
         with safe_open(file, framework="pt") as f:
             return json.loads(f.metadata()["meta"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError):
         return None

@@ -1,4 +1,4 @@
-"""What a run tells: progress and tables on the console, every metric in `metrics.jsonl`, and the same in W&B. One object."""
+"""What a run reports: progress and tables on the console, every metric in `metrics.jsonl` and in W&B."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cgtgan.config import WandbConfig
-from cgtgan.errors import Stopped
-from cgtgan.runtime.artifacts import write_text
+from cgtgan.errors import InputError, Stopped
+from cgtgan.runtime.artifacts import parse_json, write_text
 from cgtgan.runtime.shards import Rank
 from cgtgan.runtime.wandb_run import About, WandbRun, stored_wandb_id
-
-__all__ = ["Bar", "Tracker", "read_metrics", "stored_wandb_id"]
 
 
 class Bar:
@@ -27,17 +25,12 @@ class Bar:
     def __init__(self, console: Console, description: str, total: int, completed: int):
         self._console, self._description = console, description
         self._total, self._done, self._note = total, completed, ""
-        self._said = completed * 4 // max(total, 1)
+        self._quarter = completed * 4 // max(total, 1)
         self._progress: Progress | None = None
         if console.is_terminal:
-            columns = [
-                TextColumn("{task.description:<28}"),
-                BarColumn(30),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-            ]
-            self._progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=console)
+            start, count, times = BarColumn(30), MofNCompleteColumn(), (TimeElapsedColumn(), TimeRemainingColumn())
+            label, last = TextColumn("{task.description:<28}"), TextColumn("{task.fields[note]}")
+            self._progress = Progress(label, start, count, *times, last, console=console)
             self._task = self._progress.add_task(description, total=total, completed=completed, note="")
             self._progress.start()
 
@@ -46,11 +39,10 @@ class Bar:
         self._note = self._note if note is None else note
         if self._progress is not None:
             self._progress.update(self._task, completed=self._done, note=self._note)
-        elif (quarter := self._done * 4 // max(self._total, 1)) > self._said:
-            self._said = quarter
-            self._console.print(
-                f"{self._description} {self._done}/{self._total} {self._note}".rstrip(), highlight=False
-            )
+        elif (quarter := self._done * 4 // max(self._total, 1)) > self._quarter:
+            self._quarter = quarter
+            line = f"{self._description} {self._done}/{self._total} {self._note}"
+            self._console.print(line.rstrip(), highlight=False)
 
     def reach(self, done: int) -> None:
         """Advance to `done`; what others did counts too."""
@@ -67,10 +59,8 @@ class Tracker:
 
     def __init__(self, console: Console | None = None):
         terminal = sys.stdout.isatty()
-        # of several processes of one job the first one speaks; an error is said by whoever meets it
-        self.console = console or Console(
-            width=None if terminal else 110, soft_wrap=not terminal, quiet=Rank.here().number > 0
-        )
+        quiet = Rank.here().number > 0  # only the first process of a job prints; an error comes from whoever meets it
+        self.console = console or Console(width=None if terminal else 110, soft_wrap=not terminal, quiet=quiet)
         self._file: Path | None = None
         self._wandb: WandbRun | None = None
         self.wandb_id: str | None = None
@@ -89,7 +79,7 @@ class Tracker:
         finally:
             bar.close()
 
-    # --------------------------------------------------------------------------------------------------------- one run
+    # ----------------------------------------------------------------------------------------------------- one run
 
     def start_run(
         self,
@@ -101,9 +91,9 @@ class Tracker:
         step: int = 0,
         wandb_id: str | None = None,
     ) -> None:
-        """Log into `folder`, continuing after `step`: rows of `metrics.jsonl` that a killed process wrote beyond it are dropped.
+        """Log into `folder` after `step`: rows of `metrics.jsonl` beyond it, which a killed process wrote, are dropped.
 
-        wandb_id: what the checkpoint says it is, for a folder that lost its wandb_id.txt.
+        wandb_id: the checkpoint's, for a folder that lost its wandb_id.txt.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "metrics.jsonl"
@@ -121,7 +111,7 @@ class Tracker:
         rows: Sequence[Mapping[str, Any]] = (),
         wandb_id: str | None = None,
     ) -> None:
-        """The folder's run in W&B, begun or gone on with; `rows`: what was logged before. job_type None leaves what was said before."""
+        """Start or continue the folder's run in W&B; `rows`: logged before; job_type None keeps the earlier one."""
         if wandb.mode == "disabled":
             return
         self.wandb_id = stored_wandb_id(folder, wandb_id)
@@ -156,12 +146,20 @@ class Tracker:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a half-written last line of a killed process is left out."""
-    rows = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
+    """Rows of a metrics.jsonl; a half-written last line of a killed process is left out.
+
+    Raises `InputError` naming any other line that is no row.
+    """
+    rows: list[dict[str, Any]] = []
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = parse_json(line, f"{path}, line {number}", fix="delete this line")
+        except InputError:
+            if number == len(lines):
                 break
+            raise
+        if not isinstance(row.get("step"), int):
+            raise InputError(f"{path}, line {number} has no step: delete this line")
+        rows.append(row)
     return rows

@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 from cgtgan.config import WandbConfig
-from cgtgan.errors import Stopped
+from cgtgan.errors import InputError, Stopped
 from cgtgan.runtime import wandb_run
 from cgtgan.runtime.tracking import Tracker, read_metrics
 from cgtgan.runtime.wandb_run import stored_wandb_id
@@ -90,6 +90,16 @@ def test_resuming_drops_what_lies_beyond_the_checkpoint(tmp_path: Path) -> None:
         (3, 3),
         (4, 40),
     ]
+
+
+@pytest.mark.parametrize(
+    "line", ["[1]", '{"a": 1', '{"a": 1}', "7", '{"step": 2, "a": ' + "1" * 5000 + "}", "[" * 99_999]
+)
+def test_a_line_that_is_no_row_is_one_sentence_that_names_it(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "a": 1.0}}\n{line}\n{{"step": 3, "a": 1.0}}\n')
+    with pytest.raises(InputError, match=rf"^{path}, line 2 .*: delete this line$"):
+        read_metrics(path)
 
 
 def test_a_half_written_line_is_gone_after_a_resume_at_its_step(tmp_path: Path) -> None:
