@@ -52,7 +52,7 @@ def dataset_identity(ws: Workspace) -> dict[str, Any]:
     """What the images of a data set depend on, apart from their list."""
     config = ws.cfg.dataset
     kind = KINDS[config.kind]
-    identity: dict[str, Any] = {"kind": kind.name}
+    identity: dict[str, Any] = {"kind": config.kind}
     identity |= {"world": as_dict(config.world)} if kind.drawn else {}
     return identity | ({"reader": reader_identity(config)} if kind.listing == "reader" else {})
 
@@ -73,13 +73,11 @@ def image_embeddings(ws: Workspace, name: str) -> Embeddings:
     shards = Shards(path, -(-len(images) // cut), cut, path.exists)
     if not path.exists():
         shards.discard(_is_stale)
-        fill_shards(
-            ws,
-            shards,
-            f"{name} images",
-            len(images),
-            lambda claims, bar: _encode_images(ws, shards, images, claims, bar),
-        )
+
+        def encode(claims: Iterator[int], bar: Bar) -> None:
+            _encode_images(ws, shards, images, claims, bar)
+
+        fill_shards(ws, shards, f"{name} images", len(images), encode)
 
         def write(path: Path) -> None:
             metas = [read_meta(shards.file(i)) or {} for i in range(shards.count)]

@@ -175,9 +175,9 @@ def _absent_images(config: DatasetConfig, name: str, root: Path, absent: list[Im
     folders = _folders(config, name, root)
     gone = [str(folder) for folder in folders if not folder.is_dir()]
     where = " and ".join(map(str, folders)) + (f" (no such folder: {', '.join(gone)})" if gone else "")
-    first = ", ".join(map(str, absent[:3]))
+    first, kind = ", ".join(map(str, absent[:3])), KINDS[config.kind]
     return MissingFileError(
         f"{len(absent)} of {total} {name} images are not in {where}, first {first}: get them from "
-        f"{KINDS[config.kind].images_from}, set dataset.images to where they are, or allow some with "
+        f"{kind.images_from or kind.annotations_from}, set dataset.images to where they are, or allow some with "
         "dataset.max_bad_images"
     )

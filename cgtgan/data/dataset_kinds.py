@@ -18,8 +18,7 @@ KARPATHY_ZIP = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_da
 class DatasetKind:
     """Places are relative to `dataset.root`, and are by split (train, val, test) where they differ."""
 
-    name: str
-    listing: str  # what lists a split: annotations | folder | reader (datasets.py)
+    listing: str = "annotations"  # what lists a split: annotations | folder | reader (datasets.py)
     images: str = "images"  # the usual `dataset.images`
     image_folders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # below `dataset.images`
     caption_files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # usual places: the first that exists
@@ -28,8 +27,8 @@ class DatasetKind:
     id_ends_name: bool = False  # an image's id is the number behind the last '_' of its name; else the whole name
     public_ids: bool = True  # an id names the same picture for everybody; else a picture's size tells two apart
     drawn: bool = False  # drawn by the program when first needed
-    caption_rule: str = "coco"  # how its own training captions are cleaned (corpora.RULES), for the supervised bound
-    annotations_from: str | None = None
+    caption_rule: str = "coco"  # how its training captions are cleaned (corpora.RULES), for the supervised bound
+    annotations_from: str | None = None  # where to get them
     images_from: str | None = None
 
     def image_id(self, file_name: str) -> ImageId:
@@ -49,47 +48,41 @@ def _usual_caption_files(karpathy: str | None = None) -> dict[str, tuple[str, ..
     return places
 
 
-_COCO = DatasetKind(
-    name="coco",
-    listing="annotations",
-    images=".",
-    image_folders={"train": ("train2014", "val2014"), "val": ("val2014",), "test": ("val2014",)},
-    caption_files=_usual_caption_files("dataset_coco.json"),
-    listed_caption_files={  # the part of the training split that Karpathy calls 'restval' has its captions in val2014
-        "train": ("annotations/captions_train2014.json", "annotations/captions_val2014.json"),
-        "val": ("annotations/captions_val2014.json",),
-        "test": ("annotations/captions_val2014.json",),
-    },
-    id_ends_name=True,
-    annotations_from="https://biglmdiag.blob.core.windows.net/oscar/datasets/coco_caption.zip (or dataset_coco.json of "
-    f"{KARPATHY_ZIP}, or captions_{{train,val}}2014.json of "
-    "http://images.cocodataset.org/annotations/annotations_trainval2014.zip with dataset.karpathy)",
-    images_from="http://images.cocodataset.org/zips/train2014.zip and val2014.zip",
-)
-_FLICKR30K = DatasetKind(
-    name="flickr30k",
-    listing="annotations",
-    images="flickr30k_images",
-    image_folders=dict.fromkeys(SPLITS, (".",)),
-    caption_files=_usual_caption_files("dataset_flickr30k.json"),
-    annotations_from=f"{KARPATHY_ZIP} (its dataset_flickr30k.json, put into the same folder, takes this one's place)",
-    images_from="https://shannon.cs.illinois.edu/DenotationGraph (on request) or "
-    "kaggle.com/datasets/hsankesara/flickr-image-dataset",
-)
-_PREPROCESS = "the preprocess stage, which draws the demo world"
-_DEMO = DatasetKind(
-    name="demo",
-    listing="annotations",
-    image_folders={split: (split,) for split in SPLITS},
-    caption_files=_usual_caption_files(),
-    train_list="train_images.txt",
-    id_ends_name=True,
-    drawn=True,
-    caption_rule="none",
-    annotations_from=_PREPROCESS,
-    images_from=_PREPROCESS,
-)
-_FOLDER = DatasetKind(name="folder", listing="folder", public_ids=False)
-_CUSTOM = DatasetKind(name="custom", listing="reader", public_ids=False)
+_VAL2014 = "annotations/captions_val2014.json"  # has 'restval' too, which Karpathy counts as train
 
-KINDS = {kind.name: kind for kind in (_DEMO, _COCO, _FLICKR30K, _FOLDER, _CUSTOM)}
+KINDS = {
+    "demo": DatasetKind(
+        image_folders={split: (split,) for split in SPLITS},
+        caption_files=_usual_caption_files(),
+        train_list="train_images.txt",
+        id_ends_name=True,
+        drawn=True,
+        caption_rule="none",
+        annotations_from="the preprocess stage, which draws the demo world",
+    ),
+    "coco": DatasetKind(
+        images=".",
+        image_folders={"train": ("train2014", "val2014"), "val": ("val2014",), "test": ("val2014",)},
+        caption_files=_usual_caption_files("dataset_coco.json"),
+        listed_caption_files={
+            "train": ("annotations/captions_train2014.json", _VAL2014),
+            "val": (_VAL2014,),
+            "test": (_VAL2014,),
+        },
+        id_ends_name=True,
+        annotations_from="https://biglmdiag.blob.core.windows.net/oscar/datasets/coco_caption.zip (or "
+        f"dataset_coco.json of {KARPATHY_ZIP}, or captions_{{train,val}}2014.json of "
+        "http://images.cocodataset.org/annotations/annotations_trainval2014.zip with dataset.karpathy)",
+        images_from="http://images.cocodataset.org/zips/train2014.zip and val2014.zip",
+    ),
+    "flickr30k": DatasetKind(
+        images="flickr30k_images",
+        image_folders=dict.fromkeys(SPLITS, (".",)),
+        caption_files=_usual_caption_files("dataset_flickr30k.json"),
+        annotations_from=f"{KARPATHY_ZIP} (its dataset_flickr30k.json, in the same folder, takes this one's place)",
+        images_from="https://shannon.cs.illinois.edu/DenotationGraph (on request) or "
+        "kaggle.com/datasets/hsankesara/flickr-image-dataset",
+    ),
+    "folder": DatasetKind(listing="folder", public_ids=False),
+    "custom": DatasetKind(listing="reader", public_ids=False),
+}

@@ -45,9 +45,9 @@ def digest(root: Path) -> str:
 
 def all_sentences(world: DemoWorld) -> list[str]:
     captions = [world.references("val"), world.references("test"), world.paired_captions("train")]
-    said = [sentence for by_image in captions for sentences in by_image.values() for sentence in sentences]
-    said += [sentence for name in ("val", "test") for sentence in world.human(name).values()]
-    return said + world.corpus() + world.corpus(external=True)
+    sentences = [sentence for by_image in captions for texts in by_image.values() for sentence in texts]
+    sentences += [sentence for name in ("val", "test") for sentence in world.human(name).values()]
+    return sentences + world.corpus() + world.corpus(external=True)
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
