@@ -69,6 +69,7 @@ class WandbRun:
     def __init__(self, folder: Path, settings: WandbConfig, wandb_id: str, about: About, say: Callable[[str], None]):
         self._folder, self._settings = folder.resolve(), settings
         self._id, self._about, self._say = wandb_id, about, say
+        self._sync = f"`wandb sync --include-online {self._folder / 'wandb'}`"
         self._summary, self._logged = (self._folder / "wandb" / f"{name}.json" for name in ("summary", "logged"))
         self._calls: SimpleQueue[Callable[[Any], object] | None] = SimpleQueue()
         self._known_step = -1  # the last one that W&B had before this start
@@ -147,6 +148,8 @@ class WandbRun:
 
     def _work(self) -> None:
         try:
+            import wandb
+
             run = self._start()
         except Exception as error:  # W&B may fail in any way; a run never ends because of it
             if isinstance(error, ModuleNotFoundError) and error.name == "wandb":
@@ -163,11 +166,11 @@ class WandbRun:
             if self._step > self._known_step:
                 self._keep(self._step)
         except Exception as error:
-            self._report(self._unsent(_reason(error)))
+            self._report_unsent(_reason(error))
         if not run.offline and _has_failed(Path(run.settings.log_internal)):
-            self._report(self._unsent("it refused some of it"))
-        with contextlib.suppress(Exception):
-            _teardown()
+            self._report_unsent("it refused some of it")
+        with contextlib.suppress(Exception):  # its files are complete then, and the program does not wait for it
+            wandb.teardown()
 
     def _make(self, call: Callable[[Any], object], run: Any) -> None:
         try:
@@ -181,11 +184,8 @@ class WandbRun:
             self._reported = True
             self._say(problem)
 
-    def _unsent(self, why: str) -> str:
-        return f"W&B did not take all of this run ({why}); it is complete on disk, and {self._sync()} sends it"
-
-    def _sync(self) -> str:
-        return f"`wandb sync --include-online {self._folder / 'wandb'}`"
+    def _report_unsent(self, why: str) -> None:
+        self._report(f"W&B did not take all of this run ({why}); it is complete on disk, and {self._sync} sends it")
 
     def _start(self) -> Any:
         import wandb
@@ -202,10 +202,10 @@ class WandbRun:
                     return self._init("online")
             except Exception as error:  # a wrong key, a full quota, a server that does not speak W&B
                 problem = f"W&B at {host} did not take the run ({_reason(error)})"
-                _teardown()
+                wandb.teardown()
                 for begun in set(self._files()) - before:
                     shutil.rmtree(begun.parent, ignore_errors=True)
-            self._report(f"wandb=online: {problem}, so this run is written offline; {self._sync()} sends it later")
+            self._report(f"wandb=online: {problem}, so this run is written offline; {self._sync} sends it later")
         return self._init("offline")
 
     def _init(self, mode: Literal["online", "offline"]) -> Any:
@@ -322,13 +322,6 @@ def _agent_config(config: Mapping[str, Any]) -> dict[str, Any]:
         inner = {f"{name}.{k}": v for k, v in _agent_config(value).items()} if isinstance(value, Mapping) else None
         flat |= {name: value} if inner is None else inner
     return flat
-
-
-def _teardown() -> None:
-    """End W&B's process: then its files are complete, and the end of the program does not wait for it."""
-    import wandb
-
-    wandb.teardown()
 
 
 def _kill_service() -> None:
