@@ -265,7 +265,7 @@ def test_a_list_from_standard_input(
     assert found == [listed[0], *map(str, sorted((photos / "deep" / "deeper").iterdir()))]
     assert "left out: the image " + listed[1] + " does not exist" in done.stdout
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
-    with pytest.raises(InputError, match="images=-: standard input lists no picture; give a path a line"):
+    with pytest.raises(InputError, match="images=-: standard input lists no picture; give a path per line"):
         find_images(["-"])
 
 
