@@ -28,7 +28,9 @@ from cgtgan.accepted_values import (
 STAGES = ("preprocess", "aggregate", "initialize", "train", "evaluate", "caption", "report", "serve", "pipeline")
 SPLITS = ("train", "val", "test")
 DATASET_KINDS = ("demo", "coco", "flickr30k", "folder", "custom")  # their records: data/dataset_kinds.py
-# a metric that may be asked for -> what it gives; "spice" needs jars that are not part of pycocoevalcap
+DEFAULT_METRICS = ("bleu", "meteor", "rouge_l", "cider")
+COCO_METRICS = (*DEFAULT_METRICS, "spice")  # "spice" needs jars that are not part of pycocoevalcap
+# a metric that may be asked for -> the scores that it gives
 METRICS = {
     "bleu": ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"),
     "meteor": ("METEOR",),
@@ -286,7 +288,7 @@ class EvaluateConfig:
 
     which: str = setting("best", one_of("best", "last"))
     split: str = setting("test", one_of("val", "test"))
-    metrics: list[str] = field(default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider"])
+    metrics: list[str] = field(default_factory=lambda: list(DEFAULT_METRICS))
     # captions per image for self-CIDEr, a measure of diversity
     self_cider_samples: int = setting(0, ("0 (none) or 2 or more", lambda v: v == 0 or v >= 2))
     references: str | None = None  # with captions=FILE: a file in COCO's format instead of the split's references
@@ -298,7 +300,9 @@ class EvaluateConfig:
 class CaptionConfig:
     """What stage=caption writes about the user's pictures."""
 
-    num: int | None = setting(None, AT_LEAST_1)  # captions per picture, ranked by CLIP, with scores; null: one by `decode`
+    num: int | None = setting(
+        None, AT_LEAST_1
+    )  # captions per picture, ranked by CLIP, with scores; null: one by `decode`
     format: str = setting("json", one_of("json", "csv"))
 
 

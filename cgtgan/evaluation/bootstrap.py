@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit  # of Student's t; scipy.stats takes half a second to import
 
 from cgtgan.errors import InputError
 
@@ -122,5 +122,6 @@ def _over_seeds(a: SystemScores, b: SystemScores, value: float, image_variance: 
     if not total:
         return Interval(value, value, 1.0 if value == 0 else 0.0)
     freedom = total**2 / sum(variance**2 / max(n, 1) for variance, n in parts)
-    reach = float(student.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(total)
-    return Interval(value - reach, value + reach, float(2 * student.sf(abs(value) / math.sqrt(total), freedom)))
+    spread = math.sqrt(total)
+    reach = float(stdtrit(freedom, (1 + LEVEL) / 2)) * spread
+    return Interval(value - reach, value + reach, float(2 * stdtr(freedom, -abs(value) / spread)))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cgtgan.config import METRICS, custom_name
+from cgtgan.config import COCO_METRICS, DEFAULT_METRICS, METRICS, custom_name
 from cgtgan.errors import InputError, UserError
 from cgtgan.evaluation import java as jvm
 from cgtgan.evaluation.coco_files import ImageId, id_list, load_references, load_results, save_results
@@ -24,8 +24,6 @@ from cgtgan.evaluation.own_metrics import Columns, OwnMetric, own_metrics
 __all__ = ["DEFAULT_METRICS", "Columns", "ImageId", "JavaSettings", "Scores", "approximate_tokenize", "load_references"]
 __all__ += ["load_results", "save_results", "score_captions", "score_many"]
 
-DEFAULT_METRICS = ("bleu", "meteor", "rouge_l", "cider")
-_COCO = (*DEFAULT_METRICS, "spice")
 _NO_JAVA = f"no `java` program was found on PATH or under JAVA_HOME; {jvm.HOW_TO_INSTALL}"
 ExtraMetric = Callable[[str, list[Any]], Columns]  # of a method's name and the ids that are scored
 
@@ -172,7 +170,7 @@ class _Result:
             self._failed(family, why)
 
     def _failed(self, family: str, why: str) -> None:
-        names = METRICS[family] if family in _COCO else (custom_name(family),)
+        names = METRICS[family] if family in COCO_METRICS else (custom_name(family),)
         self.failed.update(dict.fromkeys(names, why))
 
     def scores(self, families: Sequence[str]) -> Scores:
@@ -211,7 +209,7 @@ def _feed_meteor(
 
 
 def _check_metrics(metrics: Sequence[str], extra: Collection[str]) -> list[str]:
-    known = [*_COCO, *extra]
+    known = [*COCO_METRICS, *extra]
     unknown = [metrics] if isinstance(metrics, str) else [m for m in metrics if m not in known]
     if unknown or not metrics:
         raise InputError(f"metrics={metrics!r} is not accepted: give a list out of {', '.join(known)}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cgtgan.config import METRICS
 from cgtgan.errors import InputError
 from cgtgan.evaluation.bootstrap import Difference, SystemScores, paired_bootstrap
 from cgtgan.reporting.methods import METHODS
@@ -17,7 +18,7 @@ from cgtgan.reporting.tables import ComparedRow, TestSet
 from cgtgan.reporting.variants import Variant, distinguish
 from cgtgan.runtime.artifacts import canonical_json, fingerprint
 
-SUMMED = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR")  # of summed counts: no mean of the images' scores
+SUMMED = (*METRICS["bleu"], *METRICS["meteor"])  # of summed counts: no mean of the images' scores
 _GAN = ("train.", "reward_weights.", "discriminator.", "precision")
 _TEXT = (*_GAN, "aggregation_t.")
 _INITIAL = ("train.use_initialization", "train.dropout")

@@ -12,10 +12,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from cgtgan.config import COCO_METRICS, METRICS
 from cgtgan.evaluation.bootstrap import Difference
 
-METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")  # the first table's columns
-TIMES_100 = ("bleu", "meteor", "rouge", "cider", "spice", "clipscore", "refclipscore")  # others stay as measured
+FIRST_COLUMNS = [score for metric in COCO_METRICS for score in METRICS[metric]]  # of the first table
+TIMES_100 = {*FIRST_COLUMNS, *METRICS["clipscore"]}  # others stay as measured
 # Headings of a table's parts, in their order.
 PARTS = (
     "",
@@ -27,7 +28,7 @@ MARKS = {(1, True): "▲", (1, False): "△", (-1, True): "▼", (-1, False): "�
 
 
 def is_times_100(metric: str) -> bool:
-    return metric.lower().startswith(TIMES_100)
+    return metric in TIMES_100
 
 
 def format_score(metric: str, value: float, like: float | None = None) -> str:
@@ -131,8 +132,8 @@ class TestSet:
 def split_metrics(metrics: Iterable[str]) -> list[list[str]]:
     """The columns of the first table, and those of the second (every other metric); a table without any is left out."""
     metrics = list(dict.fromkeys(metrics))
-    first = [metric for metric in METRICS if metric in metrics]
-    return [part for part in (first, [metric for metric in metrics if metric not in METRICS]) if part]
+    first = [metric for metric in FIRST_COLUMNS if metric in metrics]
+    return [part for part in (first, [metric for metric in metrics if metric not in FIRST_COLUMNS]) if part]
 
 
 # --------------------------------------------------------------------------------------------------------------- cells
@@ -200,7 +201,9 @@ class DifferenceCell:
 def difference_table(test_set: TestSet) -> tuple[list[str], list[tuple[ComparedRow, list[DifferenceCell | None]]]]:
     """(metrics, rows with a cell per metric) of what was tested against a baseline."""
     rows = sorted((row for row in test_set.rows if row.differences), key=lambda row: row.part)
-    metrics = [m for m in dict.fromkeys((*METRICS, *test_set.metrics)) if any(m in row.differences for row in rows)]
+    metrics = [
+        m for m in dict.fromkeys((*FIRST_COLUMNS, *test_set.metrics)) if any(m in row.differences for row in rows)
+    ]
     reach = {}
     for metric in metrics:
         # the scale is the variants': a method without training may be far away and is cut off
