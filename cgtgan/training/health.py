@@ -6,11 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-
-def distinct(captions: Sequence[str], n: int) -> float:
-    """Distinct n-grams of words over all of them (distinct-n, Li et al. 2016); 0 where there is none."""
-    grams = [tuple(words[i : i + n]) for words in (c.split() for c in captions) for i in range(len(words) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0
+from cgtgan.evaluation.diversity import distinct
 
 
 def most_frequent(captions: Sequence[str]) -> float:
@@ -20,9 +16,10 @@ def most_frequent(captions: Sequence[str]) -> float:
 
 def caption_metrics(sampled: Sequence[str], greedy: Sequence[str]) -> dict[str, float]:
     """Distinct-1 and distinct-2, the share of repeated samples, and the share of the most frequent greedy caption."""
+    words = [caption.split() for caption in sampled]
     return {
-        "caption/distinct_1": distinct(sampled, 1),
-        "caption/distinct_2": distinct(sampled, 2),
+        "caption/distinct_1": distinct(words, 1),
+        "caption/distinct_2": distinct(words, 2),
         "caption/identical": 1 - len(set(sampled)) / len(sampled) if sampled else 0.0,
         "caption/greedy_most_frequent": most_frequent(greedy),
     }
