@@ -1,4 +1,4 @@
-"""What W&B shows of a run beside its curves: captions of the same images at every validation, scores, artifacts."""
+"""What W&B has of a run beyond its curves: captions of the same images at each validation, scores, artifacts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from cgtgan.assets.aggregated import aggregated_embeddings
 from cgtgan.assets.images import dataset_split
 from cgtgan.assets.released import released_aggregated
 from cgtgan.assets.workspace import Workspace
-from cgtgan.config import Config, WandbConfig, as_dict, variant_name
+from cgtgan.config import Config, WandbConfig, as_dict
 from cgtgan.data.image_files import DAMAGED_IMAGE
 from cgtgan.reporting.pictures import embed
+from cgtgan.run_identity import variant_name
 from cgtgan.runtime.artifacts import Embeddings, atomic_path, read_json
 from cgtgan.runtime.tracking import read_metrics
 from cgtgan.runtime.versions import code_version
@@ -75,18 +76,16 @@ def validation_examples(ws: Workspace, val: Embeddings) -> Examples | None:
 
 def _thumbnails(ws: Workspace, ids: list[Any]) -> list[Path | None]:
     """Small files of the pictures, made once; None where there is no file or it cannot be read."""
-    files, folder = (
-        {record.image_id: record.path for record in dataset_split(ws, "val").images},
-        ws.run / "validation" / "pictures",
-    )
-    made: list[Path | None] = []
+    files = {record.image_id: record.path for record in dataset_split(ws, "val").images}
+    folder = ws.run / "validation" / "pictures"
+    thumbnails: list[Path | None] = []
     for number, image_id in enumerate(ids):
-        found = next(folder.glob(f"{number:02d}.*"), None)
+        earlier = next(folder.glob(f"{number:02d}.*"), None)
         try:
-            made.append(found or _thumbnail(files[image_id], folder / f"{number:02d}"))
+            thumbnails.append(earlier or _thumbnail(files[image_id], folder / f"{number:02d}"))
         except (KeyError, *DAMAGED_IMAGE):
-            made.append(None)
-    return made
+            thumbnails.append(None)
+    return thumbnails
 
 
 def _thumbnail(path: Path, to: Path) -> Path:
@@ -108,7 +107,6 @@ def log_captions(
     if run is None or examples is None:
         return
     captions = [validation.captions[i] for i in examples.ids]
-    rewards = _rewards(ws.cfg, parts, examples, captions)
     references = dataset_split(ws, "val").references
     columns = {
         "image": [str(i) for i in examples.ids],
@@ -116,15 +114,18 @@ def log_captions(
         "caption": captions,
         "references": ["\n".join(references[i]) for i in examples.ids],
         "CIDEr": [validation.per_image.get(i) for i in examples.ids],
-        **rewards,
+        **reward_columns(ws.cfg, parts, examples, captions),
     }
     run.table(step, TABLE, tuple(columns), [list(row) for row in zip(*columns.values(), strict=True)])
 
 
-def _rewards(
+def reward_columns(
     cfg: Config, parts: TrainingParts, examples: Examples, captions: list[str]
 ) -> dict[str, list[float] | list[None]]:
-    """A column for every reward; None where it needs the targets and there are none, or the discriminator."""
+    """A column per reward term, `semantic` and `naturalness`: values of the captions, or None.
+
+    Without targets only `clip` has values, without a discriminator `naturalness` has none.
+    """
     device = parts.devices.device
     image, target = examples.image, examples.image if examples.target is None else examples.target
     rewards = semantic_rewards(cfg, parts, captions, image.to(device), target.to(device))
@@ -187,7 +188,7 @@ def send_scores(ws: Workspace, scores: Path, made_from: Mapping[str, Any]) -> No
     """The captioner's scores into its run's summary, `test/CIDEr` and so on, and its captions as an artifact."""
     trained = read_metrics(ws.run / "metrics.jsonl")
     config = run_config(ws.cfg, made_from)
-    if trained:  # its own start has said them, and more
+    if trained:  # the start of training has recorded them, and more
         del config["inputs"]
     ws.tracker.open_wandb(
         ws.run, run_settings(ws.cfg), config=config, job_type=None if trained else ws.cfg.stage, rows=trained

@@ -1,4 +1,4 @@
-"""GAN training as a job: stopped by signals and time, damaged on disk, on two processes, one of which dies. On the tiny demo world."""
+"""GAN training as a job on the tiny demo world: stopped by signals and time, damaged on disk, on two processes."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ class socket_port:
 
 def test_more_processes_than_images_of_a_part_are_refused(home: Path) -> None:
     said = run(home, "train.batch_size=2", "train.accumulation=2", "variant=small", processes=2, code=1)
-    assert "train.batch_size=2 in 2 parts is less than an image for each of 2 processes" in said
+    assert "train.batch_size=2 in 2 parts is less than one image for each of 2 processes" in said
 
 
 def test_collapse_is_a_warning_or_an_error(whole: Path, home: Path) -> None:
@@ -250,7 +250,7 @@ def test_collapse_is_a_warning_or_an_error(whole: Path, home: Path) -> None:
         "train.generator_optimizer.lr=1e-9",
     ]
     said = run(home, *settings)
-    assert "warning, step 10: most images of a batch get one and the same caption" in said
+    assert "warning, step 10: most images of a batch get the same caption" in said
     assert "train.kl_weight" in said
     said = run(home, *settings, "variant=raw2", "train.stop_on_collapse=true", code=1)
     assert "train.stop_on_collapse asks" in said
@@ -277,6 +277,38 @@ def test_a_hub_or_a_cache_of_it_gives_the_generator_to_start_from(
     said = run(home, "train.init_from=us/nothing", "variant=none", code=1)
     assert "train.init_from=us/nothing" in said
     assert "Traceback" not in said
+
+
+OWN_TERM = """
+import torch
+
+def brevity(inputs):
+    return -torch.tensor([float(len(text)) for text in inputs.texts])
+"""
+
+
+def test_a_run_with_a_term_of_the_users_own_goes_on_with_the_same_code_alone(home: Path) -> None:
+    (home / "rewards.py").write_text(OWN_TERM)
+    settings = (
+        "reward_weights.terms.brevity={weight: 0.1, function: 'rewards.py:brevity'}",
+        "train.checkpoint_every=1000",
+    )
+    job = started(home, *settings, rows=4)
+    job.send_signal(signal.SIGTERM)
+    job.communicate(timeout=60)
+    assert "_brevity0.1_" in run_folder(home).parent.name
+    (home / "rewards.py").write_text(OWN_TERM + "# another version\n")
+    message = run(home, *settings, code=1)
+    assert "holds a run with other inputs (reward term brevity was " in message
+    assert "Traceback" not in message
+    (home / "rewards.py").write_text(OWN_TERM)
+    assert "going on after step" in run(home, *settings)
+    row = metrics(home)[0]
+    assert {"reward/brevity", "reward/brevity_greedy", "advantage/brevity", "advantage/brevity_abs"} <= row.keys()
+    (home / "rewards.py").write_text(OWN_TERM.replace("-torch", "torch.nan * torch"))
+    message = run(home, *settings, "variant=wrong", code=1)
+    assert f"reward_weights.terms.brevity.function=rewards.py:brevity ({home / 'rewards.py'}, line 4)" in message
+    assert "Traceback" not in message
 
 
 def test_precision_is_part_of_a_run(whole: Path, home: Path) -> None:

@@ -6,18 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from cgtgan.checks import built_in_terms, validate
-from cgtgan.config import Config, RewardTermConfig, RewardWeightsConfig, scientific_settings, variant_name
+from cgtgan.config import Config, RewardTermConfig, RewardWeightsConfig
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.method.reward_terms import TERMS, RewardInputs
 from cgtgan.method.rewards import semantic_reward
+from cgtgan.run_identity import scientific_settings, variant_name
 from cgtgan.training.own_terms import load_own_terms, own_term_fingerprints
 from cgtgan.training.rewards import weighted_terms
-from tests.tiny_gan import one_step, tiny_parts
+from cgtgan.training.wandb_tables import Examples, reward_columns
+from tests.tiny_gan import one_step, step_inputs, tiny_parts
 
 TEXTS = ["A dog.", "A dog runs fast."]
 # cosines with the caption (1, 0): 0.6 and 0; mean absolute differences: 0.6 and 1
@@ -185,3 +188,19 @@ def test_a_step_logs_the_term_and_learns_from_it(code: Path) -> None:
         sum_of_terms = row[f"{kind}/clip"] + 3 * row[f"{kind}/brevity"]
         assert row[f"{kind}/semantic"] == pytest.approx(sum_of_terms, abs=1e-4)
     assert row["train/semantic_loss"] != without["train/semantic_loss"]
+
+
+def test_a_term_is_a_column_of_the_caption_tables(code: Path) -> None:
+    cfg, parts = tiny_parts()
+    cfg.reward_weights.clip_weight = 1.0
+    cfg.reward_weights.terms = {"brevity": RewardTermConfig(weight=3.0, function=f"{code}:brevity")}
+    parts.own_terms = load_own_terms(cfg.reward_weights)
+    image, target = step_inputs(parts, 1)
+    examples = Examples([7, 8], image[:2], target[:2], [])
+    columns = reward_columns(cfg, parts, examples, TEXTS)
+    assert list(columns) == ["cos", "l1", "clip", "brevity", "semantic", "naturalness"]
+    assert columns["brevity"] == [-2.0, -4.0]
+    clip, semantic = (np.array(columns[name]) for name in ("clip", "semantic"))
+    assert semantic == pytest.approx(clip - [6, 12], rel=1e-5)
+    columns = reward_columns(cfg, parts, replace(examples, target=None), TEXTS)
+    assert [name for name, values in columns.items() if None not in values] == ["clip", "naturalness"]
