@@ -208,7 +208,8 @@ def reinforce(
 ) -> None:  # fmt: skip
     """Add G's gradient of w*semantic + (1-w)*naturalness, and of the KL penalty, over this micro-batch's captions.
 
-    `rewards`: name -> (B*K + B,), of the samples, then of the greedy captions.
+    `rewards`: name -> (B*K + B,), of the samples, then of the greedy captions. `accumulate_gradient` calls `chunk_loss`
+    and its backward pass for as many captions at a time as memory holds.
     """
     generator, devices = parts.bundle.model, parts.devices
     advantage_of = {name: _advantages(reward, batch, t.baseline) for name, reward in rewards.items()}
@@ -216,24 +217,24 @@ def reinforce(
     advantage = (w * semantic + (1 - w) * natural).flatten()
     drawn = sampled.drawn.flatten(0, 1)
     mask = generator.up_to_stop(drawn)
-    captions = batch.total * batch.samples  # of the whole step
+    num_captions = batch.total * batch.samples  # of the whole step, over all micro-batches and processes
     reference = torch.empty(0)
     if parts.reference is not None and (t.kl_weight or means.detailed):
         with torch.no_grad(), devices.autocast():
             reference = parts.reference.token_log_probs(batch.image, sampled.drawn)[0].flatten(0, 1)
 
-    def share(token_log_probs: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+    def chunk_loss(token_log_probs: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
         log_probs = token_log_probs.sum(-1) / mask.sum(-1)
         loss = policy_gradient_loss(advantage[rows], log_probs) * len(rows)
         if t.kl_weight:
             loss = loss + t.kl_weight * kl_to_reference(token_log_probs, reference[rows], mask).sum()
-        return loss / captions
+        return loss / num_captions
 
     if t.dropout:
-        token_log_probs = _released_gradient(sampled, advantage, captions, mask)
+        token_log_probs = _released_gradient(sampled, advantage, num_captions, mask)
     else:
         with devices.autocast():
-            token_log_probs = generator.eval().accumulate_gradient(batch.image, drawn, share, parts.g_chunk)
+            token_log_probs = generator.eval().accumulate_gradient(batch.image, drawn, chunk_loss, parts.g_chunk)
     log_probs = token_log_probs.sum(-1) / mask.sum(-1)
     means.add("train/semantic_loss", -semantic.flatten() * log_probs)
     means.add("train/naturalness_loss", -natural.flatten() * log_probs)
@@ -244,10 +245,10 @@ def reinforce(
     means.add_rewards(rewards, advantage_of)
 
 
-def _released_gradient(sampled: Captions, advantage: Tensor, captions: int, mask: Tensor) -> Tensor:
+def _released_gradient(sampled: Captions, advantage: Tensor, num_captions: int, mask: Tensor) -> Tensor:
     """The gradient through the pass that drew, with dropout (released program); each token has the mean log-prob."""
     log_probs = sampled.log_probs.flatten()
-    (policy_gradient_loss(advantage, log_probs) * len(log_probs) / captions).backward()
+    (policy_gradient_loss(advantage, log_probs) * len(log_probs) / num_captions).backward()
     return log_probs.detach()[:, None] * mask
 
 

@@ -38,12 +38,12 @@ def update_discriminator(
     labels = torch.tensor([1.0] * len(real) + [0.0] * len(fakes), device=devices.device)
     weights = torch.tensor([1.0] * len(real) + [float(n) for n in repeats], device=devices.device) / (2 * sentences)
 
-    def share(logits: Tensor, rows: Tensor) -> Tensor:
+    def chunk_loss(logits: Tensor, rows: Tensor) -> Tensor:
         return (F.binary_cross_entropy_with_logits(logits, labels[rows], reduction="none") * weights[rows]).sum()
 
     discriminator.train(dropout)
     with devices.autocast():
-        logits = discriminator.accumulate_gradient([*real, *fakes], share, parts.d_chunk)
+        logits = discriminator.accumulate_gradient([*real, *fakes], chunk_loss, parts.d_chunk)
         discriminator.eval()
         if naturalness is None:
             naturalness = _scores(discriminator, fakes, logits[len(real) :], sampled, greedy)
@@ -58,9 +58,9 @@ def _scores(
     """Logits of `sampled` and `greedy` in order, from those of the distinct samples `fakes`; others are scored."""
     row = {text: i for i, text in enumerate(fakes)}
     others = [text for text in dict.fromkeys(greedy) if text not in row]
-    every = torch.cat([logits, discriminator.score(others)]) if others else logits
+    all_logits = torch.cat([logits, discriminator.score(others)]) if others else logits
     row |= {text: len(row) + i for i, text in enumerate(others)}
-    return every[torch.tensor([row[text] for text in (*sampled, *greedy)], device=every.device)]
+    return all_logits[torch.tensor([row[text] for text in (*sampled, *greedy)], device=all_logits.device)]
 
 
 def _log(means: Means, real_logits: Tensor, fake_logits: Tensor) -> None:

@@ -38,3 +38,10 @@ def test_a_collapse_is_named_once_it_has_lasted_and_again_after_it_was_gone(name
 
 def test_a_metric_that_is_not_there_is_no_collapse() -> None:
     assert Health().update({}) == []
+
+
+def test_rows_of_an_older_checkpoint_load_whatever_they_are_called() -> None:
+    health = Health({"judge has won": 29, "no end": 9})
+    (message,) = health.update({"caption/finished": 0.0, "train/d_accuracy": 1.0})
+    assert "captions do not end in a full stop" in message
+    assert health.rows["discriminator saturated"] == 1
