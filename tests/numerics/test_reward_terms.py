@@ -135,10 +135,10 @@ def test_a_new_built_in_term_is_computed_where_the_settings_name_it(monkeypatch:
 @pytest.mark.parametrize(
     ("terms", "words"),
     [
-        ({"cosine": 1.0}, "the built-in terms are cos, l1, clip; your own needs reward_weights.terms.cosine.function="),
+        ({"cosine": 1.0}, "needs reward_weights.terms.cosine.function=path.py:name"),
         ({"cos": {"function": "rewards.py:f"}}, "cos is a built-in term, give yours another name"),
         ({"semantic": {"function": "rewards.py:f"}}, "terms.semantic is not accepted: the name of a term is one word"),
-        ({"f": {"function": "a.py:f"}, "b.py:f": 1.0}, "and given once"),
+        ({"f": {"function": "a.py:f"}, "b.py:f": 1.0}, "given once"),
         ({"cos": {"wieght": 1.0}}, "a term is a weight, or has weight, scale and function"),
         ({"cos": {"weight": float("inf")}}, "terms.cos.weight=inf is not accepted: it must be a finite number"),
         ({"cos": {"scale": 0.0}}, "terms.cos.scale=0.0 is not accepted: it must be a number above 0, or null"),
