@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeAlias
 
@@ -27,6 +28,7 @@ HOW_TO_INSTALL = (
     "install a Java runtime, for example `apt-get install default-jre-headless` or `conda install -c "
     "conda-forge openjdk`"
 )
+NO_JAVA = f"no `java` program was found on PATH or under JAVA_HOME; {HOW_TO_INSTALL}"
 SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 # SPICE's serialiser reaches into these packages by reflection, which Java 16 and later forbid by default.
 _SPICE_OPENS = [
@@ -38,9 +40,22 @@ _QUICK = "-XX:TieredStopAtLevel=1"  # the first compiler alone
 # 20,000: the same)
 _SHORT_RUN = 10_000
 _LINE_BREAKING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
-
-
 Group: TypeAlias = tuple[list[str], list[list[str]]]  # captions and each one's references, tokenised
+
+
+@dataclass(frozen=True)
+class JavaSettings:
+    """scratch: an existing folder for temporary files; None: the system's.
+
+    Timeouts in seconds, after which a Java program is stopped; None: 60, and more for many captions.
+    """
+
+    scratch: Path | None = None
+    meteor_timeout_s: float | None = None
+    ptb_timeout_s: float | None = None
+
+
+DEFAULT_SETTINGS = JavaSettings()
 
 
 class JavaError(RuntimeError):

@@ -8,9 +8,7 @@ others with it.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,24 +16,12 @@ from typing import Any
 from cgtgan.config import COCO_METRICS, DEFAULT_METRICS, METRICS, custom_name
 from cgtgan.errors import InputError, UserError
 from cgtgan.evaluation import java as jvm
-from cgtgan.evaluation.coco_files import ImageId, id_list, load_references, load_results, save_results
+from cgtgan.evaluation.coco_files import ImageId, id_list
+from cgtgan.evaluation.java import JavaSettings
 from cgtgan.evaluation.own_metrics import Columns, OwnMetric, own_metrics
+from cgtgan.evaluation.tokenizer import tokenize
 
-__all__ = ["DEFAULT_METRICS", "Columns", "ImageId", "JavaSettings", "Scores", "approximate_tokenize", "load_references"]
-__all__ += ["load_results", "save_results", "score_captions", "score_many"]
-
-_NO_JAVA = f"no `java` program was found on PATH or under JAVA_HOME; {jvm.HOW_TO_INSTALL}"
 ExtraMetric = Callable[[str, list[Any]], Columns]  # of a method's name and the ids that are scored
-
-
-@dataclass(frozen=True)
-class JavaSettings:
-    """scratch: an existing folder for temporary files; None: the system's. Timeouts in seconds before a Java program is
-    stopped; None: 60 and more with the captions."""
-
-    scratch: Path | None = None
-    meteor_timeout_s: float | None = None
-    ptb_timeout_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +48,7 @@ def score_captions(
     references: Mapping[Any, Sequence[str]],
     metrics: Sequence[str] = DEFAULT_METRICS,
     *,
-    java: JavaSettings = JavaSettings(),
+    java: JavaSettings = jvm.DEFAULT_SETTINGS,
 ) -> Scores:
     """Score one caption per image against that image's references.
 
@@ -82,7 +68,7 @@ def score_many(
     references: Mapping[Any, Sequence[str]],
     metrics: Sequence[str] = DEFAULT_METRICS,
     *,
-    java: JavaSettings = JavaSettings(),
+    java: JavaSettings = jvm.DEFAULT_SETTINGS,
     extra_metrics: Mapping[str, ExtraMetric] | None = None,
     on_metric: Callable[[], object] = lambda: None,
 ) -> dict[str, Scores]:
@@ -158,7 +144,7 @@ class _Result:
         return cls(ids, excluded, [captions[i] for i in ids], [list(references[i]) for i in ids])
 
     def tokenize(self, program: str | None, java: JavaSettings) -> None:
-        self.hypotheses, self.references, self.problem = _tokenize(program, self.hypotheses, self.references, java)
+        self.hypotheses, self.references, self.problem = tokenize(program, self.hypotheses, self.references, java)
 
     def record(self, family: str, compute: Callable[[], Columns]) -> None:
         try:
@@ -187,7 +173,7 @@ class _Result:
 
 def _start_meteor(java: str | None, captions: int, scratch: Path | None) -> jvm.MeteorRun | jvm.JavaError:
     if java is None:
-        return jvm.JavaError(_NO_JAVA)
+        return jvm.JavaError(jvm.NO_JAVA)
     try:
         return jvm.MeteorRun(java, captions, scratch=scratch)
     except jvm.JavaError as error:
@@ -245,62 +231,6 @@ def _check_inputs(captions: Mapping[Any, str], references: Mapping[Any, Sequence
         raise InputError(
             f"{id_list(silent)} references but no caption: caption them, or leave them out of the references"
         )
-
-
-def _tokenize(
-    program: str | None, captions: list[str], references: list[list[str]], java: JavaSettings
-) -> tuple[list[str], list[list[str]], str | None]:
-    """Tokenised captions and references, and why the Java tokeniser was not used (None where it was)."""
-    flat = [text for texts in references for text in texts]
-    limit = 60 + 0.01 * (len(flat) + len(captions)) if java.ptb_timeout_s is None else java.ptb_timeout_s
-    problem = None
-    try:
-        if program is None:
-            raise jvm.JavaError(_NO_JAVA)
-        # Two runs, as pycocoevalcap makes: the tokeniser looks ahead over line ends, so joining them could change a
-        # token.
-        with ThreadPoolExecutor(2) as pool:
-            hypotheses, flat = pool.map(
-                lambda texts: jvm.ptb_tokenize(program, texts, timeout_s=limit, scratch=java.scratch), (captions, flat)
-            )
-    except (jvm.JavaError, OSError) as error:
-        problem = (
-            f"{error}; PTB tokenisation was approximated in Python, so the other scores may differ slightly from COCO's"
-        )
-        hypotheses = [approximate_tokenize(text) for text in captions]
-        flat = [approximate_tokenize(text) for text in flat]
-    rows = iter(flat)
-    return hypotheses, [[next(rows) for _ in texts] for texts in references], problem
-
-
-# In order: U.S., titles, the verb before n't, clitics, words with inner hyphens, slashes and apostrophes, any other
-# character.
-_PTB_TOKEN = re.compile(
-    r"(?:[a-z]\.){2,}|(?:mr|mrs|ms|dr|st|jr|vs|etc)\."
-    r"|\w+?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b"
-    r"|\w+(?:[-&/.]\w+|[:,](?=\d)\w+|'(?!(?:s|re|ve|ll|d|m)\b)\w+)*|[^\s\w]"
-)
-_BRACKETS = {
-    "(": "-lrb-",
-    ")": "-rrb-",
-    "[": "-lsb-",
-    "]": "-rsb-",
-    "{": "-lcb-",
-    "}": "-rcb-",
-}  # kept, as PTB's lower case is
-_DROPPED = frozenset("'`\".?!,:;-")
-
-
-def approximate_tokenize(caption: str) -> str:
-    """A regular expression's guess at PTB tokens: lower case, clitics split off, punctuation removed, joined by spaces.
-
-    Only for machines without Java. It gave the PTB line for 99.9% of 20,000 COCO captions; it knows neither PTB's
-    British to American spelling nor most abbreviations.
-    """
-    text = jvm.clean_line(caption).lower().replace("’", "'")
-    text = re.sub(r"\bcannot\b", "can not", text)
-    tokens = (match.group() for match in _PTB_TOKEN.finditer(text))
-    return " ".join(_BRACKETS.get(token, token) for token in tokens if token not in _DROPPED)
 
 
 def _python_metric(family: str, hypotheses: list[str], references: list[list[str]]) -> Columns:

@@ -10,7 +10,8 @@ import pytest
 
 from cgtgan.evaluation import java as jvm
 from cgtgan.evaluation.coco_files import load_references, load_results
-from cgtgan.evaluation.metrics import Scores, approximate_tokenize, score_captions
+from cgtgan.evaluation.metrics import Scores, score_captions
+from cgtgan.evaluation.tokenizer import approximate_tokenize
 
 PUBLISHED = {"BLEU-1": 0.5794, "BLEU-2": 0.4044, "BLEU-3": 0.2785, "BLEU-4": 0.1908}
 PUBLISHED |= {"METEOR": 0.1953, "ROUGE-L": 0.3963, "CIDEr": 0.5998}

@@ -1,6 +1,5 @@
-"""score_captions: odd captions, several methods, missing or hanging Java, refused input, and the two COCO file formats."""
+"""score_captions: odd captions, several methods, missing or hanging Java, refused input."""
 
-import gzip
 import json
 import os
 import shutil
@@ -15,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cgtgan.errors import InputError, MissingFileError
+from cgtgan.errors import InputError
 from cgtgan.evaluation import java as jvm
 from cgtgan.evaluation import metrics as m
+from cgtgan.evaluation.coco_files import load_references
 
 NAMES = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"}
 CAPTIONS = {1: "A man rides a horse.", 2: "two dogs play in the snow", 3: "a red bus on a street"}
@@ -124,7 +124,7 @@ def test_coco_eval_cap_gives_the_same_on_a_thousand_real_captions(
     monkeypatch.setattr(theirs, "Spice", NoSpice)
     shutil.copytree(jvm.package_folder("tokenizer"), tmp_path / "tokenizer")  # it writes beside its own file
     monkeypatch.setattr(ptbtokenizer, "__file__", str(tmp_path / "tokenizer" / "ptbtokenizer.py"))
-    every = m.load_references(shared / "data" / "coco" / "captions_val2014_notest.json.gz")
+    every = load_references(shared / "data" / "coco" / "captions_val2014_notest.json.gz")
     many = sorted(every, key=lambda i: (-len(every[i]), str(i)))[:1000]
     captions = {i: every[i][0] for i in many}
     references = {i: every[i] if len(every[i]) == 7 else every[i][1:] for i in many}
@@ -323,9 +323,8 @@ def test_spice_reads_what_its_program_writes(
 ) -> None:
     rows = [{"image_id": i, "scores": {"All": {"f": f}}} for i, f in ((1, 0.5), (0, 0.1), (2, 0.3))]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    fake_java(
-        f'case "$*" in *spice*) while [ "$1" != -out ]; do shift; done; cp {tmp_path}/rows.json "$2";; *) exec "$REAL" "$@";; esac'
-    )
+    copy = f'while [ "$1" != -out ]; do shift; done; cp {tmp_path}/rows.json "$2"'
+    fake_java(f'case "$*" in *spice*) {copy};; *) exec "$REAL" "$@";; esac')
     (tmp_path / "lib").mkdir()
     for jar in jvm.SPICE_JARS:
         (tmp_path / "lib" / jar).touch()
@@ -390,59 +389,3 @@ def test_ids_and_values_that_do_not_fit_are_refused(captions: dict, references: 
 def test_unknown_metrics_are_refused(metrics: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match="rouge_l"):
         m.score_captions(CAPTIONS, REFERENCES, metrics)
-
-
-def test_results_round_trip(tmp_path: Path) -> None:
-    captions = {1: "a man", "x": "café\n\ud83d", 3: ""}
-    m.save_results(tmp_path / "deep" / "captions.json", captions)
-    assert m.load_results(tmp_path / "deep" / "captions.json") == captions
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["captions.json"]
-    with pytest.raises(InputError, match="None"):
-        m.save_results(tmp_path / "captions.json", {1: None})  # type: ignore[dict-item]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            b'[{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}]',
-            r"1 image \(1\) has more than one caption",
-        ),
-        (b'[{"image_id": 1, "caption": "a"}, {"image_id"', "line 1, column 46"),
-        (b"<!DOCTYPE html><html>404</html>", "web page"),
-        (b'{"image_id": 1}', "JSON dict, not a list"),
-        (b'[{"image_id": 1, "caption": "a"}, {"image_id": 1.5, "caption": "b"}]', r"\[1\]"),
-        (b'[{"image_id": true, "caption": "a"}]', r"\[0\]"),
-        (b'[{"image_id": 1, "caption": null}]', r"\[0\]"),
-        (b"[7]", r"\[0\]"),
-        (b"\xff\xfe", "UTF-16"),
-        (gzip.compress(b"[]" * 999, mtime=0)[:20], "damaged or cut off"),
-        (b"[" * 200_000, "nested"),
-    ],
-)
-def test_broken_results_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "captions.json").write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        m.load_results(tmp_path / "captions.json")
-
-
-def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match=r"nothing\.json"):
-        m.load_results(tmp_path / "nothing.json")
-
-
-def test_references_plain_and_gzip(tmp_path: Path) -> None:
-    rows = [{"id": 7, "image_id": i, "caption": text} for i, texts in REFERENCES.items() for text in texts]
-    content = json.dumps({"images": [{"id": 8}], "annotations": rows}).encode()
-    (tmp_path / "plain.json").write_bytes(content)
-    (tmp_path / "packed.json.gz").write_bytes(gzip.compress(content, mtime=0))
-    expected = {8: [], **REFERENCES}
-    assert m.load_references(tmp_path / "plain.json") == m.load_references(tmp_path / "packed.json.gz") == expected
-    (tmp_path / "annotations_alone.json").write_text(json.dumps({"annotations": rows}))
-    assert m.load_references(tmp_path / "annotations_alone.json") == REFERENCES
-    (tmp_path / "wrong.json").write_text('{"annotations": [], "images": {"id": 1}}')
-    with pytest.raises(InputError, match="'images' is not a list"):
-        m.load_references(tmp_path / "wrong.json")
-    (tmp_path / "wrong.json").write_text("[]")
-    with pytest.raises(InputError, match="annotations"):
-        m.load_references(tmp_path / "wrong.json")

@@ -1,0 +1,68 @@
+"""COCO's two caption formats: results and references, plain and gzip, whole and broken."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from cgtgan.errors import InputError, MissingFileError
+from cgtgan.evaluation.coco_files import load_references, load_results, save_results
+
+REFERENCES = {1: ["a man riding a horse", "the man is on a horse"], 2: ["two dogs"], 3: ["a red bus"]}
+
+
+def test_results_round_trip(tmp_path: Path) -> None:
+    captions = {1: "a man", "x": "café\n\ud83d", 3: ""}
+    save_results(tmp_path / "deep" / "captions.json", captions)
+    assert load_results(tmp_path / "deep" / "captions.json") == captions
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["captions.json"]
+    with pytest.raises(InputError, match="None"):
+        save_results(tmp_path / "captions.json", {1: None})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b'[{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}]',
+            r"1 image \(1\) has more than one caption",
+        ),
+        (b'[{"image_id": 1, "caption": "a"}, {"image_id"', "line 1, column 46"),
+        (b"<!DOCTYPE html><html>404</html>", "web page"),
+        (b'{"image_id": 1}', "JSON dict, not a list"),
+        (b'[{"image_id": 1, "caption": "a"}, {"image_id": 1.5, "caption": "b"}]', r"\[1\]"),
+        (b'[{"image_id": true, "caption": "a"}]', r"\[0\]"),
+        (b'[{"image_id": 1, "caption": null}]', r"\[0\]"),
+        (b"[7]", r"\[0\]"),
+        (b"\xff\xfe", "UTF-16"),
+        (gzip.compress(b"[]" * 999, mtime=0)[:20], "damaged or cut off"),
+        (b"[" * 200_000, "nested"),
+    ],
+)
+def test_broken_results_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "captions.json").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_results(tmp_path / "captions.json")
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"nothing\.json"):
+        load_results(tmp_path / "nothing.json")
+
+
+def test_references_plain_and_gzip(tmp_path: Path) -> None:
+    rows = [{"id": 7, "image_id": i, "caption": text} for i, texts in REFERENCES.items() for text in texts]
+    content = json.dumps({"images": [{"id": 8}], "annotations": rows}).encode()
+    (tmp_path / "plain.json").write_bytes(content)
+    (tmp_path / "packed.json.gz").write_bytes(gzip.compress(content, mtime=0))
+    expected = {8: [], **REFERENCES}
+    assert load_references(tmp_path / "plain.json") == load_references(tmp_path / "packed.json.gz") == expected
+    (tmp_path / "annotations_alone.json").write_text(json.dumps({"annotations": rows}))
+    assert load_references(tmp_path / "annotations_alone.json") == REFERENCES
+    (tmp_path / "wrong.json").write_text('{"annotations": [], "images": {"id": 1}}')
+    with pytest.raises(InputError, match="'images' is not a list"):
+        load_references(tmp_path / "wrong.json")
+    (tmp_path / "wrong.json").write_text("[]")
+    with pytest.raises(InputError, match="annotations"):
+        load_references(tmp_path / "wrong.json")
