@@ -1,4 +1,4 @@
-"""What a CLIP reads: pixels and token ids. Small callables without the model, so that worker processes can make them ahead of it."""
+"""What a CLIP reads: pixels and token ids, made by small callables without the model, in worker processes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,9 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 CONTEXT = 77
 
 
-# ----------------------------------------------------------------------------------------------------------------- pixels
-
-
 @dataclass(frozen=True)
 class ClipPixels:
-    """CLIP's own pipeline up to the scaling, bit for bit: short side to `size`, centre crop, RGB; `squash`: both sides to `size`.
+    """CLIP's pipeline up to the scaling, bit for bit: short side to `size` (`squash`: both sides), centre crop, RGB.
 
     An image of any mode -> (3, size, size) uint8. It becomes RGB after the resize, as in clip's pipeline.
     """
@@ -37,16 +34,11 @@ class ClipPixels:
     squash: bool = False
 
     def __call__(self, image: Image.Image) -> Tensor:
-        size, (width, height) = self.size, image.size
-        short = size if self.squash else min(width, height)
-        resized = (size, size)
-        if not self.squash:
-            resized = (
-                size if width == short else int(size * width / short),
-                size if height == short else int(size * height / short),
-            )
+        size, short = self.size, min(image.size)
+        width, height = (size if self.squash or side == short else int(size * side / short) for side in image.size)
+        resized = (width, height)
         image = image.resize(resized, self.resample) if resized != image.size else image
-        left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+        left, top = round((width - size) / 2), round((height - size) / 2)
         image = image.crop((left, top, left + size, top + size)).convert("RGB")
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
@@ -59,29 +51,29 @@ def preprocess(
 
 
 def normalise(pixels: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
-    """(..., 3, H, W) uint8 -> float32, scaled to 0..1, less the mean, by the standard deviation of each channel"""
+    """(..., 3, H, W) uint8 -> float32: scaled to 0..1, then normalised with the mean and std of each channel"""
     channels = [torch.tensor(x, device=pixels.device)[:, None, None] for x in (mean, std)]
     return (pixels.float().div(255) - channels[0]) / channels[1]
 
 
 @dataclass(frozen=True)
 class TransformersPixels:
-    """A transformers image processor (its PIL kind) as a callable: image -> float32, scaled and normalised as it says.
+    """A transformers image processor (its PIL kind): image -> float32, scaled and normalised by its settings.
 
-    NaFlex processors give patches, a mask and the grid they lie on: these are packed as (P + 1, C), the grid in the last row and the mask
-    in the last column; `unpack_patches` takes them apart.
+    NaFlex processors give patches (P, C), a mask and the grid. They are packed as (P + 1, C + 1), the grid in the
+    last row and the mask in the last column; `unpack_patches` takes them apart.
     """
 
     processor: Any
 
     def __call__(self, image: Image.Image) -> Tensor:
-        found = self.processor(images=image.convert("RGB"), return_tensors="pt")
-        pixels = found["pixel_values"][0].float()
-        if "spatial_shapes" not in found:
+        made = self.processor(images=image.convert("RGB"), return_tensors="pt")
+        pixels = made["pixel_values"][0].float()
+        if "spatial_shapes" not in made:
             return pixels
         packed = torch.zeros(len(pixels) + 1, pixels.shape[1] + 1)
-        packed[:-1, :-1], packed[:-1, -1] = pixels, found["pixel_attention_mask"][0]
-        packed[-1, :2] = found["spatial_shapes"][0]
+        packed[:-1, :-1], packed[:-1, -1] = pixels, made["pixel_attention_mask"][0]
+        packed[-1, :2] = made["spatial_shapes"][0]
         return packed
 
 
@@ -92,9 +84,6 @@ def unpack_patches(packed: Tensor) -> dict[str, Tensor]:
         "pixel_attention_mask": packed[:, :-1, -1].int(),
         "spatial_shapes": packed[:, -1, :2].long(),
     }
-
-
-# ----------------------------------------------------------------------------------------------------------------- tokens
 
 
 def clip_module(name: str) -> ModuleType:
@@ -113,7 +102,7 @@ def clip_module(name: str) -> ModuleType:
 
 @dataclass(frozen=True)
 class OpenAITokens:
-    """OpenAI's tokenizer, built where it is first used: texts -> ids from the start to the end token, cut to 77 as clip's own does."""
+    """OpenAI's tokenizer, built on first use: texts -> ids from the start to the end token, cut to 77 as in clip."""
 
     bpe: str | None = None  # another BPE file than the one in the clip package
 
@@ -133,7 +122,10 @@ class OpenAITokens:
 
 @dataclass(frozen=True)
 class TransformersTokens:
-    """A transformers tokenizer: texts -> ids, cut to `length`; `whole`: padded to it, for a tower that pools its last position."""
+    """A transformers tokenizer: texts -> ids, cut to `length`.
+
+    whole: padded to it, for a tower that pools its last position.
+    """
 
     tokenizer: Any
     length: int

@@ -18,7 +18,7 @@ MAX_TOKENS = 77
 
 
 class DemoClip(nn.Module):
-    """Two towers into `config.dim` dimensions; raw projections, as a CLIP's are before they are normalised."""
+    """Two towers into `config.dim` dimensions; raw projections, not normalised."""
 
     def __init__(self, config: DemoClipConfig, tokenizer: TextTokenizer, image_size: int):
         super().__init__()
@@ -64,7 +64,7 @@ class DemoClip(nn.Module):
         return [[*ids[: MAX_TOKENS - 1], self.end] for ids in self.tokenizer.encode([t.lower() for t in texts])]
 
     def encode_tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Rows of `tokens` -> (B, D); the feature is the one at the end token, so the padding behind it does not count"""
+        """Rows of `tokens` -> (B, D), the state at the end token: padding after it does not count"""
         tokens, _ = pad_rows(rows, self.end)
         width, device = tokens.shape[1], self.words.weight.device
         causal = torch.full((width, width), -math.inf, device=device).triu(1)

@@ -42,15 +42,18 @@ class Discriminator(nn.Module):
         self.stop = tokenizer.id_of(".")
 
     def forward(self, tokens: Tensor, mask: Tensor, words: Tensor | None = None) -> Tensor:
-        """(N, L) ids and their mask -> (N,) raw logits, float32; above 0 is 'human'. words (N, L, E): the ids embedded, if they are"""
+        """(N, L) ids and their mask -> (N,) raw logits, float32, above 0 for human. words (N, L, E): embedded ids"""
         read: dict[str, Tensor] = {"input_ids": tokens} if words is None else {"inputs_embeds": words}
         pooled = self.text_encoder(**read, attention_mask=mask).pooler_output
-        assert pooled is not None, "make_discriminator has seen to it"
+        assert pooled is not None, "make_discriminator takes only encoders with a pooler"
         return self.mlp(pooled)[:, 0].float()
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(N, L) int64 ids and mask, padded to the longest text. A text of more than `max_tokens` tokens is cut so that it still
-        ends in a full stop: otherwise D could tell cut sentences by their end (METHOD, slip 5)."""
+        """(N, L) int64 ids and mask, padded to the longest text.
+
+        A text over `max_tokens` tokens is cut and still ends in a full stop: D must not know cut sentences by their
+        end (METHOD, slip 5).
+        """
         rows = []
         for ids in self.tokenizer.encode(texts):
             row = [self.begin, *ids, self.end]
@@ -70,9 +73,11 @@ class Discriminator(nn.Module):
     def accumulate_gradient(
         self, texts: Sequence[str], loss: Callable[[Tensor, Tensor], Tensor], max_tokens: int
     ) -> Tensor:
-        """Add the gradient of a loss that is a sum over texts, a chunk of at most `max_tokens` positions at a time, short texts first.
+        """Add the gradient of a loss that is a sum over texts, in chunks of at most `max_tokens` positions.
 
-        `loss(logits (n,), rows (n,))` is the chunk's share, a scalar; rows are places among the texts. Returns all logits (N,)."""
+        `loss(logits (n,), rows (n,))` is the chunk's share, a scalar; rows are places among the texts. Returns the
+        logits (N,), without a graph.
+        """
         tokens, mask = self.tokenize(texts)
         lengths = mask.sum(-1)
         out = torch.empty(len(texts), device=tokens.device)
@@ -98,9 +103,10 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 def make_discriminator(
     config: DiscriminatorConfig, sentences: Sequence[str], max_length: int, seed: int
 ) -> Discriminator:
-    """The pretrained encoder with a fresh head, or a RoBERTa of the config's sizes; fresh weights are drawn from `seed`.
+    """The pretrained encoder with a fresh head, or a RoBERTa of the config's sizes; fresh weights come from `seed`.
 
-    `max_length` is the generator's; D reads max_length + 2 tokens (METHOD: GAN training, step 2)."""
+    `max_length` is the generator's; D reads max_length + 2 tokens (METHOD: GAN training, step 2).
+    """
     if config.tokenizer == "corpus":
         tokenizer = train_tokenizer(sentences, config.vocab_size, ROBERTA_SPECIALS)
     else:
@@ -108,12 +114,12 @@ def make_discriminator(
         tokenizer = load_tokenizer(name, "discriminator.tokenizer", ROBERTA_SPECIALS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        found = Discriminator(_encoder(config, tokenizer, max_length + 2), tokenizer, max_length + 2)
-    for name, p in found.named_parameters():
-        # a bias on all keys shifts a query's scores alike, and softmax forgets it: its gradient is rounding, which Adam would make steps of
-        if isinstance(found.text_encoder, _PLAIN_ATTENTION) and name.endswith("attention.self.key.bias"):
+        discriminator = Discriminator(_encoder(config, tokenizer, max_length + 2), tokenizer, max_length + 2)
+    for name, p in discriminator.named_parameters():
+        # The softmax over keys cancels a bias on all of them: its gradient is rounding error that Adam would scale up.
+        if isinstance(discriminator.text_encoder, _PLAIN_ATTENTION) and name.endswith("attention.self.key.bias"):
             p.requires_grad = False
-    return found
+    return discriminator
 
 
 def _encoder(config: DiscriminatorConfig, tokenizer: TextTokenizer, max_tokens: int) -> PreTrainedModel:
@@ -124,28 +130,21 @@ def _encoder(config: DiscriminatorConfig, tokenizer: TextTokenizer, max_tokens: 
             "num_hidden_layers": config.layers,
             "num_attention_heads": config.heads,
             "intermediate_size": 4 * config.width,
+            "max_position_embeddings": max_tokens + pad + 1,  # RoBERTa counts positions from pad + 1
         }
-        # RoBERTa counts positions from pad + 1
-        return RobertaModel(
-            RobertaConfig(
-                vocab_size=len(tokenizer),
-                max_position_embeddings=max_tokens + pad + 1,
-                pad_token_id=pad,
-                type_vocab_size=1,
-                **sizes,
-            )
-        )
+        vocab = {"vocab_size": len(tokenizer), "pad_token_id": pad, "type_vocab_size": 1}
+        return RobertaModel(RobertaConfig(**vocab, **sizes))
     try:
         encoder = AutoModel.from_pretrained(config.encoder, dtype=torch.float32)
     except (OSError, ValueError) as e:
         reason = str(e).strip().splitlines()[0]
         raise MissingFileError(
-            f"discriminator.encoder={config.encoder}: no model is found there ({reason}); give a folder with config.json and weights "
-            "downloaded beforehand, a hub name with the network up, or scratch"
+            f"discriminator.encoder={config.encoder}: no model is found there ({reason}); give a folder with "
+            "config.json and weights downloaded beforehand, a hub name with the network up, or scratch"
         ) from None
     if getattr(encoder, "pooler", None) is None:
         raise InputError(
-            f"discriminator.encoder={config.encoder} is a {type(encoder).__name__} without a pooled output: choose an encoder that "
-            "has one, such as BERT or RoBERTa"
+            f"discriminator.encoder={config.encoder} is a {type(encoder).__name__} without a pooled output: choose an "
+            "encoder that has one, such as BERT or RoBERTa"
         )
     return encoder

@@ -25,7 +25,7 @@ SCRATCH_POSITIONS = 64  # tokens of text that a language model made from scratch
 
 @dataclass
 class GeneratorBundle:
-    """A generator with what it takes to use it anywhere: its tokenizer, its config and the CLIP dimension it reads."""
+    """A generator with what its use takes: its tokenizer, its config and the CLIP dimension it reads."""
 
     model: CaptionGenerator
     tokenizer: TextTokenizer
@@ -33,11 +33,11 @@ class GeneratorBundle:
     clip_dim: int
 
     def texts(self, token_ids: Tensor) -> list[str]:
-        """(..., L) -> one caption a row, flattened in order"""
+        """(..., L) -> one caption per row, flattened in order"""
         return self.tokenizer.decode(token_ids.reshape(-1, token_ids.shape[-1]).tolist())
 
     def copy(self) -> GeneratorBundle:
-        """The same with weights of its own, in the memory of the host."""
+        """The same with a copy of the weights, in the memory of the host."""
         return replace(self, model=copy.deepcopy(self.model).cpu())
 
     def save(self, folder: Path) -> None:
@@ -65,7 +65,8 @@ def load_generator(folder: Path) -> GeneratorBundle:
         load_model(model, str(folder / "generator.safetensors"))
     except Exception as e:  # every way in which foreign bytes can fail to be a checkpoint
         raise InputError(
-            f"{folder} cannot be read as a generator's checkpoint ({type(e).__name__}: {e}): remove it and it is made again"
+            f"{folder} cannot be read as a generator's checkpoint ({type(e).__name__}: {e}): remove it and it is made "
+            "again"
         ) from e
     return GeneratorBundle(model, tokenizer, config, description["clip_dim"])
 
@@ -78,7 +79,7 @@ def make_tokenizer(config: GeneratorConfig, sentences: Sequence[str]) -> TextTok
 
 
 def make_generator(config: GeneratorConfig, tokenizer: TextTokenizer, clip_dim: int, seed: int) -> GeneratorBundle:
-    """A generator to train: the pretrained language model, or a GPT-2 of the config's sizes with weights drawn from `seed`."""
+    """A generator to train: the pretrained language model, or a GPT-2 of the config's sizes, weights from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         language_model = _language_model(config, tokenizer)
@@ -100,15 +101,15 @@ def _language_model(config: GeneratorConfig, tokenizer: TextTokenizer) -> PreTra
     except (OSError, ValueError) as e:
         reason = str(e).strip().splitlines()[0]
         raise MissingFileError(
-            f"generator.language_model={config.language_model}: no model is found there ({reason}); give a folder with config.json and "
-            "weights downloaded beforehand, a hub name with the network up, or scratch"
+            f"generator.language_model={config.language_model}: no model is found there ({reason}); give a folder with "
+            "config.json and weights downloaded beforehand, a hub name with the network up, or scratch"
         ) from None
 
 
 def assemble(
     language_model: PreTrainedModel, config: GeneratorConfig, tokenizer: TextTokenizer, clip_dim: int
 ) -> CaptionGenerator:
-    """A fresh mapper as the config says it, before this language model."""
+    """This language model behind a fresh mapper, as the config describes it."""
     width = cast(nn.Embedding, language_model.get_input_embeddings()).embedding_dim
     if config.mapper == "transformer":
         mapper = TransformerMapper(

@@ -1,4 +1,4 @@
-"""Mappers from a CLIP embedding to the language model's prefix. Parameter names are those of the released checkpoints."""
+"""Mappers from a CLIP embedding to the language model's prefix. Parameters are named as in the released checkpoints."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class OpenAIBackbone(ClipBackbone):
         return self.model.encode_image(pixels)
 
     def _tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """clip's `encode_text` at a width below 77: the tower is causal, so what follows the end token does not count."""
+        """clip's `encode_text` at a width below 77: the tower is causal, what follows the end token does not count."""
         tokens = pad_rows(rows)[0].to(self.device)
         m, width = self.model, tokens.shape[1]
         for block in m.transformer.resblocks:

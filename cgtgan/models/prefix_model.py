@@ -234,7 +234,7 @@ def _scattered(logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: flo
 
 
 def _fuse_activations(language_model: nn.Module) -> None:
-    """GPT-2's GELU is eight passes over a wide tensor, all kept for the gradient; torch's is one, equal up to rounding."""
+    """GPT-2's GELU is eight passes over a wide tensor, all kept for the gradient; torch's is one, equal to rounding."""
     for module in language_model.modules():
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):

@@ -1,4 +1,4 @@
-"""Drawing tokens so that rounding hardly ever changes what is drawn: a race of exponential clocks, each caption with clocks of its own."""
+"""Drawing tokens so that rounding hardly ever changes the draw: a race of exponential clocks, seeded per caption."""
 
 from __future__ import annotations
 
@@ -11,44 +11,42 @@ from torch import Tensor
 
 
 class Clocks:
-    """Exp(1) numbers for each place of each caption, one a token of the vocabulary, from a generator of its own for each caption.
+    """Exp(1) numbers, one per token of the vocabulary at each place of a caption, from one generator per caption.
 
-    The token whose clock / probability is smallest is drawn: token i with probability p_i. Another batch or another number of processes
-    rounds p otherwise, by some 1e-7, and a race ends otherwise with a probability of that order. A search in the cumulative
-    probabilities meets such an error at each border between two tokens, and GPT-2 has 50,257 (docs/negative_results.md, 17).
+    The token with the smallest clock / probability is drawn: token i with probability p_i. Another batch size or number
+    of processes changes p by some 1e-7 of rounding, and the winner with a probability of that order. A search in the
+    cumulative probabilities has such an error at each border between two tokens, and GPT-2 has 50,257
+    (docs/negative_results.md, 17).
 
     Numbers are drawn in float64: in float32 one in 2^23 is 0, and its token would win whatever its probability.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device):
         self.device = device
-        self.host: list[np.random.Generator] = []
-        self.there: list[torch.Generator] = []
+        self.on_host: list[np.random.Generator] = []
+        self.on_device: list[torch.Generator] = []
         if device.type == "cpu":  # numpy's take a quarter of the time of torch's
-            self.host = [np.random.Generator(np.random.SFC64(seed)) for seed in seeds]
+            self.on_host = [np.random.Generator(np.random.SFC64(seed)) for seed in seeds]
         else:
-            self.there = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+            self.on_device = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def next(self, captions: Sequence[int], vocab: int) -> Tensor:
         """The next (len(captions), vocab) numbers, float32, of these captions."""
         out = torch.empty(len(captions), vocab, device=self.device)
-        if self.there:
+        if self.on_device:
             for row, caption in zip(out, captions, strict=True):
-                row.copy_(
-                    torch.empty(vocab, dtype=torch.float64, device=self.device).exponential_(
-                        generator=self.there[caption]
-                    )
-                )
+                exact = torch.empty(vocab, dtype=torch.float64, device=self.device)
+                row.copy_(exact.exponential_(generator=self.on_device[caption]))
             return out
         rows = out.numpy()
 
         def fill(part: range) -> None:
             scratch = np.empty(vocab)
             for i in part:
-                rows[i] = self.host[captions[i]].standard_exponential(out=scratch)
+                rows[i] = self.on_host[captions[i]].standard_exponential(out=scratch)
 
         threads = min(torch.get_num_threads(), len(captions))
-        if threads * vocab < 10_000:  # not worth a thread
+        if threads * vocab < 10_000:  # threads would take longer
             fill(range(len(captions)))
         else:
             with ThreadPoolExecutor(threads) as pool:

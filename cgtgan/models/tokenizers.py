@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers of the generator and the discriminator: from a hub, a folder of GPT-2 files, or trained on the corpus."""
+"""Byte-level BPE tokenizers of generator and discriminator: from a hub, GPT-2 files, or trained on the corpus."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CLEAN_UP = (
 
 
 class TextTokenizer:
-    """Text <-> ids without special tokens; `decode` cleans up spaces before punctuation and leaves special tokens out."""
+    """Text <-> ids without special tokens; `decode` removes spaces before punctuation."""
 
     def __init__(self, backend: Tokenizer):
         backend.no_truncation()
@@ -50,9 +50,9 @@ class TextTokenizer:
     def id_of(self, *names: str) -> int:
         """The id of the first of `names` that the vocabulary has. Raises `InputError` if it has none."""
         for name in names:
-            found = self.backend.token_to_id(name)
-            if found is not None:
-                return found
+            token_id = self.backend.token_to_id(name)
+            if token_id is not None:
+                return token_id
         raise InputError(f"the tokenizer has no token {' or '.join(map(repr, names))}: choose a tokenizer that has it")
 
     def to_json(self) -> str:
@@ -81,28 +81,23 @@ def train_tokenizer(sentences: Iterable[str], vocab_size: int, specials: Sequenc
     """Byte-level BPE with all 256 bytes, so that any text can be encoded; `specials` get the first ids."""
     tokenizer = _byte_level(bpe_models.BPE())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator(
-        sentences,
-        BpeTrainer(
-            vocab_size=vocab_size, special_tokens=list(specials), initial_alphabet=alphabet, show_progress=False
-        ),
-    )
+    settings = {"special_tokens": list(specials), "initial_alphabet": alphabet, "show_progress": False}
+    tokenizer.train_from_iterator(sentences, BpeTrainer(vocab_size=vocab_size, **settings))
     return TextTokenizer(tokenizer)
 
 
 def load_tokenizer(name: str, field: str, specials: Sequence[str]) -> TextTokenizer:
-    """A folder with vocab.json and merges.txt (GPT-2's or RoBERTa's files), a folder or hub name that transformers loads.
+    """From a folder with vocab.json and merges.txt (GPT-2's or RoBERTa's files), or what transformers loads by name.
 
-    `field` is the config field named in the error when nothing is found."""
+    `field` is the config field that the error names.
+    """
     folder = Path(name).expanduser()
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if vocab.is_file() and merges.is_file():
         try:
             tokenizer = _byte_level(bpe_models.BPE.from_file(str(vocab), str(merges)))
         except Exception as e:  # tokenizers raises bare Exceptions for files it cannot read
-            raise InputError(
-                f"{field}={name}: vocab.json and merges.txt there are not a BPE tokenizer's ({e})"
-            ) from None
+            raise InputError(f"{field}={name}: vocab.json and merges.txt there are no BPE tokenizer's ({e})") from None
         tokenizer.add_special_tokens([s for s in specials if tokenizer.token_to_id(s) is not None])
         return TextTokenizer(tokenizer)
     from transformers import AutoTokenizer
@@ -111,8 +106,8 @@ def load_tokenizer(name: str, field: str, specials: Sequence[str]) -> TextTokeni
         loaded = AutoTokenizer.from_pretrained(name, use_fast=True)
     except (OSError, ValueError) as e:
         raise MissingFileError(
-            f"{field}={name}: no tokenizer is found there ({_first_line(e)}); give a folder with vocab.json and merges.txt, "
-            "or a model folder downloaded beforehand"
+            f"{field}={name}: no tokenizer is found there ({_first_line(e)}); give a folder with vocab.json and "
+            "merges.txt, or a model folder downloaded beforehand"
         ) from None
     return TextTokenizer(loaded.backend_tokenizer)
 

@@ -266,7 +266,7 @@ def test_every_size_is_read_off_the_weights(mapper: str, tmp_path: Path) -> None
     load_released_generator(state, GeneratorConfig(**SMALL, max_length=7), "checkpoint=model.pt")
     for wrong, sentence in (
         ({k: v for k, v in state.items() if "c_proj" not in k}, r"lacks gpt\.transformer\.h\.0\.attn\.c_proj"),
-        (state | {"gpt.other": torch.ones(1)}, r"has beside gpt\.other"),
+        (state | {"gpt.other": torch.ones(1)}, r"also has gpt\.other"),
         ({k: v for k, v in state.items() if "wte" not in k}, r"gpt\.transformer\.wte\.weight' is missing"),
         ({k: v for k, v in state.items() if "clip_project" not in k}, r"clip_project.* is missing"),
         (
