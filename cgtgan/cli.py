@@ -23,7 +23,6 @@ from cgtgan.config import Config
 from cgtgan.errors import InputError, Stopped, UserError
 
 
-
 def _beside_package(name: str) -> Path:
     """`conf` and `sweeps`: inside the package where it is installed, beside it in a checkout."""
     package = Path(__file__).resolve().parent

@@ -1,6 +1,6 @@
 """Every setting: its type, its default and the values it accepts. Imports no torch.
 
-Hydra composes the YAML files against these dataclasses. The result becomes one `Config`, which `checks.validate` checks.
+Hydra composes the YAML files against these dataclasses. The result is one `Config`, which `checks.validate` checks.
 Below the stages nobody sees the whole `Config`: a part takes its own small dataclass or plain arguments.
 """
 
@@ -43,7 +43,7 @@ METRICS = {
 RELEASED_SLIPS = ("text_order", "accumulation", "l1_target")
 BASELINE_ROWS = ("init", "mean_shift", "projection", "nearest", "supervised", "human")
 
-# ----------------------------------------------------------------------------------------------------------------- settings
+# ------------------------------------------------------------------------------------------------------------- settings
 
 
 @dataclass
@@ -115,7 +115,7 @@ class DemoClipConfig:
 
 @dataclass
 class ClipBackboneConfig:
-    """Which CLIP. `kind: random` is OpenAI's architecture, small, with random weights, to try real data without weights."""
+    """Which CLIP. `kind: random` is OpenAI's architecture, small, with random weights: to try real data."""
 
     name: str = "demo"
     kind: str = setting("demo", one_of("openai", "huggingface", "open_clip", "random", "demo", "custom"))
@@ -162,8 +162,8 @@ class RewardWeightsConfig:
     name: str = "clip_agg"
     cos_weight: float = setting(0.5, SHARE)
     clip_weight: float = setting(0.0, SHARE)
-    # Further terms; cos, l1 or clip here get another weight. Each is a RewardTermConfig, or just its weight. The type is
-    # loose because Hydra cannot add a key to a dictionary of dataclasses.
+    # Further terms; cos, l1 or clip here get another weight. Each is a RewardTermConfig, or just its weight.
+    # The type is loose because Hydra cannot add a key to a dictionary of dataclasses.
     terms: dict[str, Any] = field(default_factory=dict)
     max_weight: float = setting(0.5, SHARE)
     delay_steps: int = setting(150, NOT_NEGATIVE)
@@ -386,7 +386,7 @@ class Config:
         return [self.runs] if isinstance(self.runs, str) else list(self.runs or self.report.runs)
 
 
-# -------------------------------------------------------------------------------------------------------------------- tools
+# ---------------------------------------------------------------------------------------------------------------- tools
 
 
 def custom_parts(spec: str) -> tuple[str, str]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from cgtgan.config import Config, scientific_settings
+from cgtgan.config import Config
+from cgtgan.run_identity import scientific_settings
 
 STEPS = (10, 20, 30)
 

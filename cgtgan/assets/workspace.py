@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from cgtgan.config import Config, run_folder, scientific_settings
+from cgtgan.config import Config
 from cgtgan.errors import InputError
+from cgtgan.run_identity import run_folder, scientific_settings
 from cgtgan.runtime.artifacts import ArtifactStore, locked, read_json, write_json
 from cgtgan.runtime.devices import auto_workers
 from cgtgan.runtime.shards import Rank

@@ -84,7 +84,7 @@ def settings_fingerprint(cfg: Config) -> str:
 def inputs_fingerprint(cfg: Config) -> str:
     """Of the size and time of every file that a setting names; of a folder, of the files in it. Contents would take minutes."""
     root = Path(cfg.dataset.root)
-    named = [value for name, _, value in leaves(cfg) if name.startswith(_INPUTS)]
+    named = [value for name, value, _ in leaves(cfg) if name.startswith(_INPUTS)]
     named += [term.function or key for key, term in cfg.reward_weights.terms.items()]
     words = [
         custom_parts(word)[0]  # of own code the file

@@ -12,11 +12,12 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from cgtgan import cli
-from cgtgan.config import Config, run_folder, variant_name
+from cgtgan.config import Config
 from cgtgan.errors import Stopped, UserError
 from cgtgan.launching import job_file
 from cgtgan.launching.queues import Queue, open_queue
 from cgtgan.launching.worker import Job, task_settings
+from cgtgan.run_identity import run_folder, variant_name
 
 _LAST_WORD = 20.0  # seconds after a job has ended well in which its job.json may still come over a network file system
 _SILENCE = (

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cgtgan.config import Config, scientific_settings
+from cgtgan.config import Config
 from cgtgan.errors import MissingFileError, UserError
 from cgtgan.reporting.run_folder import Run
+from cgtgan.run_identity import scientific_settings
 from cgtgan.runtime.artifacts import canonical_json, read_json
 
 NAMED = 6  # folders that a sentence names; it only counts the others

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,11 +20,12 @@ from PIL import Image
 
 from cgtgan.assets.backbone import load_demo_clip
 from cgtgan.checks import validate
-from cgtgan.config import Config, DatasetConfig, EvaluateConfig, scientific_settings
+from cgtgan.config import Config, DatasetConfig, EvaluateConfig
 from cgtgan.errors import InputError, UserError
 from cgtgan.evaluation.diversity import self_cider, words
 from cgtgan.evaluation.metrics import score_captions
 from cgtgan.models.clip_backbone import DemoBackbone
+from cgtgan.run_identity import scientific_settings
 from cgtgan.runtime.artifacts import load_embeddings
 from cgtgan.stages import evaluate
 
@@ -131,17 +133,17 @@ def test_scored_once_and_again_when_what_is_asked_changes(home: Path) -> None:
 
     same = ("stage=evaluate", METRICS, "evaluate.baselines=[nearest]")
     before = made()
-    said = run(home, *same, "evaluate.self_cider_samples=3")
+    printed = run(home, *same, "evaluate.self_cider_samples=3")
     assert made() == before
     for name in ("CLIPScore", "RefCLIPScore", "Distinct-2", "Self-CIDEr", "Nearest sentence"):
-        assert name in said
+        assert name in printed
 
 
 def test_captions_made_elsewhere_score_as_the_run_does_and_need_no_run(home: Path, tmp_path: Path) -> None:
     scores, per_image, captions = scored(home, "cgtgan")
     file = tmp_path / "their captions=1.json"
     file.write_text(json.dumps([{"image_id": i, "caption": text} for i, text in reversed(captions.items())]))
-    said = run(tmp_path, "stage=evaluate", METRICS, f"captions={file}", f"artifacts_dir={home / 'artifacts'}")
+    printed = run(tmp_path, "stage=evaluate", METRICS, f"captions={file}", f"artifacts_dir={home / 'artifacts'}")
     folder = tmp_path / "their captions=1_scores"
     found = json.loads((folder / "scores.json").read_text())
     drawn = {"Self-CIDEr"}
@@ -151,7 +153,34 @@ def test_captions_made_elsewhere_score_as_the_run_does_and_need_no_run(home: Pat
         expected = per_image[row["image_id"]]
         assert row == pytest.approx({k: v for k, v in expected.items() if k not in drawn}, abs=1e-6)
     assert {p.name for p in tmp_path.iterdir()} == {file.name, folder.name}  # no run folder
-    assert str(folder) in "".join(said.split("\n"))
+    assert str(folder) in "".join(printed.split("\n"))
+
+
+def test_an_own_metric_is_scored_again_when_its_file_changes(home: Path, tmp_path: Path, one_thread: None) -> None:
+    shutil.copytree(home / "runs", tmp_path / "runs")
+    code = tmp_path / "mine.py"
+    overrides = [*TINY, "stage=evaluate", f"evaluate.metrics=[rouge_l,{code}:length]"]
+    overrides += [f"artifacts_dir={home / 'artifacts'}", f"runs_dir={tmp_path / 'runs'}"]
+    file = next(tmp_path.glob("runs/demo_tiny/*/seed=0/evaluation/test/cgtgan/scores.json"))
+
+    def score(factor: int) -> dict[str, Any]:
+        lengths = f"{{i: {factor} * len(text) for i, text in captions.items()}}"
+        code.write_text(f"def length(captions, references):\n    return {lengths}\n")
+        evaluate.run(composed(overrides))
+        return json.loads(file.read_text())
+
+    once = score(1)
+    mean = sum(map(len, scored(tmp_path, "cgtgan")[2].values())) / 12
+    assert list(once["scores"]) == ["ROUGE-L", "length"]
+    assert once["scores"]["length"] == pytest.approx(mean)
+    assert once["made_from"]["metrics"] == ["rouge_l", "length"]
+    written = file.stat().st_mtime_ns
+    score(1)
+    assert file.stat().st_mtime_ns == written
+    twice = score(2)
+    assert twice["scores"]["length"] == pytest.approx(2 * mean)
+    assert twice["made_from"]["own_metrics"].keys() == {"length"}
+    assert "own_metrics" not in scored(home, "cgtgan")[0]["made_from"]
 
 
 def composed(overrides: list[str]) -> Config:
@@ -187,13 +216,13 @@ def test_the_projection_has_a_temperature_of_its_own(home: Path, tmp_path: Path)
     run(home, *same, "evaluate.projection_t=3")
     flat = scored(home, "projection")[2]
     run(home, *same)
-    own = scored(home, "projection")[2]
+    usual = scored(home, "projection")[2]
     assert len(before) == 2
-    assert {p: p.stat().st_mtime_ns for p in before} == before  # the others hang on no temperature here
+    assert {p: p.stat().st_mtime_ns for p in before} == before  # the others depend on no temperature here
     headers = [load_embeddings(path).header for path in home.glob("artifacts/aggregated_embeddings/*.safetensors")]
     assert sorted(header.producer["t"] for header in headers if header.rows == 12) == [3, 150]
     # so near to the mean of the corpus, most images read the same embedding
-    assert len(set(flat.values())) < len(set(own.values()))
+    assert len(set(flat.values())) < len(set(usual.values()))
 
 
 def test_an_image_of_the_split_without_references_is_left_out_and_said(
@@ -263,6 +292,19 @@ def results(**captions: str) -> list[dict[str, object]]:
     return [{"image_id": int(i[1:]), "caption": text} for i, text in captions.items()]
 
 
+def test_an_own_metric_scores_captions_made_elsewhere(tmp_path: Path) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "def words(captions, references):\n    return 9, {i: len(t.split()) for i, t in captions.items()}\n"
+    )
+    evaluate.run(config(tmp_path, results(i1="a man", i3="a red bus"), ("rouge_l", f"{code}:words")))
+    found = json.loads((tmp_path / "theirs_scores" / "scores.json").read_text())
+    rows = json.loads((tmp_path / "theirs_scores" / "per_image.json").read_text())
+    assert found["scores"]["words"] == 9
+    assert {row["image_id"]: row["words"] for row in rows} == {1: 2.0, 3: 3.0}
+    assert found["made_from"]["own_metrics"].keys() == {"words"}
+
+
 def test_references_alone_are_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     captions = results(i3="a red bus", i1="a man ||| on a horse", i2="", i4="nobody wrote a reference of this")
     evaluate.run(config(tmp_path, captions))
@@ -273,9 +315,9 @@ def test_references_alone_are_enough(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found["scores"] == expected.corpus
     assert found["excluded"] == [4]
     assert found["images"] == 3
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"1 image (5) has no caption in {tmp_path / 'theirs.json'}: left out" in said
-    assert "1 image (4) has no reference: left out of the scores" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"1 image (5) has no caption in {tmp_path / 'theirs.json'}: left out" in printed
+    assert "1 image (4) has no reference: left out of the scores" in printed
     assert {p.name for p in tmp_path.iterdir()} == {"theirs.json", "references.json", "theirs_scores"}
     assert {p.suffix for p in (tmp_path / "theirs_scores").iterdir()} == {".json", ".lock"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,8 +15,9 @@ from omegaconf import OmegaConf
 
 from cgtgan import cli
 from cgtgan.checks import accepted_values
-from cgtgan.config import REWARD_PRESETS, STAGES, Config, OptimizerConfig, run_folder, scientific_settings
+from cgtgan.config import STAGES, Config, OptimizerConfig
 from cgtgan.errors import MissingFileError
+from cgtgan.run_identity import REWARD_PRESETS, run_folder, scientific_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
@@ -29,6 +31,7 @@ EXPERIMENTS = [name.removeprefix("experiment/") for name in YAMLS if name.starts
 NEEDS = {
     "dataset/demo": ["experiment=demo"],
     "dataset/folder": ["dataset.root=photos"],
+    "clip_backbone/custom": ["clip_backbone.model=my_encoder.py:Encoder"],
     "dataset/custom": ["dataset.reader=my_data.py:read"],
     "corpus/demo": ["experiment=demo"],
     "corpus/demo_external": ["experiment=demo"],
@@ -253,7 +256,7 @@ WRONG_VALUES = {  # noticed after composition, whatever started the run
     "discriminator.heads=7": "discriminator.width=768 and discriminator.heads=7 contradict each other",
     "generator=gpt2_transformer generator.mapper_heads=5": "generator.width=768 and generator.mapper_heads=5 contradict each other",
     "train.baseline=leave_one_out train.num_samples=1": "leave_one_out and train.num_samples=1 contradict each other",
-    "train.use_discriminator=false": "train.use_discriminator=false and reward_weights.max_weight=0.5 (delay_steps=150, ",
+    "train.use_discriminator=false": "train.use_discriminator=false and reward_weights.max_weight=0.5, reward_weights.delay_steps=150, ",
     "dataset=folder dataset.root=x dataset.val_fraction=0.5 dataset.test_fraction=0.5": "they leave no training image",
     "generator.language_model=scratch": "generator.language_model=scratch and generator.tokenizer=pretrained contradict each other",
     "discriminator.encoder=scratch": "discriminator.encoder=scratch and discriminator.tokenizer=pretrained contradict each other",
@@ -473,7 +476,8 @@ def test_bash_completes_groups_options_and_fields(no_torch, typed_so_far, choice
 def test_a_search_whose_extra_is_missing_says_what_to_install(tmp_path):
     plugins = tmp_path / "bare" / "hydra_plugins"
     plugins.mkdir(parents=True)
-    (plugins / "__init__.py").touch()  # in the way of the installed plugins
+    (plugins / "__init__.py").touch()  # hides the installed plugins
+    shutil.copy(ROOT / "hydra_plugins/cgtgan_sweeps.py", plugins)
     done = command_line("-m", "sweep=optuna_reward_weights", cwd=tmp_path, path=plugins.parent)
     assert done.returncode == 2
     assert (

@@ -15,8 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from cgtgan import cli
-from cgtgan.config import Config, run_folder
+from cgtgan.config import Config
 from cgtgan.errors import MissingFileError, Stopped
+from cgtgan.run_identity import run_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = sorted(p.stem for p in (ROOT / "sweeps").glob("*.yaml"))
