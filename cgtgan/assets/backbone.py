@@ -1,4 +1,4 @@
-"""The run's frozen CLIP. The demo's own is trained here, contrastively on its own pairs, when first needed, and kept as an artifact."""
+"""The run's frozen CLIP. The demo's is trained here, contrastively on drawn pairs, when first needed, and kept."""
 
 from __future__ import annotations
 
@@ -98,15 +98,15 @@ def backbone_description(config: ClipBackboneConfig) -> dict[str, Any]:
 
 
 def _draw_pairs(
-    c: DemoClipConfig, world: DemoWorldConfig, drawn: Callable[[], object]
+    c: DemoClipConfig, world: DemoWorldConfig, on_pair: Callable[[], object]
 ) -> tuple[Tensor, list[list[str]]]:
-    """(pairs, 3, H, W) uint8 and the captions of each picture, of the world's clip pool"""
+    """(pairs, 3, H, W) uint8 and the captions of each picture, from the world's clip pool"""
     images = torch.empty(c.pairs, 3, world.image_size, world.image_size, dtype=torch.uint8)
     captions: list[list[str]] = []
     for i, (image, texts) in enumerate(DemoWorld(world).clip_pairs(c.pairs, c.seed)):
         images[i] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         captions.append(texts)
-        drawn()
+        on_pair()
     return images, captions
 
 
@@ -118,9 +118,8 @@ def _train_demo_clip(ws: Workspace, path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed(c.seed, "demo clip"))
         model = DemoClip(c, tokenizer, world.image_size).to(ws.device)
-    optimizer = Optimizer(
-        model, OptimizerConfig(lr=c.lr, warmup_steps=50, final_lr_ratio=0.01, weight_decay=0.1), c.steps
-    )
+    schedule = OptimizerConfig(lr=c.lr, warmup_steps=50, final_lr_ratio=0.01, weight_decay=0.1)
+    optimizer = Optimizer(model, schedule, c.steps)
     order = EpochOrder(c.pairs, c.seed, "demo clip pairs")
     state = path.with_name(f"{path.name}.training")
     done = load_state(state, {"clip": model}, {"clip": optimizer})["step"] if state.is_file() else 0
@@ -132,9 +131,9 @@ def _train_demo_clip(ws: Workspace, path: Path) -> None:
             loss = contrastive_loss(model.encode_image(pixels), model.encode_text(texts), c.logit_scale)
             optimizer.step(loss, step)
             if step % max(1, c.steps // CHECKPOINTS) == 0 and step < c.steps:
-                with atomic_path(state) as beside:
-                    save_state(beside, state_tensors({"clip": model}, {"clip": optimizer}), {"step": step})
+                with atomic_path(state) as temporary:
+                    save_state(temporary, state_tensors({"clip": model}, {"clip": optimizer}), {"step": step})
             bar.advance(note=f"loss {loss.item():.2f}")
-    with atomic_path(path) as beside:
-        save_demo_clip(beside, model)
+    with atomic_path(path) as temporary:
+        save_demo_clip(temporary, model)
     state.unlink(missing_ok=True)

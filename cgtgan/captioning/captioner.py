@@ -1,10 +1,8 @@
-"""Captions of one's own pictures, in three lines of Python:
+"""Captions of your pictures, in three lines of Python:
 
-    from cgtgan import Captioner
-    captioner = Captioner.load("runs/demo/NAME/seed=0")
-    print(captioner.caption(["a.jpg", "b.png"]))
-
-On the floor of the stages: stage=caption and stage=serve stand on it.
+from cgtgan import Captioner
+captioner = Captioner.load("runs/demo/NAME/seed=0")
+print(captioner.caption(["a.jpg", "b.png"]))
 """
 
 from __future__ import annotations
@@ -33,15 +31,13 @@ from cgtgan.models.clip_backbone import ClipBackbone
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator
 from cgtgan.runtime.artifacts import read_json
 
-__all__ = ["Captioner", "Picture", "ScoredCaption", "checkpoint_in"]
-
-# A file or a picture in memory; or (3, S, S) pixels that `backbone.pixels` has made.
+# A file or a picture in memory. Or, as a tensor, the pixels that `backbone.pixels` makes.
 PictureFile = str | os.PathLike[str] | Image.Image
 Picture = PictureFile | Tensor
 
 
 class Encoded(NamedTuple):
-    """Pictures that CLIP has read: embeddings (B, D), and what each picture's samples depend on beside the seed."""
+    """Pictures that CLIP has read: embeddings (B, D), and a key per picture that seeds its samples."""
 
     vectors: Tensor
     sample_keys: list[str]
@@ -49,9 +45,8 @@ class Encoded(NamedTuple):
 
 @dataclass
 class Captioner:
-    """A trained generator, the CLIP it reads and how captions are drawn.
-
-    An image gets the same captions in any batch, for one `seed`.
+    """A trained generator, its CLIP and how captions are drawn. With one `seed`, an image has the same captions in any
+    batch.
     """
 
     bundle: GeneratorBundle
@@ -64,25 +59,23 @@ class Captioner:
     def load(
         cls, path: str | os.PathLike[str], *, device: str = "auto", decode: DecodeConfig | None = None
     ) -> Captioner:
-        """`path`: a checkpoint, a link to one, or a run folder, of which the best one is taken. decode: None for the
-        checkpoint's own.
-
-        Raises `MissingFileError` or `InputError`, with what to do about it.
+        """`path`: a checkpoint, a link to one, or a run folder, whose best checkpoint is taken. decode: None for the
+        checkpoint's. Raises `MissingFileError` or `InputError`, with what to do about it.
         """
         start = Path(path).expanduser()
         if start.is_file():
             raise InputError(
                 f"{start} is a file and a checkpoint is a folder; `run.py stage=caption checkpoint={start} "
-                "images=A.jpg` makes one of the "
-                "authors' model.pt, with the tokenizer and the CLIP of its settings, below artifacts/released_generator"
+                "images=A.jpg` makes one of the authors' model.pt, with the tokenizer and the CLIP of its settings, "
+                "below artifacts/released_generator"
             )
         folder = checkpoint_in(start)
         if folder is None:
             raise MissingFileError(f"{start}: no checkpoint is found there; name a run folder or a checkpoint")
-        told = read_json(folder / "checkpoint.json")
+        description = read_json(folder / "checkpoint.json")
         try:
-            decode = decode or DecodeConfig(**told["decode"])
-            clip = told["clip_backbone"]
+            decode = decode or DecodeConfig(**description["decode"])
+            clip = description["clip_backbone"]
         except (KeyError, TypeError) as e:
             raise InputError(
                 f"{folder / 'checkpoint.json'} does not say its CLIP and decoding ({e}): another version wrote it"
@@ -100,21 +93,17 @@ class Captioner:
         return cls(bundle, backbone, decode)
 
     def caption(self, images: Iterable[Picture] | PictureFile | Encoded) -> list[str]:
-        """One caption a picture, by `decode`.
-
-        Raises `MissingFileError` or `InputError` naming a file that cannot be read.
-        """
+        """One caption per picture, by `decode`. Raises `MissingFileError` or `InputError` naming an unreadable file."""
         captions: list[str] = []
         for vectors, sample_keys in self._encoded(images):
             captions += self._decoder().captions(vectors, sample_keys)
         return captions
 
     def captions(self, images: Iterable[Picture] | PictureFile | Encoded, n: int = 5) -> list[list[ScoredCaption]]:
-        """Of each picture's greedy caption and n samples at `decode.temperature` those n that CLIP finds nearest, the
+        """Per picture, the n captions nearest by CLIP among the greedy one and n samples at `decode.temperature`, the
         nearest first.
 
-        Fewer than n where the generator says the same again. Where `decode` is best-of-n, as many are drawn as it says,
-        at least n.
+        Fewer than n where samples are equal. Where `decode` is best-of-n, its number of samples is drawn, at least n.
         """
         if n < 1:
             raise InputError(f"n={n} is not accepted: it must be 1 or more")

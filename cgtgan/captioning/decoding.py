@@ -21,9 +21,7 @@ from cgtgan.runtime.devices import Devices, best_precision
 
 
 class ScoredCaption(NamedTuple):
-    """clip_similarity: cosine of the caption's and the picture's embedding; log_prob: mean over its tokens, up to the
-    stop token.
-    """
+    """clip_similarity: cosine of caption and picture; log_prob: mean over its tokens up to the stop token."""
 
     caption: str
     clip_similarity: float
@@ -45,9 +43,7 @@ class Decoder:
     on_batch: Callable[[int], object] = lambda _: None
 
     def greedy(self, vectors: Tensor) -> list[str]:
-        """One caption per row of `vectors` (N, D), greedy and without autocast of its own, whatever the settings: for
-        validation.
-        """
+        """One greedy caption per row of `vectors` (N, D), whatever `decode` is, without autocast: for validation."""
         return self._each_batch(vectors, lambda batch, _rows: self._model().greedy(batch, log_probs=False))
 
     def captions(
@@ -55,8 +51,8 @@ class Decoder:
     ) -> list[str]:
         """One caption per row of `vectors` (N, D).
 
-        sample_keys: what a row's draws depend on beside `seed`; None: its number. Best-of-n ranks by `images` (N, D),
-        the pictures' own embeddings, where `vectors` are others.
+        sample_keys: what a row's draws depend on together with `seed`; None: its number. images (N, D): the pictures'
+        embeddings, by which best-of-n ranks, where `vectors` are others.
         """
         if self.decode.name == "best_of_n":
             return [best.caption for best, *_ in self.ranked(vectors, self.decode.best_of, sample_keys, images)]
@@ -70,10 +66,9 @@ class Decoder:
         sample_keys: Sequence[object] | None = None,
         images: Tensor | None = None,
     ) -> list[list[ScoredCaption]]:
-        """What best-of-n chooses from: per row the greedy caption and `num_samples` samples, each caption once, nearest
-        first.
+        """What best-of-n chooses from: per row the greedy caption and `num_samples` samples, each caption once.
 
-        Near is the cosine of the caption's embedding, made as the reward makes it, and the picture's.
+        The nearest stands first: by the cosine of the picture's embedding and the caption's, as the reward makes it.
         """
         keys = range(len(vectors)) if sample_keys is None else sample_keys
         images = vectors if images is None else images
@@ -83,10 +78,10 @@ class Decoder:
             rows = slice(start, start + size)
             texts, log_probs = self._candidates(vectors[rows].float().to(self.device), num_samples, keys[rows])
             cosines = self._similarities(texts, images[rows].float().to(self.device), num_samples + 1)
-            every = [ScoredCaption(*one) for one in zip(texts, cosines, log_probs, strict=True)]
-            for i in range(0, len(every), num_samples + 1):
-                different = {one.caption: one for one in every[i : i + num_samples + 1]}
-                ranked.append(sorted(different.values(), key=lambda one: -one.clip_similarity))
+            scored = [ScoredCaption(*fields) for fields in zip(texts, cosines, log_probs, strict=True)]
+            for i in range(0, len(scored), num_samples + 1):
+                different = {caption.caption: caption for caption in scored[i : i + num_samples + 1]}
+                ranked.append(sorted(different.values(), key=lambda caption: -caption.clip_similarity))
             self.on_batch(len(vectors[rows]))
         return ranked
 

@@ -24,7 +24,7 @@ from PIL import Image, features
 from cgtgan import Captioner
 from cgtgan.assets.backbone import save_demo_clip
 from cgtgan.assets.workspace import Workspace
-from cgtgan.captioning.captioner import ScoredCaption
+from cgtgan.captioning.decoding import ScoredCaption
 from cgtgan.cli import quote_paths
 from cgtgan.config import CaptionConfig, ClipBackboneConfig, Config, DecodeConfig, as_dict
 from cgtgan.data.image_files import find_images
@@ -53,7 +53,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 pictures of noise below one another, in every format that Pillow here writes, a broken one, and what is no picture."""
+    """12 pictures of noise in every format that Pillow here writes, in nested folders, a broken one, and no pictures."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "deep" / "deeper").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -97,7 +97,7 @@ def command(checkpoint: Path, images: str, output: Path, *more: str) -> list[str
     return [sys.executable, str(ROOT / "run.py"), *quote_paths(words)]
 
 
-# ------------------------------------------------------------------------------------------------------------------ Python
+# --------------------------------------------------------------------------------------------------------------- Python
 
 
 def test_a_caption_is_the_pictures_own(checkpoint: Path, photos: Path) -> None:
@@ -191,7 +191,7 @@ def test_what_cannot_be_loaded_is_said_in_a_sentence(checkpoint: Path, photos: P
         captioner.caption(["gone.jpg"])
 
 
-# ------------------------------------------------------------------------------------------------------------ stage=caption
+# -------------------------------------------------------------------------------------------------------- stage=caption
 
 
 def test_a_nested_folder_in_every_format(
@@ -298,7 +298,7 @@ def test_a_heic_is_read_or_what_it_needs_is_said(
 def test_a_killed_job_keeps_what_it_had(
     checkpoint: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """kill -9 at a picture that never ends, a pipe: the next job goes on there, says so, and ends as an undisturbed one."""
+    """kill -9 at a picture that never ends, a pipe: the next job continues there, and ends as an undisturbed one."""
     folder = shutil.copytree(photos, tmp_path / "photos")
     expected = [row["caption"] for row in captioned(checkpoint, str(folder), tmp_path / "whole")]
     endless = find_images([str(folder)])[9]

@@ -1,4 +1,4 @@
-"""The discriminator: the released program's tokens, logits, losses and gradients, and how a long text is cut (slip 5)."""
+"""The discriminator: the released program's tokens, logits, losses, gradients, and the cut of long texts (slip 5)."""
 
 import json
 from pathlib import Path

@@ -125,7 +125,7 @@ def test_golden_log_probs_of_choices(decoding: Any, case: str, choices: str, tem
 
 
 def test_golden_captions_of_choices(decoding: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clocks that let just those tokens win give the printed ids, with forced stop and end-of-text, and the log-probs."""
+    """Clocks that let those tokens win give the printed ids, with forced stop and end-of-text, and the log-probs."""
     model, x = released(decoding), torch.tensor(decoding["x"])
     choices = torch.tensor(decoding["choices"]).view(12, LENGTH)
     places = [0] * 12

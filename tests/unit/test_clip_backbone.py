@@ -106,11 +106,11 @@ def test_real_photographs(photographs: list[Image.Image]) -> None:
         assert torch.equal(preprocess(image, 224), as_clip_does(image, 224))
 
 
-# ------------------------------------------------------------------------------------------------------ OpenAI's archives
+# ---------------------------------------------------------------------------------------------------- OpenAI's archives
 
 
 def archive(path: Path, tower: dict[str, Any], *, seed: int = 0) -> Any:
-    """A tiny CLIP, also saved as OpenAI's archives are. Its weights are float16 numbers, as theirs: loading rounds nothing."""
+    """A tiny CLIP, also saved as OpenAI's archives are. Its weights are float16 numbers: loading rounds nothing."""
     torch.manual_seed(seed)
     text: dict[str, Any] = {
         "context_length": CONTEXT,
@@ -216,7 +216,7 @@ def test_identity_tells_weights_apart_by_content(tmp_path: Path) -> None:
     assert a["weights"] != b["weights"]
 
 
-# ----------------------------------------------------------------------------------------------------------------- random
+# --------------------------------------------------------------------------------------------------------------- random
 
 
 def test_random_is_the_same_every_time_and_leaves_torchs_generator(photographs: list[Image.Image]) -> None:
@@ -251,7 +251,7 @@ def test_a_backbone_is_frozen() -> None:
     assert not backbone.encode_texts(["a"]).requires_grad
 
 
-# ----------------------------------------------------------------------------------------------------------- transformers
+# --------------------------------------------------------------------------------------------------------- transformers
 
 
 @pytest.fixture(scope="module")

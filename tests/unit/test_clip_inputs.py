@@ -1,4 +1,4 @@
-"""What the towers read: pixels and tokens made in other processes, batches by length, and the dual encoders of transformers."""
+"""What the towers read: pixels and tokens, batches by length, and the dual encoders of transformers."""
 
 import json
 import multiprocessing
@@ -42,7 +42,7 @@ def photographs(shared: Path) -> list[Image.Image]:
     return [Image.open(p) for p in (paths[0], paths[5], paths[19])]
 
 
-# ------------------------------------------------------------------------------------------------------------ other processes
+# ------------------------------------------------------------------------------------------------------ other processes
 
 
 def made_elsewhere(pickled: bytes, argument: Any) -> Any:
@@ -105,7 +105,7 @@ def test_a_text_cut_to_its_length_has_the_numbers_of_the_padded_one() -> None:
         torch.testing.assert_close(backbone.encode_tokens([row])[0], expected, rtol=1e-5, atol=1e-5)
 
 
-# --------------------------------------------------------------------------------------------------------------- transformers
+# --------------------------------------------------------------------------------------------------------- transformers
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 VOCABULARY = ["<pad>", "<eos>", "<bos>", "<unk>", "a", "dog", "runs", "two", "cats"]
