@@ -26,8 +26,8 @@ def find_checkpoint(ws: Workspace) -> Path:
     start = Path(given).expanduser() if given else ws.run
     if given and start.is_file():
         return imported_checkpoint(ws, start, "checkpoint")
-    if found := checkpoint_in(start, which):
-        return found
+    if checkpoint := checkpoint_in(start, which):
+        return checkpoint
     if given:
         raise MissingFileError(
             f"checkpoint={given}: no checkpoint is found there; name a run folder, a checkpoint or the authors' "

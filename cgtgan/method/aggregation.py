@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cgtgan.errors import InputError
 
-TILE = 2048  # sentences whose similarities stand in memory at once
+TILE = 2048  # sentences whose similarities are in memory at once
 DECISIVE = 0.1  # share of an image's weight from which a sentence's cosine is computed once more, in float64
 PAIRS = 4096  # cosines computed once more at a time
 
@@ -166,7 +166,7 @@ def aggregate_nearest(
     (T, N) float32.
     """
     target = torch.device(device) if device is not None else image_embeddings.device
-    found = torch.empty(len(temperatures), *image_embeddings.shape, dtype=torch.float32, device=target)
+    aggregated = torch.empty(len(temperatures), *image_embeddings.shape, dtype=torch.float32, device=target)
     dropped = torch.empty(len(temperatures), len(image_embeddings), dtype=torch.float32, device=target)
     t = torch.tensor(temperatures, dtype=torch.float64, device=target)[:, None, None]
     rows = image_block(image_embeddings, text_embeddings, k, chunk_bytes)
@@ -180,9 +180,10 @@ def aggregate_nearest(
         )
         weights = torch.exp(t * (exact - cosines[:, :1]))
         kept = weights.sum(dim=-1)
-        found[:, start : start + rows] = (torch.einsum("tnk,nkd->tnd", weights, values) / kept[..., None]).float()
+        mean = torch.einsum("tnk,nkd->tnd", weights, values) / kept[..., None]
+        aggregated[:, start : start + rows] = mean.float()
         dropped[:, start : start + rows] = (1 - kept / torch.maximum(total, kept)).float()
-    return found, dropped
+    return aggregated, dropped
 
 
 def nearest_texts(
@@ -196,11 +197,11 @@ def nearest_texts(
     """(N, k) int64: rows of the k sentences with the highest cosine, the nearest first. k is cut to M."""
     target = torch.device(device) if device is not None else image_embeddings.device
     rows = image_block(image_embeddings, text_embeddings, k, chunk_bytes)
-    blocks = range(0, len(image_embeddings), rows)
-    found = [
-        _nearest(image_embeddings[i : i + rows].to(target), text_embeddings, [], k, chunk_bytes, i)[1] for i in blocks
-    ]
-    return torch.cat(found) if found else torch.empty(0, min(k, len(text_embeddings)), dtype=torch.long, device=target)
+    nearest = [torch.empty(0, min(k, len(text_embeddings)), dtype=torch.long, device=target)]
+    for start in range(0, len(image_embeddings), rows):
+        block = image_embeddings[start : start + rows].to(target)
+        nearest.append(_nearest(block, text_embeddings, [], k, chunk_bytes, start)[1])
+    return torch.cat(nearest)
 
 
 @torch.no_grad()
