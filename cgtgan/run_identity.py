@@ -21,7 +21,7 @@ _NOT_SCIENTIFIC_FIELDS = (
     "train.max_minutes",
     "train.log_every",
     "train.accumulation",
-    "train.precision",  # the precision that results is compared (stages/train.py)
+    "train.precision",  # the precision that results is compared (training/inputs.py)
     "train.memory_gb",
     "train.gradient_checkpointing",
     "train.watch_kl",
@@ -33,7 +33,7 @@ _NOT_SCIENTIFIC_FIELDS = (
     "clip_backbone.image_shard",
     "clip_backbone.text_shard",
     "dataset.max_bad_images",
-    # places: what lies there is compared by content (stages/train.py)
+    # places: what lies there is compared by content (training/inputs.py)
     "dataset.root",
     "dataset.reader",
     "dataset.released",
@@ -46,7 +46,7 @@ def scientific_settings(cfg: Config) -> dict[str, Any]:
     """Field path -> value of every setting that changes a trained generator; two runs are one run if these agree."""
     values = {path: value for path, value, _ in leaves(cfg)}
     terms = values.pop("reward_weights.terms")
-    for key, term in terms.items():  # where the code lies is a place: its content is compared (training/rewards.py)
+    for key, term in terms.items():  # where the code lies is a place: its content is compared (training/own_terms.py)
         path = f"reward_weights.terms.{custom_name(key)}"
         values |= {f"{path}.{name}": value for name, value, _ in leaves(term)}
         values[f"{path}.function"] = custom_name(term.function or key)
