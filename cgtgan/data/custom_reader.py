@@ -34,7 +34,7 @@ def reader_split(
     `MissingFileError` for more than `max_bad_images` absent images.
     """
     called = f"{FIELD}={config.reader}, split {name}"
-    reader = load_custom(config.reader, FIELD)
+    reader, root = load_custom(config.reader, FIELD), root.absolute()  # so that root / file is found from here too
     with custom_errors(config.reader, FIELD):
         returned = reader(root, name)
         rows = list(returned) if isinstance(returned, Iterable) and not isinstance(returned, str) else None
