@@ -25,7 +25,7 @@ from cgtgan import Captioner
 from cgtgan.assets.backbone import save_demo_clip
 from cgtgan.assets.workspace import Workspace
 from cgtgan.captioning.decoding import ScoredCaption
-from cgtgan.cli import quote_paths
+from cgtgan.cli import corrected
 from cgtgan.config import CaptionConfig, ClipBackboneConfig, Config, DecodeConfig, as_dict
 from cgtgan.data.image_files import find_images
 from cgtgan.errors import InputError, MissingFileError
@@ -53,7 +53,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 pictures of noise in every format that Pillow here writes, in nested folders, a broken one, and no pictures."""
+    """12 pictures of noise in every format that Pillow here writes, in nested folders, a broken one, no pictures."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "deep" / "deeper").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -94,7 +94,7 @@ def captioned(
 
 def command(checkpoint: Path, images: str, output: Path, *more: str) -> list[str]:
     words = ["stage=caption", f"checkpoint={checkpoint}", f"images={images}", f"output={output}", "threads=1", *more]
-    return [sys.executable, str(ROOT / "run.py"), *quote_paths(words)]
+    return [sys.executable, str(ROOT / "run.py"), *corrected(words)]
 
 
 # --------------------------------------------------------------------------------------------------------------- Python

@@ -10,9 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from cgtgan.config import ClipBackboneConfig
+from cgtgan.assets.backbone import backbone_description
+from cgtgan.assets.workspace import Workspace
+from cgtgan.config import ClipBackboneConfig, Config
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.models.custom_backbone import CustomBackbone, absolute_spec, custom_identity
+from cgtgan.stages.serve import check_same_clip
 
 CPU = torch.device("cpu")
 PLAIN = """
@@ -191,6 +194,20 @@ def test_a_path_holds_in_any_folder(source: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(source.parent)
     assert absolute_spec("encoder.py:Plain") == f"{source}:Plain"
     assert absolute_spec("package.module:Plain") == "package.module:Plain"
+
+
+def test_the_web_page_knows_the_encoder_of_a_checkpoint(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings name it relative to the working directory, the checkpoint by its full path."""
+    monkeypatch.chdir(source.parent)
+    settings = config(Path("encoder.py"), "Plain")
+    stored = backbone_description(settings)
+    ws = Workspace(Config(clip_backbone=settings, device="cpu"))
+    check_same_clip(ws, stored, source.parent)
+    for other in ({"model": f"{source}:Fast"}, {"kind": "demo"}):
+        with pytest.raises(
+            InputError, match="clip_backbone=custom of these settings is not the CLIP of the checkpoint"
+        ):
+            check_same_clip(ws, stored | other, source.parent)
 
 
 def test_a_real_encoder_of_photographs(shared: Path) -> None:

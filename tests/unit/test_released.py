@@ -119,7 +119,7 @@ def test_the_cache_of_tokens_is_named(tmp_path: Path) -> None:
         read_released(tmp_path / "nothing.pkl", "dataset.released")
 
 
-# ------------------------------------------------------------------------------------------------------------------ attacks
+# -------------------------------------------------------------------------------------------------------------- attacks
 
 
 class Calls:
@@ -197,7 +197,7 @@ def test_a_tensor_outside_of_its_storage_is_refused(
         read(tmp_path, {"clip_embedding": Crooked(), "captions": []})
 
 
-# ----------------------------------------------------------------------------------------------------------------- model.pt
+# ------------------------------------------------------------------------------------------------------------- model.pt
 
 
 def test_a_model_is_its_weights_less_the_two_buffers(tmp_path: Path) -> None:
