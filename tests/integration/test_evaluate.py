@@ -251,7 +251,7 @@ def test_an_image_of_the_split_that_lacks_a_caption_is_an_error(home: Path, tmp_
         evaluate.run(composed(overrides))
 
 
-# ------------------------------------------------------------------------------------ captions made elsewhere, with references alone
+# ----------------------------------------------------------- captions made elsewhere, with references alone
 
 
 REFERENCES = {
