@@ -76,7 +76,8 @@ class DemoBackbone(ClipBackbone):
     def __init__(self, model: DemoClip, device: torch.device):
         self.model = frozen(model, device, "float32")
         self.device = device
-        self.dim, self.image_size, self.logit_scale = model.config.dim, model.image_size, model.config.logit_scale
+        self.dim, self.logit_scale = model.config.dim, model.config.logit_scale
+        self.image_size = model.image_size
         self.pixels, self.tokens = ClipPixels(model.image_size), model.tokens
 
     def _images(self, pixels: Tensor) -> Tensor:

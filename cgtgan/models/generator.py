@@ -148,7 +148,8 @@ class CaptionGenerator(PrefixLanguageModel):
         """Beam search; leading shape (B,). A finished caption of n tokens is ranked by summed log-prob /
         n**length_penalty.
         """
-        length, batch, vocab = max_length or self.max_length, len(prefix_embedding), int(self.gpt.config.vocab_size)
+        length, batch = max_length or self.max_length, len(prefix_embedding)
+        vocab = int(self.gpt.config.vocab_size)
         device, beams = prefix_embedding.device, min(beam_size, vocab - 1)
         logits, cache = self._start(prefix_embedding, beams)
         running = torch.full((batch, beams, length), self.end_token_id, dtype=torch.long, device=device)

@@ -63,7 +63,7 @@ def _caption_all(ws: Workspace, captioner: Captioner, images: list[Path], kept: 
     """Each picture's row of `kept`, which gets every batch as it is done."""
     keys = [picture_key(path) for path in images]
     pending = [i for i, key in enumerate(keys) if key not in kept.rows]
-    done, size, num = len(images) - len(pending), captioner.batch_size, ws.cfg.caption.num
+    done, size = len(images) - len(pending), captioner.batch_size
     if done:
         ws.tracker.say(f"going on after {done:,} of {len(images):,} pictures")
     batches = (pending[i : i + size] for i in range(0, len(pending), size))
@@ -72,7 +72,7 @@ def _caption_all(ws: Workspace, captioner: Captioner, images: list[Path], kept: 
         for batch in decoded(images, captioner.backbone.pixels, batches, workers=workers):
             rows: list[dict[str, Any]] = [{"key": keys[i], "error": why} for i, why in batch.unreadable]
             if batch.pixels is not None:
-                for i, captions in zip(batch.rows, _captions(captioner, batch.pixels, num), strict=True):
+                for i, captions in zip(batch.rows, _captions(captioner, batch.pixels, ws.cfg.caption.num), strict=True):
                     rows.append({"key": keys[i], "captions": captions})
             kept.add(rows)
             bar.advance(len(rows))
