@@ -1,8 +1,8 @@
 """`hydra/launcher=slurm` and `submitit_local`: the fields and the plugin; cgtgan/launching does the work.
 
-Hydra reads this file at every start, whichever launcher is chosen: nothing that takes time is imported here. It must lie in the namespace
-package `hydra_plugins`, whose other parts are the installed plugins'; hence no `__init__.py`. Annotations are not postponed: Hydra runs
-this file before it is a module that dataclasses could look them up in.
+Hydra reads this file at every start, whichever launcher is chosen: nothing slow is imported here. It must lie in the
+namespace package `hydra_plugins`, which other packages share: hence no `__init__.py`. Annotations are not postponed:
+Hydra runs this file before it is in `sys.modules`, where dataclasses look them up.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class LocalFields:
 
 @dataclass
 class SlurmFields(LocalFields):
-    """The fields of conf/hydra/launcher/slurm.yaml; null: not said to sbatch."""
+    """The fields of conf/hydra/launcher/slurm.yaml; null: not passed to sbatch."""
 
     _target_: str = "hydra_plugins.cgtgan_launcher.SlurmLauncher"
     array_parallelism: int = 256
@@ -71,7 +71,8 @@ class _JobLauncher(Launcher):
 
     def __init__(self, **fields: Any) -> None:
         self.fields = {
-            name: OmegaConf.to_container(f, resolve=True) if OmegaConf.is_config(f) else f for name, f in fields.items()
+            name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for name, value in fields.items()
         }
         self.config: Any = None
         self.context: Any = None
@@ -81,18 +82,22 @@ class _JobLauncher(Launcher):
         self.context, self.function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence["JobReturn"]:
+        try:
+            import submitit  # noqa: F401
+        except ImportError:
+            from cgtgan.cli import ConfigError
+
+            fix = "pip install -e '.[slurm]'"
+            raise ConfigError(f"hydra/launcher needs the extra `slurm`, which is not installed: {fix}") from None
         from cgtgan.launching.sweep import launch
 
         config, loader = self.config, self.context.config_loader
         sweep = config.hydra.runtime.choices.get("sweep")
-        return launch(
-            self.cluster,
-            self.fields,
-            lambda words: loader.load_sweep_config(config, words),
-            self.function,
-            sweep,
-            job_overrides,
-        )
+
+        def compose(words: list[str]) -> "DictConfig":
+            return loader.load_sweep_config(config, words)
+
+        return launch(self.cluster, self.fields, compose, self.function, sweep, job_overrides)
 
 
 class SlurmLauncher(_JobLauncher):

@@ -1,1 +1,1 @@
-"""A sweep as jobs: what the Hydra launchers of `hydra_plugins/cgtgan_launcher.py` do, before, beside and inside a job. Imports no torch."""
+"""A sweep as jobs, of SLURM or of this machine: what hydra_plugins/cgtgan_launcher.py starts. Imports no torch."""

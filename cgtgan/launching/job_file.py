@@ -1,12 +1,12 @@
-"""`job.json` of a run folder: which job works there, how it stands, and what it made. The launcher and the job both write it.
+"""`job.json` of a run folder: its job, the job's state, and what it made. The launcher and the job both write it.
 
-Keys: cluster, job_id, name, overrides, log, wandb (id and url, or the command that sends it), settings and inputs (fingerprints),
-submitted, state (submitted | running | queued again | done | failed | cancelled), starts, reason and code of a failure, result, made.
+Keys: cluster, job_id, name, overrides, log, wandb (id and url, or the command that sends it), settings and inputs
+(fingerprints), submitted, state (submitted | running | queued again | done | failed | cancelled), starts, started,
+ended, reason and code of a failure, follows (the failure follows from another process's), result, made.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from datetime import datetime
@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from cgtgan.config import Config, as_dict, custom_parts, leaves
-from cgtgan.runtime.artifacts import fingerprint, locked, write_json
+from cgtgan.errors import InputError
+from cgtgan.runtime.artifacts import fingerprint, locked, read_json, write_json
 from cgtgan.runtime.versions import __version__
 from cgtgan.runtime.wandb_run import stored_wandb_id
 
 NAME = "job.json"
 
-# What says that a stage did its work; whichever of these is there when a job ends must still be there, and as long, for it to be done.
+# What a stage leaves in the run folder. A job is done while all of these that it left are there, with their sizes.
 _MADE = ("settings.json", "checkpoints/last/*.*", "checkpoints/best/*.*", "evaluation/*/*/scores.json", "report.html")
 # Settings that name files.
 _INPUTS = (
@@ -34,8 +35,15 @@ _INPUTS = (
     "captions",
     "images",
 )
-# Stages that leave everything they make in the run folder. The others are quick where all is made, and are started again.
+# Stages that leave everything they make in the run folder. The others are quick where all is made: they start again.
 _IN_THE_RUN_FOLDER = ("train", "pipeline")
+
+
+# Keys that are used and what they hold; a file that holds something else is damaged.
+_TYPES = {
+    **dict.fromkeys(("cluster", "job_id", "log", "settings", "inputs", "state"), str),
+    **{"starts": int, "code": int, "made": dict},
+}
 
 
 def now() -> str:
@@ -43,12 +51,13 @@ def now() -> str:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """{} where there is none, or one that cannot be read."""
-    try:
-        found = json.loads((folder / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    """{} where there is none. Raises `InputError` for a damaged one."""
+    path = folder / NAME
+    record = read_json(path) if path.is_file() else {}
+    for key, kind in _TYPES.items():
+        if key in record and not isinstance(record[key], kind):
+            raise InputError(f"{path} is damaged, {key} is {record[key]!r}: delete it and run the same command again")
+    return record
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> None:
@@ -63,17 +72,15 @@ def update(folder: Path, **values: Any) -> None:
 
 
 def update_failed(folder: Path, reason: str, code: int, *, follows: bool) -> None:
-    """One process of a job failed. The first reason stays, unless it only follows (`follows`) from another process's failure."""
+    """A process of a job failed. The first reason stays, unless it follows from another process's failure."""
     with locked(folder / NAME, lambda: None):
-        found = read(folder)
-        if found.get("state") != "failed" or (found.get("follows") and not follows):
-            write_json(
-                folder / NAME,
-                found | {"state": "failed", "reason": reason, "code": code, "follows": follows, "ended": now()},
-            )
+        record = read(folder)
+        if record.get("state") != "failed" or (record.get("follows") and not follows):
+            failure = {"state": "failed", "reason": reason, "code": code, "follows": follows, "ended": now()}
+            write_json(folder / NAME, record | failure)
 
 
-# -------------------------------------------------------------------------------------------------------------- done or not
+# ---------------------------------------------------------------------------------------------------------- done or not
 
 
 def settings_fingerprint(cfg: Config) -> str:
@@ -82,7 +89,7 @@ def settings_fingerprint(cfg: Config) -> str:
 
 
 def inputs_fingerprint(cfg: Config) -> str:
-    """Of the size and time of every file that a setting names; of a folder, of the files in it. Contents would take minutes."""
+    """Of the size and time of every file that a setting names, and of the files in a named folder."""
     root = Path(cfg.dataset.root)
     named = [value for name, value, _ in leaves(cfg) if name.startswith(_INPUTS)]
     named += [term.function or key for key, term in cfg.reward_weights.terms.items()]
@@ -105,12 +112,8 @@ def inputs_fingerprint(cfg: Config) -> str:
 
 def made(folder: Path) -> dict[str, int]:
     """Path in the run folder -> size, of what its stages leave there."""
-    return {
-        str(p.relative_to(folder)): p.stat().st_size
-        for pattern in _MADE
-        for p in sorted(folder.glob(pattern))
-        if p.is_file()
-    }
+    files = [file for pattern in _MADE for file in sorted(folder.glob(pattern)) if file.is_file()]
+    return {str(file.relative_to(folder)): file.stat().st_size for file in files}
 
 
 def is_done(folder: Path, cfg: Config, record: Mapping[str, Any]) -> bool:
@@ -122,19 +125,19 @@ def is_done(folder: Path, cfg: Config, record: Mapping[str, Any]) -> bool:
     return same and all(there.get(name) == size for name, size in record["made"].items())
 
 
-# --------------------------------------------------------------------------------------------------------------------- W&B
+# ------------------------------------------------------------------------------------------------------------------ W&B
 
 
 def wandb_place(cfg: Config, folder: Path) -> dict[str, str] | None:
-    """The run's W&B id, made now if it has none, and where it will be seen: `url`, or `sync`, the command that sends it later."""
+    """The run's W&B id, made now if it has none, and its `url`, or `sync`: the command that uploads it later."""
     if cfg.wandb.mode == "disabled" or cfg.stage not in _IN_THE_RUN_FOLDER:
         return None
-    number = stored_wandb_id(folder)
+    wandb_id = stored_wandb_id(folder)
     entity = cfg.wandb.entity or os.environ.get("WANDB_ENTITY")
     if cfg.wandb.mode != "online":
-        return {"id": number, "sync": f"wandb sync --include-online {folder / 'wandb'}"}
+        return {"id": wandb_id, "sync": f"wandb sync --include-online {folder / 'wandb'}"}
     if not entity:
-        return {"id": number}
+        return {"id": wandb_id}
     server = os.environ.get("WANDB_BASE_URL", "").rstrip("/")
     server = "https://wandb.ai" if server in ("", "https://api.wandb.ai") else server
-    return {"id": number, "url": f"{server}/{entity}/{cfg.wandb.project}/runs/{number}"}
+    return {"id": wandb_id, "url": f"{server}/{entity}/{cfg.wandb.project}/runs/{wandb_id}"}

@@ -1,4 +1,4 @@
-"""The launching command: compose and check every point, submit what is missing, wait, and say how each job ended."""
+"""The launching command: compose and check every point, submit what is missing, wait, and report how each job ended."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ from cgtgan import cli
 from cgtgan.config import Config
 from cgtgan.errors import Stopped, UserError
 from cgtgan.launching import job_file
-from cgtgan.launching.queues import Queue, open_queue
+from cgtgan.launching.queues import JobState, LocalQueue, SlurmQueue, job_states, open_queue
 from cgtgan.launching.worker import Job, task_settings
 from cgtgan.run_identity import run_folder, variant_name
 
-_LAST_WORD = 20.0  # seconds after a job has ended well in which its job.json may still come over a network file system
-_SILENCE = (
-    120.0  # seconds after which a job that the queue no longer has, and of whose end nothing is known, is given up
-)
+RESULT_GRACE_S = 20.0  # after a job ended well: its job.json may still be on the way over a network file system
+LOST_JOB_S = 120.0  # after the queue no longer knows a job: it is given up
 
 
 @dataclass
 class Point:
-    """A point of the sweep: its settings, where it runs, and how far it is. `reason` is None while it has not failed."""
+    """A point of the sweep: its settings, its run folder, and how far its job is. `reason`: why it failed."""
 
     label: str
     composed: DictConfig
@@ -45,7 +43,7 @@ class Point:
 
 def launch(
     cluster: str,
-    settings: Mapping[str, Any],
+    fields: Mapping[str, Any],
     compose: Callable[[list[str]], DictConfig],
     function: Callable[[DictConfig], Any],
     sweep: str | None,
@@ -53,84 +51,85 @@ def launch(
 ) -> list[JobReturn]:
     """Run every point as a job of `cluster` (slurm | local) and wait for all; failures go to `cli.failures`.
 
-    settings: the fields of hydra.launcher; compose: a point's overrides -> all its settings; sweep: the chosen file of conf/sweep.
+    fields: those of hydra.launcher; compose: a point's overrides -> all its settings; sweep: the file of sweeps/.
     Raises `ConfigError` before anything is submitted where a point is not accepted, `Stopped` at Ctrl-C.
     """
-    queue = open_queue(cluster, settings)
+    queue = open_queue(cluster, fields)
     points = _checked(compose, overrides)
-    waiting, running = _plan(queue, settings, points)
-    name = settings["name"] or _name(points, sweep)
+    waiting, running = _plan(cluster, points)
     try:
-        _work(queue, name, function, waiting, running, len(points))
+        _work(queue, fields["name"] or _job_name(points, sweep), function, waiting, running)
     except KeyboardInterrupt:
-        raise Stopped(_farewell(queue, running), 130) from None
-    failed = [point for point in points if point.reason is not None]
-    for point in failed:
-        said = f"{point.label}: {point.reason}  (log: {point.log})"
-        if cli.failures is None:
-            raise UserError(said)
-        cli.failures.append((said, point.code or 1))
-    return [_returned(point) for point in points]
+        raise Stopped(interrupt_message(queue, running), 130) from None
+    for point in points:
+        if point.reason is not None:
+            message = f"{point.label}: {point.reason}  (log: {point.log})"
+            if cli.failures is None:
+                raise UserError(message)
+            cli.failures.append((message, point.code or 1))
+    return [_job_return(point) for point in points]
 
 
-# ------------------------------------------------------------------------------------------------------------------- before
+# --------------------------------------------------------------------------------------------------------------- before
 
 
 def _checked(compose: Callable[[list[str]], DictConfig], overrides: Sequence[Sequence[str]]) -> list[Point]:
-    points: list[Point] = []
-    common = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set()
+    several = len(overrides) > 1
+    common = set.intersection(*map(set, overrides)) if several else set()
+    points: dict[Path, Point] = {}
     for words in overrides:
-        label = " ".join(word for word in words if word not in common) if len(overrides) > 1 else "the run"
+        label = " ".join(word for word in words if word not in common) if several else "the run"
         try:
             composed = compose(list(words))
             cfg = OmegaConf.to_object(task_settings(composed))
             assert isinstance(cfg, Config)
             cli.check(cfg)
-        except Exception as error:
+        except Exception as error:  # Hydra, OmegaConf or our checks: the settings are wrong, or it is a bug
             sentence = str(error) if isinstance(error, UserError) else cli.config_sentence(error, list(words))
             if sentence is None:
                 raise
+            raise cli.ConfigError(f"{label}: {sentence}; nothing is submitted" if several else sentence) from None
+        folder = run_folder(cfg).absolute()
+        if folder in points:
             raise cli.ConfigError(
-                f"{label}: {sentence}; nothing is submitted" if len(overrides) > 1 else sentence
-            ) from None
-        points.append(Point(label, composed, cfg, run_folder(cfg).absolute(), job_file.settings_fingerprint(cfg)))
-    seen: dict[Path, Point] = {}
-    for point in points:
-        if other := seen.get(point.folder):
-            raise cli.ConfigError(
-                f"{other.label} and {point.label} have the same run folder, {point.folder}: give each one of its own with variant=NAME "
-                "or name=NAME, or leave one out; nothing is submitted"
+                f"{points[folder].label} and {label} have the same run folder, {folder}: give each one of its own with "
+                "variant=NAME or name=NAME, or leave one out; nothing is submitted"
             )
-        seen[point.folder] = point
-    return points
+        points[folder] = Point(label, composed, cfg, folder, job_file.settings_fingerprint(cfg))
+    return list(points.values())
 
 
-def _plan(queue: Queue, settings: Mapping[str, Any], points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
-    """(points to submit, points whose job waits or runs already); what is done is neither."""
-    records = {id(point): job_file.read(point.folder) for point in points}
-    at_work: dict[str, str] = {}
-    for cluster in {
-        str(record["cluster"]) for record in records.values() if record.get("cluster") and record.get("job_id")
-    }:
-        there = (
-            queue
-            if cluster == queue.cluster
-            else open_queue(cluster, {"array_parallelism": 1, "gpus_per_node": 0, **settings})
-        )
-        at_work |= there.alive([record["job_id"] for record in records.values() if record.get("cluster") == cluster])
+def _plan(cluster: str, points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
+    """(points to submit, points whose job of an earlier command waits or runs); what is done is neither."""
+    records = {point.folder: job_file.read(point.folder) for point in points}
+    active: dict[tuple[str, str], JobState] = {}
+    for name in ("slurm", "local"):  # the earlier command may have used the other one
+        job_ids = [
+            record["job_id"]
+            for record in records.values()  # a done job stays in the queue for some seconds
+            if record.get("cluster") == name and record.get("job_id") and record.get("state") != "done"
+        ]
+        try:
+            states = job_states(name, job_ids) if job_ids else {}
+        except UserError as error:
+            if name == cluster:
+                raise
+            _say(f"{error}; jobs of {name} that earlier commands left here are taken to have ended")
+            states = {}
+        active |= {(name, job_id): state for job_id, state in states.items() if state.alive}
     waiting, running, done = [], [], 0
     for point in points:
-        record = records[id(point)]
-        state = at_work.get(record.get("job_id", ""))
-        if state and record.get("state") != "done":  # what is done stays in the queue for some seconds
-            if record.get("settings") != point.settings or record.get("cluster") != queue.cluster:
+        record = records[point.folder]
+        if state := active.get((record.get("cluster", ""), record.get("job_id", ""))):
+            if record.get("settings") != point.settings or record["cluster"] != cluster:
                 raise cli.ConfigError(
-                    f"{point.label}: job {record['job_id']} ({state}) works in {point.folder} with other settings: cancel it, or give this "
-                    "one a folder of its own with variant=NAME; nothing is submitted"
+                    f"{point.label}: job {record['job_id']} ({state.text}) works in {point.folder} with other settings"
+                    f"{'' if record['cluster'] == cluster else ' or another launcher'}: cancel it, or give this one a "
+                    "folder of its own with variant=NAME; nothing is submitted"
                 )
             point.job_id, point.log, point.starts = record["job_id"], record.get("log", ""), record.get("starts", 0)
             running.append(point)
-            _say(f"{point.job_id}  {point.label}  {state} since an earlier command; it is waited for")
+            _say(f"{point.job_id}  {point.label}  {state.text} since an earlier command; it is waited for")
         elif job_file.is_done(point.folder, point.cfg, record):
             point.result, point.job_id = record.get("result"), record.get("job_id", "")
             done += 1
@@ -142,7 +141,7 @@ def _plan(queue: Queue, settings: Mapping[str, Any], points: Sequence[Point]) ->
     return waiting, running
 
 
-def _name(points: Sequence[Point], sweep: str | None) -> str:
+def _job_name(points: Sequence[Point], sweep: str | None) -> str:
     """As `squeue` shows it: the sweep's file, or the experiment, with its variant where all points share one."""
     if sweep:
         return sweep
@@ -151,121 +150,112 @@ def _name(points: Sequence[Point], sweep: str | None) -> str:
     return "/".join(["+".join(experiments), *(variants if len(variants) == 1 else [])])
 
 
-# ----------------------------------------------------------------------------------------------------------------- at work
+# -------------------------------------------------------------------------------------------------------------- at work
 
 
 def _work(
-    queue: Queue,
+    queue: SlurmQueue | LocalQueue,
     name: str,
     function: Callable[[DictConfig], Any],
     waiting: list[Point],
     running: list[Point],
-    total: int,
 ) -> None:
     """Submit `waiting`, as many at once as the queue takes, and wait until nothing of it and of `running` is left."""
-    ended, started = total - len(waiting) - len(running), time.monotonic()
-    silent = False
+    total, ended, started, silent = len(waiting) + len(running), 0, time.monotonic(), False
     while waiting or running:
-        room = len(waiting) if queue.at_once is None else max(0, queue.at_once - len(running))
-        if batch := waiting[:room]:
+        if batch := waiting[: queue.room(len(running))]:
             _submit(queue, name, function, batch)
             running += batch
-            del waiting[:room]
+            del waiting[: len(batch)]
         try:
-            alive = queue.alive([point.job_id for point in running])
-            silent = False
-        except UserError as error:  # a controller that is restarted: the jobs do not mind
+            states, silent = job_states(queue.cluster, [point.job_id for point in running]), False
+        except UserError as error:  # a controller that is restarted: the jobs go on
             if not silent:
                 _say(f"{error}; still waiting")
-            silent = True
-            alive = {point.job_id: "unknown" for point in running}
-        for point in [p for p in running if _has_ended(queue, p, alive)]:
+            states, silent = {point.job_id: JobState(True, "unknown") for point in running}, True
+        for point in [point for point in running if _has_ended(point, states.get(point.job_id))]:
             running.remove(point)
             ended += 1
-            how = "done" if point.reason is None else point.reason
-            where = f"  (log: {point.log})" if point.reason is not None else ""
-            _say(f"{point.job_id}  {point.label}  {how}{where}  [{ended} of {total}]")
-        if running:  # often at first, then every half minute: sixty jobs of a day are no load on the controller
+            outcome = "done" if point.reason is None else f"{point.reason}  (log: {point.log})"
+            _say(f"{point.job_id}  {point.label}  {outcome}  [{ended} of {total}]")
+        if waiting or running:  # often at first, then every half minute: a day of jobs is no load on the controller
             time.sleep(min(30.0, 1.0 + (time.monotonic() - started) / 60))
 
 
-def _submit(queue: Queue, name: str, function: Callable[[DictConfig], Any], points: Sequence[Point]) -> None:
+def _submit(
+    queue: SlurmQueue | LocalQueue, name: str, function: Callable[[DictConfig], Any], points: Sequence[Point]
+) -> None:
     places = []
     for point in points:
         point.folder.mkdir(parents=True, exist_ok=True)
         places.append(job_file.wandb_place(point.cfg, point.folder))
-        record = {
-            "cluster": queue.cluster,
-            "job_id": "",
-            "name": name,
-            "overrides": point.label,
-            "state": "submitted",
-            "starts": 0,
-        }
-        known = {"settings": point.settings, "inputs": job_file.inputs_fingerprint(point.cfg), "wandb": places[-1]}
-        job_file.write(point.folder, record | known | {"submitted": job_file.now()})
-    jobs = [Job(function, point.composed, point.folder) for point in points]
-    for point, place, job in zip(points, places, queue.submit(jobs, name), strict=True):
-        point.job_id, point.log, point.starts, point.missing_since = job.job_id, str(job.log), 0, None
+        record = {"cluster": queue.cluster, "job_id": "", "name": name, "overrides": point.label, "state": "submitted"}
+        record |= {"starts": 0, "settings": point.settings, "inputs": job_file.inputs_fingerprint(point.cfg)}
+        job_file.write(point.folder, record | {"wandb": places[-1], "submitted": job_file.now()})
+    jobs = queue.submit([Job(function, point.composed, point.folder) for point in points], name)
+    for point, place, job in zip(points, places, jobs, strict=True):
+        point.job_id, point.log = job.job_id, str(job.paths.stdout)
         job_file.update(point.folder, job_id=point.job_id, log=point.log)
-        _say(f"{point.job_id}  {name}  {point.label}")
-        _say(f"    run folder  {point.folder}")
-        _say(f"    log         {point.log}")
+        _say(f"{point.job_id}  {name}  {point.label}\n    run folder  {point.folder}\n    log         {point.log}")
         if place:
             _say(f"    W&B         {place.get('url') or place.get('sync') or 'run ' + place['id']}")
-    _say(f"{len(points)} submitted; to cancel: {queue.cancel_hint([point.job_id for point in points])}")
+    _say(f"{len(points)} submitted; to cancel: {queue.cancel_command([point.job_id for point in points])}")
 
 
-def _has_ended(queue: Queue, point: Point, alive: Mapping[str, str]) -> bool:
-    """Whether the job is over; sets what came of it. A job that is queued again is in the queue all the while."""
+def _has_ended(point: Point, state: JobState | None) -> bool:
+    """Whether the job is over; sets what came of it. `state`: None where the queue does not know the job."""
     record = job_file.read(point.folder)
-    own = record if record.get("job_id") == point.job_id else {}
-    if own.get("state") == "done":
-        point.result = own.get("result")
+    record = record if record.get("job_id") == point.job_id else {}
+    if record.get("state") == "done":
+        point.result = record.get("result")
         return True
-    if own.get("starts", 0) > max(1, point.starts):
-        _say(f"{point.job_id}  {point.label}  goes on after a stop, start {own['starts']}")
-    point.starts = max(point.starts, own.get("starts", 0))
-    if point.job_id in alive:
+    starts = record.get("starts", 0)
+    if starts > max(1, point.starts):
+        _say(f"{point.job_id}  {point.label}  goes on after a stop, start {starts}")
+    point.starts = max(point.starts, starts)
+    if state and state.alive:
         point.missing_since = None
         return False
     point.missing_since = point.missing_since or time.monotonic()
-    missing = time.monotonic() - point.missing_since
-    how = queue.ended(point.job_id)
-    if how is None and missing < _SILENCE:
+    grace = LOST_JOB_S if state is None else RESULT_GRACE_S if state.text == "COMPLETED" else 0.0
+    if time.monotonic() - point.missing_since < grace:
         return False
-    if how == "COMPLETED" and missing < _LAST_WORD:
-        return False
-    how = {"COMPLETED": "ended without a result", None: "left the queue, and how it ended is not known"}.get(how, how)
-    own = job_file.read(point.folder)
-    if own.get("job_id") == point.job_id and own.get("state") == "done":  # written between the two looks
-        point.result = own.get("result")
-        return True
-    said = own.get("reason") if own.get("state") == "failed" else None
-    point.code = own.get("code", 1) if said else 1
-    if said and not own.get("follows"):
-        point.reason = f"failed: {said}"
-    else:  # a process that was killed says nothing, and what the others say of it is less than what SLURM knows
-        point.reason = f"{how}; {said}" if said and str(how).startswith("failed") else f"{how}"
-    if own.get("state") == "cancelled" and not said:
-        point.reason = "cancelled"
-    job_file.update(point.folder, state="failed" if point.reason != "cancelled" else "cancelled", reason=point.reason)
+    point.reason, point.code = _failure(record, state)
+    job_file.update(point.folder, state="cancelled" if point.reason == "cancelled" else "failed", reason=point.reason)
     return True
 
 
-def _farewell(queue: Queue, running: Sequence[Point]) -> str:
-    stop = getattr(queue, "stop", None)
-    if stop is not None:  # processes of this terminal
-        stop()
+def _failure(record: Mapping[str, Any], state: JobState | None) -> tuple[str, int]:
+    """(why a job failed, its exit code), by its job.json and by the queue."""
+    if record.get("state") == "cancelled":
+        return "cancelled", 1
+    ending = state.text if state else "left the queue, and how it ended is not known"
+    ending = "ended without a result" if ending == "COMPLETED" else ending
+    reason = record.get("reason") if record.get("state") == "failed" else None
+    if not reason:
+        return ending, 1
+    code = record.get("code", 1)
+    if not record.get("follows"):
+        return f"failed: {reason}", code
+    # a killed process leaves no reason, and the queue knows more of it than the processes that lost it
+    return f"{ending}; {reason}" if ending.startswith("failed") else ending, code
+
+
+def interrupt_message(queue: SlurmQueue | LocalQueue, running: Sequence[Point]) -> str:
+    """What Ctrl-C leaves behind. Jobs of this machine are stopped."""
+    if isinstance(queue, LocalQueue):
+        queue.stop()
         return "\nstopped, the jobs too; the same command goes on where they stopped"
     if not running:
         return "\nstopped; the same command goes on"
-    hint = queue.cancel_hint([point.job_id for point in running])
-    return f"\nno longer waiting; {len(running)} jobs go on. To cancel them: {hint}. The same command finds them again"
+    command = queue.cancel_command([point.job_id for point in running])
+    return (
+        f"\nno longer waiting; {len(running)} jobs go on. To cancel them: {command}. The same command finds them again"
+    )
 
 
-def _returned(point: Point) -> JobReturn:
-    """What a sweeper wants to know; a failed job is None to it, as with Hydra's own launcher under `run.py`."""
+def _job_return(point: Point) -> JobReturn:
+    """For the sweeper; a failed job returned None, as with Hydra's own launcher."""
     returned = JobReturn(cfg=point.composed, status=JobStatus.COMPLETED)
     returned.return_value = point.result
     return returned

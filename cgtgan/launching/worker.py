@@ -1,7 +1,7 @@
-"""Inside a job: one process of it, as submitit starts it. Ranks, signals, and how it ends.
+"""Inside a job: one process of it, as submitit starts it. Its rank, its signals, and how it ends.
 
-A training that is asked to stop writes its checkpoint and raises `Stopped`; a time limit or a pre-emption then puts the job into the queue
-again, where it goes on in the same run folder. Elsewhere the signal ends the process at once: whatever was made is kept.
+A training that is asked to stop writes its checkpoint and raises `Stopped`. At a time limit or a pre-emption the job is
+then queued again and goes on in the same run folder. Other stages end at once: what is made is kept.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import copy
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,17 +17,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import submitit
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
 
 from cgtgan import cli
 from cgtgan.errors import OtherProcessLost, Stopped, UserError
 from cgtgan.launching import job_file
+from cgtgan.launching.queues import slurm_command
 
-_LAST_WORDS = 5.0  # seconds that a process which only lost another one leaves it to say why
+OTHER_REASON_S = 5.0  # a process that ends because another one is lost waits so long for that one's reason
 
 
 def task_settings(composed: DictConfig) -> DictConfig:
-    """Without Hydra's own part, as a task function expects them."""
+    """The settings without Hydra's own, as a task function expects them."""
     settings = copy.deepcopy(composed)
     with read_write(settings), open_dict(settings):
         settings.pop("hydra", None)
@@ -36,121 +38,106 @@ def task_settings(composed: DictConfig) -> DictConfig:
 
 
 @dataclass
-class Job:
-    """What is pickled for submitit: the task function, a point's settings with Hydra's own, and its run folder (absolute)."""
+class Job(submitit.helpers.Checkpointable):
+    """What submitit pickles: the task function, a point's settings with Hydra's own, and its run folder (absolute).
+
+    Queued again it is the same: its state is in the run folder.
+    """
 
     function: Callable[[DictConfig], Any]
     composed: DictConfig
     folder: Path
 
-    def checkpoint(self) -> Any:
-        """What is queued again after a time-out or a pre-emption: the same; its state lies in the run folder."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
     def __call__(self) -> None:
-        import submitit
-        from hydra.core.hydra_config import HydraConfig
-
-        here = submitit.JobEnvironment()
-        if here.num_tasks > 1:
-            # of the GPUs `Workspace.device` takes this rank's own, whether the scheduler shows it one or all
+        environment = submitit.JobEnvironment()
+        if environment.num_tasks > 1:
+            # `Workspace.device` takes this rank's GPU, whether the scheduler shows the process one or all
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        ending = _Ending(here, self.folder)
-        if here.global_rank == 0:
+        process = _JobProcess(environment, self.folder)
+        if environment.global_rank == 0:
             starts = job_file.read(self.folder).get("starts", 0) + 1
-            job_file.update(self.folder, state="running", job_id=here.job_id, starts=starts, started=job_file.now())
+            running = {"state": "running", "job_id": environment.job_id, "starts": starts, "started": job_file.now()}
+            job_file.update(self.folder, **running)
         HydraConfig.instance().set_config(self.composed)
         try:
             result = self.function(task_settings(self.composed))
         except Stopped as stopped:
-            if stopped.code - 128 in (ending.usual, signal.SIGTERM):
-                ending.leave(stopped.code - 128)
-            ending.fail(stopped)
-        except Exception as error:
-            ending.fail(error)
-        if here.global_rank == 0:
+            if stopped.code - 128 in (process.requeue_signal, signal.SIGTERM):
+                process.leave(stopped.code - 128)
+            process.fail(stopped)
+        except Exception as error:  # whatever it is, the launching command must learn it
+            process.fail(error)
+        if environment.global_rank == 0:
             made = job_file.made(self.folder)
-            value = result if isinstance(result, (int, float)) else None
+            result = result if isinstance(result, int | float) else None
             job_file.update(
-                self.folder, state="done", reason=None, code=0, result=value, made=made, ended=job_file.now()
+                self.folder, state="done", reason=None, code=0, result=result, made=made, ended=job_file.now()
             )
 
 
-class _Ending:
-    """How this process ends when it is told to, or fails. Takes the signals over from submitit, whose own handler queues a job again."""
+class _JobProcess:
+    """How this process ends when a signal asks it to, or when it fails. Takes the signals over from submitit."""
 
-    def __init__(self, here: Any, folder: Path):
-        self.here, self.folder, self.process = here, folder, os.getpid()
-        self.usual = int(here._usr_sig())  # SIGUSR2: the time is nearly up, or another job takes the place
-        self.queue_again = signal.getsignal(self.usual)
+    def __init__(self, environment: submitit.JobEnvironment, folder: Path):
+        self.environment, self.folder, self.pid = environment, folder, os.getpid()
+        # SIGUSR2 unless configured otherwise: the time is nearly up, or another job takes the place
+        self.requeue_signal = signal.Signals[f"SIG{environment.USR_SIG}"]
+        self.requeue = signal.getsignal(self.requeue_signal)  # submitit's handler
         self.leaving = False
-        for number in (self.usual, signal.SIGTERM):
-            signal.signal(number, self._told)
+        for number in (self.requeue_signal, signal.SIGTERM):
+            signal.signal(number, self.on_signal)
 
-    def _told(self, number: int, _frame: FrameType | None) -> None:
-        if os.getpid() != self.process:  # a forked child: it has no say in the job
+    def on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self.pid:  # a forked child does not decide for the job
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
-            return
-        if not self.leaving:
+        elif not self.leaving:
             self.leave(number)
 
     def leave(self, number: int) -> NoReturn:
-        """End this process so that the job goes on later, unless it was cancelled. The first process speaks for all."""
+        """End this process so that the job goes on later, unless it was cancelled. The first process acts for all."""
         self.leaving = True
-        if self.here.global_rank:
-            raise SystemExit(0)  # any other code could end the first process before it has spoken
-        why = "queue" if number == self.usual else self._why_terminated()
-        if why == "queue":
+        if self.environment.global_rank:
+            raise SystemExit(0)  # any other code could end the first process before it has acted
+        cause = "requeue" if number == self.requeue_signal else self._cause_of_sigterm()
+        if cause == "requeue":
             try:
                 job_file.update(self.folder, state="queued again")
-                assert callable(self.queue_again)
-                self.queue_again(self.usual, None)  # asks SLURM, and exits
-            except Exception as error:  # too many time-outs, or SLURM does not take it
+                assert callable(self.requeue)
+                self.requeue(self.requeue_signal, None)  # asks SLURM, and exits
+            except Exception as error:  # submitit: out of time too often; SLURM: any refusal
                 self.fail(UserError(f"stopped, and not queued again: {error}"))
-        if why == "requeued":
+        if cause == "requeued":
             job_file.update(self.folder, state="queued again")
-        elif why == "cancelled":
+        elif cause == "cancelled":
             job_file.update(self.folder, state="cancelled", ended=job_file.now())
         else:
             job_file.update_failed(self.folder, f"ended by {signal.Signals(number).name}", 128 + number, follows=True)
         raise SystemExit(128 + number)
 
-    def _why_terminated(self) -> str:
-        """SIGTERM comes to a job that is cancelled, that SLURM queues again by itself, that is given its grace before it must make way
-        (it then queues itself again, or SLURM takes its end for the job's), or out of its time; and from whoever else."""
-        if self.here.cluster != "slurm":
+    def _cause_of_sigterm(self) -> str:
+        """cancelled; requeue (out of time, or soon to be pre-empted); requeued (SLURM does it by itself); unknown."""
+        if self.environment.cluster != "slurm":
             return "cancelled"
         try:
-            command = ["scontrol", "--oneliner", "show", "job", self.here.raw_job_id]
-            shown = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
-        except (OSError, subprocess.TimeoutExpired):
+            text = slurm_command("scontrol", "--oneliner", "show", "job", self.environment.raw_job_id)
+        except UserError:
             return "unknown"
-        fields = dict(re.findall(r"(\w+)=(\S+)", shown))
-        state = fields.get("JobState", "")
-        if state == "CANCELLED":
-            return "cancelled"
-        if state == "TIMEOUT":
-            return "queue"
+        job = dict(re.findall(r"(\w+)=(\S+)", text))
+        state, preempted = job.get("JobState", ""), job.get("PreemptTime", "None")
         if state == "RUNNING":
-            # of the same form, so that the later is the greater; of an earlier start it does not count
-            preempted = fields.get("PreemptTime", "None")
-            return (
-                "queue"
-                if preempted not in ("None", "Unknown") and preempted >= fields.get("StartTime", "")
-                else "unknown"
-            )
-        return "requeued" if state else "unknown"
+            # times in one format compare as text; a pre-emption of an earlier start does not count
+            soon = preempted not in ("None", "Unknown") and preempted >= job.get("StartTime", "")
+            return "requeue" if soon else "unknown"
+        return {"CANCELLED": "cancelled", "TIMEOUT": "requeue", "": "unknown"}.get(state, "requeued")
 
     def fail(self, error: Exception) -> NoReturn:
-        """Say why, on stderr and in job.json, and end with the exit code."""
+        """Write the reason to stderr and job.json, and end with the exit code."""
         self.leaving = True
         code = cli.report_failure(error, ["a job"])
         lost = isinstance(error, OtherProcessLost)
         job_file.update_failed(self.folder, cli.in_a_sentence(error), code, follows=lost)
         if lost:
-            time.sleep(_LAST_WORDS)
+            time.sleep(OTHER_REASON_S)
         raise SystemExit(code)

@@ -26,7 +26,7 @@ def missing() -> str | None:
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The running cluster's folder, with $SLURM_CONF set: two nodes of two CPUs. Not possible: skip, or fail where CI=true."""
+    """The folder of the running cluster of two nodes, with $SLURM_CONF set. Impossible: skip, or fail where CI=true."""
     if reason := missing():
         if os.environ.get("CI") == "true":
             pytest.fail(f"no SLURM: {reason}")

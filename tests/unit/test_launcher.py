@@ -1,4 +1,4 @@
-"""Sweeps as jobs, without SLURM: processes of this machine, what is refused before, what is done already, and what a job file keeps."""
+"""Sweeps as jobs without SLURM: processes of this machine, what is refused, what is done already, and job.json."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ import pytest
 
 from cgtgan import cli
 from cgtgan.config import Config, RewardTermConfig, WandbConfig
+from cgtgan.errors import InputError
 from cgtgan.launching import job_file
 from cgtgan.launching.queues import open_queue
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def local_sweep(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def local_sweep(
+    cwd: Path, *overrides: str, program: tuple[str, ...] = (str(ROOT / "run.py"),)
+) -> subprocess.CompletedProcess[str]:
     common = ("-m", "hydra/launcher=submitit_local", "experiment=demo_tiny", "threads=1", "wandb=disabled")
     return subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *common, *overrides],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [sys.executable, *program, *common, *overrides], cwd=cwd, capture_output=True, text=True, timeout=120
     )
 
 
-def test_jobs_of_this_machine_end_each_for_itself(tmp_path: Path) -> None:
-    """Scoring captions of one's own needs no torch model: one file is there, one is not."""
+@pytest.mark.parametrize("program", [(str(ROOT / "run.py"),), ("-m", "cgtgan")])
+def test_jobs_of_this_machine_end_each_for_itself(tmp_path: Path, program: tuple[str, ...]) -> None:
+    """One job after the other scores a file of captions, which needs no model: one file is there, one is not."""
     references = {
         "images": [{"id": 1}],
         "annotations": [{"id": 1, "image_id": 1, "caption": "a red circle on a table"}],
@@ -44,7 +44,10 @@ def test_jobs_of_this_machine_end_each_for_itself(tmp_path: Path) -> None:
         "evaluate.references=references.json",
         "evaluate.metrics=[bleu]",
     )
-    done = local_sweep(tmp_path, "stage=evaluate", *points)
+    left = tmp_path / "runs/demo_tiny/good.json/seed=0"
+    left.mkdir(parents=True)  # by a job of SLURM, of which nothing is known here
+    job_file.write(left, {"cluster": "slurm", "job_id": "17", "state": "running", "starts": 1})
+    done = local_sweep(tmp_path, "stage=evaluate", "hydra.launcher.array_parallelism=1", *points, program=program)
     assert done.returncode == 1, done.stdout + done.stderr
     good, bad = (next((tmp_path / "runs/demo_tiny").glob(f"{name}.json/seed=0/job.json")) for name in ("good", "bad"))
     made, failed = json.loads(good.read_text()), json.loads(bad.read_text())
@@ -59,23 +62,23 @@ def test_jobs_of_this_machine_end_each_for_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (("seed=0,1", "train.batch_size=8,-3"), "seed=0 train.batch_size=-3: train.batch_size=-3 is not accepted"),
         (("evaluate.split=val,test",), "evaluate.split=val and evaluate.split=test have the same run folder, "),
     ],
 )
-def test_a_wrong_sweep_is_refused_whole(tmp_path: Path, overrides: tuple[str, ...], said: str) -> None:
+def test_a_wrong_sweep_is_refused_whole(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
     done = local_sweep(tmp_path, *overrides)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {said}")
+    assert done.stderr.startswith(f"error: {message}")
     assert done.stderr.endswith("; nothing is submitted\n")
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.glob("runs/demo_tiny"))
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"tasks_per_node": 0}, "hydra.launcher.tasks_per_node=0 is not accepted: it must be 1 or more"),
         ({"array_parallelism": 0}, "hydra.launcher.array_parallelism=0 is not accepted: it must be 1 or more"),
@@ -84,7 +87,7 @@ def test_a_wrong_sweep_is_refused_whole(tmp_path: Path, overrides: tuple[str, ..
         ({"timeout_min": 2}, "hydra.launcher.signal_delay_s=120 and timeout_min=2 contradict each other: "),
     ],
 )
-def test_fields_out_of_range_are_refused(fields: dict[str, float], said: str) -> None:
+def test_fields_out_of_range_are_refused(fields: dict[str, float], message: str) -> None:
     settings = {
         "array_parallelism": 2,
         "gpus_per_node": 0,
@@ -96,7 +99,7 @@ def test_fields_out_of_range_are_refused(fields: dict[str, float], said: str) ->
     open_queue("local", settings)
     with pytest.raises(cli.ConfigError) as refused:
         open_queue("local", settings | fields)
-    assert str(refused.value).startswith(said)
+    assert str(refused.value).startswith(message)
 
 
 def test_a_launcher_without_a_sweep_is_not_passed_over_in_silence() -> None:
@@ -108,7 +111,7 @@ def test_a_launcher_without_a_sweep_is_not_passed_over_in_silence() -> None:
     assert cli.launcher_of_one(["--cfg", "job", "hydra/launcher=slurm"]) is None
 
 
-# ------------------------------------------------------------------------------------------------------------------ job.json
+# ------------------------------------------------------------------------------------------------------------- job.json
 
 
 def finished(cfg: Config, folder: Path) -> dict[str, Any]:
@@ -140,7 +143,7 @@ def test_done_is_what_was_made_with_these_settings_and_is_there(tmp_path: Path) 
     assert not job_file.is_done(tmp_path / "run", cfg, record)
 
 
-def test_inputs_do_not_hang_on_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_do_not_depend_on_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = job_file.inputs_fingerprint(Config())
     (tmp_path / "notes.txt").write_text("x")
@@ -174,8 +177,39 @@ def test_the_first_reason_of_a_job_is_kept_unless_it_only_follows(tmp_path: Path
     job_file.update_failed(tmp_path, "no room on the disk", 2, follows=False)
     job_file.update_failed(tmp_path, "process 3 of 4 lost another one", 1, follows=True)
     job_file.update_failed(tmp_path, "another", 1, follows=False)
-    found = job_file.read(tmp_path)
-    assert (found["state"], found["reason"], found["code"]) == ("failed", "no room on the disk", 2)
+    record = job_file.read(tmp_path)
+    assert (record["state"], record["reason"], record["code"]) == ("failed", "no room on the disk", 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('{"state": "done", "made": ["settings.json"]}', "is damaged, made is ['settings.json']"),
+        ('{"job_id": 12}', "is damaged, job_id is 12"),
+        ('{"starts": null}', "is damaged, starts is None"),
+        ('{"state": "runn', "is not whole"),
+        ("[1]", "holds no JSON object"),
+    ],
+)
+def test_a_damaged_job_file_is_a_sentence(tmp_path: Path, content: str, problem: str) -> None:
+    path = tmp_path / "runs/demo_tiny/x/seed=0/job.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(InputError) as refused:
+        job_file.read(path.parent)
+    assert str(refused.value).startswith(f"{path} {problem}")
+    assert ": delete it and run " in str(refused.value)
+
+
+def test_a_damaged_job_file_ends_the_sweep_with_its_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "runs/demo_tiny/x/seed=0/job.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"state": "done", "made": ["settings.json"]}')
+    done = local_sweep(tmp_path, "stage=train", "variant=x", "seed=0,1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"error: {path} is damaged, made is ['settings.json']: delete it and run the same command again\n"
+    )
 
 
 def test_where_a_run_is_seen_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
