@@ -36,8 +36,7 @@ _SPICE_OPENS = [
 ]
 _SERIAL = "-XX:+UseSerialGC"  # one collector thread: the other cores have work of their own
 _QUICK = "-XX:TieredStopAtLevel=1"  # the first compiler alone
-# METEOR's captions up to which Java's second compiler costs more than it saves (5,000: 3.8 against 6.4 s of CPU;
-# 20,000: the same)
+# METEOR's captions up to which Java's second compiler costs more than it saves (5,000: 11 s of CPU without, 15 with)
 _SHORT_RUN = 10_000
 _LINE_BREAKING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 Group: TypeAlias = tuple[list[str], list[list[str]]]  # captions and each one's references, tokenised
