@@ -1,4 +1,4 @@
-"""The door: compose the settings, check them, run the stage. `cgtgan --help`; `python run.py` is the same from a checkout."""
+"""The entry point, `cgtgan` or `python run.py`: compose the settings, check them, run the stage."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import TYPE_CHECKING
 from cgtgan import cli
 from cgtgan.config import Config
 from cgtgan.errors import Stopped
+from cgtgan.setting_errors import CONF
 
 if TYPE_CHECKING:  # Hydra and OmegaConf take a third of a second: `--help` does without
     from omegaconf import DictConfig
 
-# Before numpy, torch or tokenizers are loaded: spinning OpenMP threads cost four times the time on a busy machine.
+# Before numpy, torch or tokenizers load. On a busy machine, OpenMP threads that spin while they wait take four times as
+# long; a spin of some microseconds is a third faster on a quiet one (docs/negative_results.md, 11).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# ... but a spin of some microseconds is a third faster on a quiet one, and no slower on a busy one (docs/negative_results.md, 11).
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault(
-    "HF_HUB_ETAG_TIMEOUT", "5"
-)  # without a network the local copy is used after this, not after minutes
-os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing, and `cgtgan.cli` says it in a sentence
+os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")  # seconds without a network until the local copy is used
+os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing, and `cgtgan.cli` prints a sentence
 
 
 def sweep_name(cfg: Config) -> str | None:
-    """What groups this job's runs in W&B: the name of its `sweep=`; of another multirun the experiment's; of a single run nothing."""
+    """The W&B group of this job's runs: the name of its `sweep=`, else of a multirun the experiment, else none."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    hydra_ = HydraConfig.get()
-    return hydra_.runtime.choices.get("sweep") or (cfg.name if hydra_.mode == RunMode.MULTIRUN else None)
+    hydra_config = HydraConfig.get()
+    is_multirun = hydra_config.mode == RunMode.MULTIRUN
+    return hydra_config.runtime.choices.get("sweep") or (cfg.name if is_multirun else None)
 
 
 def run_stage(raw: DictConfig) -> float | None:
-    """Settings as Hydra composed them -> typed, checked, run. A run that trains returns its best CIDEr on the validation images."""
+    """Composed settings -> typed, checked, run. A run that trains returns its best CIDEr on the validation images."""
     from omegaconf import OmegaConf
 
     cfg = OmegaConf.to_object(raw)
@@ -47,36 +47,30 @@ def run_stage(raw: DictConfig) -> float | None:
 
 
 def job(raw: DictConfig) -> float | None:
-    """One run, or one of a multirun: here a failure is kept for the end, so that the other jobs still run."""
+    """One run, or one of a multirun: a failure is kept until the end, so that the other runs still start."""
     try:
         return run_stage(raw)
     except Exception as error:
         if cli.failures is None:  # a submitit worker: the scheduler must see it
             raise
-        if isinstance(error, Stopped) and error.code > 128:  # a signal: whoever sent it did not mean this job alone
-            raise SystemExit(cli.report_failure(error, sys.argv[1:])) from None
+        code = cli.report_failure(error, sys.argv[1:])
+        if isinstance(error, Stopped) and error.code > 128:  # a signal is not meant for this run alone
+            raise SystemExit(code) from None
         from hydra.core.hydra_config import HydraConfig
         from omegaconf import OmegaConf
 
         overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-        cli.failures.append((" ".join(map(str, overrides or ())), cli.report_failure(error, sys.argv[1:])))
+        cli.failures.append((" ".join(map(str, overrides or ())), code))
 
 
 def main() -> int:
-    argv = sorted(
-        cli.quote_paths(sys.argv[1:]), key=lambda word: word not in ("-m", "--multirun")
-    )  # Hydra wants -m before or behind all
+    argv = cli.corrected(sys.argv[1:])
     sys.argv[1:] = argv
     if "--help" in argv or "-h" in argv:
         print(cli.help_text())
         return 0
-    if (
-        refused := cli.unknown_flag(argv)
-        or cli.unknown_hydra_part(argv)
-        or cli.expanded_pattern(argv)
-        or cli.launcher_of_one(argv)
-    ):
-        print(f"error: {refused}", file=sys.stderr)
+    if refusal := cli.refused(argv):
+        print(f"error: {refusal}", file=sys.stderr)
         return 2
 
     import hydra
@@ -85,9 +79,9 @@ def main() -> int:
     ConfigStore.instance().store(name="cgtgan_schema", node=Config)
     cli.failures = []
     try:
-        hydra.main(version_base="1.3", config_path=str(cli.CONF), config_name="config")(job)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where it stopped", file=sys.stderr)
+        print("\nstopped; the same command continues where it stopped", file=sys.stderr)
         return 130
     except Exception as error:
         return max(cli.report_failure(error, argv), cli.exit_code(argv))

@@ -1,296 +1,148 @@
-"""What the command line says: the help page, and one sentence for every setting that is not accepted. Imports no torch.
+"""The command line: the help page, what is corrected or refused before Hydra reads it, and how a failure is reported.
 
-`run.py` composes and dispatches; this module turns Hydra's and OmegaConf's exceptions into the field, the value and the mend.
+Imports no torch. `setting_errors.py` has the sentences about settings.
 """
 
 from __future__ import annotations
 
-import difflib
 import errno
 import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from functools import cache
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from cgtgan.checks import accepted_values, validate
+from cgtgan.checks import validate
 from cgtgan.config import Config
-from cgtgan.errors import InputError, Stopped, UserError
-
-
-def _beside_package(name: str) -> Path:
-    """`conf` and `sweeps`: inside the package where it is installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    return package / name if (package / name).is_dir() else package.parent / name
-
-
-CONF, SWEEPS = _beside_package("conf"), _beside_package("sweeps")
+from cgtgan.errors import ConfigError, InputError, Stopped, UserError, program
+from cgtgan.setting_errors import CONF, config_sentence, group_defaults, groups, unknown_hydra_part, unknown_setting
 
 STAGE_HELP = {
     "preprocess": "images and sentences -> CLIP embeddings",
-    "aggregate": "attention over the corpus: one text embedding an image",
-    "initialize": "the generator learns to rebuild a sentence from its own embedding",
-    "train": "the GAN: a discriminator's naturalness and CLIP's semantics as rewards",
-    "evaluate": "a checkpoint and the baselines, or captions=FILE, against the references",
-    "caption": "your own pictures: images=FOLDER -> captions.json and a gallery",
-    "report": "a run -> one HTML page; runs=PATTERN: many side by side",
-    "serve": "a local page to try a checkpoint",
-    "pipeline": "all that a scored run needs; skips what is made (the default)",
+    "aggregate": "attention over the corpus: one text embedding per image",
+    "initialize": "the generator learns to reconstruct a sentence from its own embedding",
+    "train": "the GAN: naturalness (discriminator) and semantics (CLIP) as rewards",
+    "evaluate": "scores a checkpoint and the baselines, or captions=FILE, against the references",
+    "caption": "captions your own pictures: images=FOLDER -> captions.json and a gallery",
+    "report": "one run -> one HTML page; runs=PATTERN: many runs compared",
+    "serve": "a local web page to try a checkpoint",
+    "pipeline": "all stages of a scored run, without those already done (the default)",
 }
-_FLAGS = (
-    *(
-        "--help",
-        "--hydra-help",
-        "--version",
-        "--cfg",
-        "--resolve",
-        "--package",
-        "--run",
-        "--multirun",
-        "--shell-completion",
-    ),
-    *("--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--info"),
-)
-
-
-# (overrides, exit code) of the jobs that failed in this process; None in a submitit worker, which imports this module afresh.
+# (overrides, exit code) of the jobs that failed in this process. None in a worker of submitit: it imports anew.
 failures: list[tuple[str, int]] | None = None
-_HYDRA_USAGE = ("Only one of --run", "The --resolve flag")  # plain ValueErrors of Hydra's
 
 
-class ConfigError(InputError):
-    """The settings are wrong: nothing was started."""
-
-
-# ------------------------------------------------------------------------------------------------------------------- help
-
-
-@cache
-def groups(conf: Path = CONF) -> dict[str, list[str]]:
-    """Config group -> its options, as the folders of `conf/` have them, in the order of `config.yaml`."""
-    found = {folder.name: sorted(p.stem for p in folder.glob("*.yaml")) for folder in conf.iterdir() if folder.is_dir()}
-    found.pop("hydra", None)
-    found["sweep"] = sorted(p.stem for p in SWEEPS.glob("*.yaml"))
-    order = list(group_defaults(conf))
-    return {name: found[name] for name in sorted(found, key=lambda g: order.index(g) if g in order else len(order))}
-
-
-@cache
-def group_defaults(conf: Path = CONF) -> dict[str, str]:
-    """Config group -> the option `config.yaml` chooses (`null` for none)."""
-    return dict(re.findall(r"^  - (\w+): (\w+)", (conf / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE))
-
-
-def help_text(conf: Path = CONF) -> str:
-    """One screenful."""
+def help_text() -> str:
+    """The page of --help: it fits on one screen."""
+    name = program()
     lines = [
         "CgT-GAN: learns to caption from images without captions and sentences without images.",
         "",
-        "python run.py [experiment=NAME] [stage=NAME] [GROUP=OPTION ...] [FIELD=VALUE ...]",
+        f"{name} [experiment=NAME] [stage=NAME] [GROUP=OPTION ...] [FIELD=VALUE ...]",
         "",
         "Stages (stage=...)",
-        *(f"  {name:<13} {text}" for name, text in STAGE_HELP.items()),
+        *(f"  {stage:<13} {text}" for stage, text in STAGE_HELP.items()),
         "",
         "Groups (* is the default)",
     ]
-    shown = {
-        g: [f"{o}*" if o == group_defaults(conf).get(g) else o for o in options] for g, options in groups(conf).items()
-    }
-    shown["hydra/launcher"] = ["basic*", *(p.stem for p in sorted((conf / "hydra/launcher").glob("*.yaml")))]
-    for group, options in shown.items():
-        lines += textwrap.wrap(" ".join(options), 98, initial_indent=f"  {group:<15} ", subsequent_indent=" " * 18)
-    lines += [
-        "",
-        "Every number is a field: aggregation_t.t=150 train.batch_size=32. All, with values: --cfg job",
-        "The same command again goes on where it stopped. Several runs: -m seed=0,1,2. Hydra: --hydra-help",
-        "",
-        "  python run.py experiment=demo                        minutes on a laptop, no download",
-        "  python run.py experiment=demo stage=caption images=photos",
-        "  python run.py -m sweep=demo_table                    a question of sweeps/, as several runs",
-    ]
-    return "\n".join(lines)
+    options = {g: [f"{o}*" if o == group_defaults().get(g) else o for o in names] for g, names in groups().items()}
+    options["hydra/launcher"] = ["basic*", *sorted(_launchers())]
+    for group, names in options.items():
+        lines += textwrap.wrap(" ".join(names), 98, initial_indent=f"  {group:<15} ", subsequent_indent=" " * 18)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Every number is a field: aggregation_t.t=150 train.batch_size=32. All fields with values: --cfg job",
+            "The same command again continues where it stopped. Several runs: -m seed=0,1,2. Hydra: --hydra-help",
+            "",
+            f"  {name + ' experiment=demo':<55}  minutes on a laptop, no download",
+            f"  {name} experiment=demo stage=caption images=photos",
+            f"  {name + ' -m sweep=demo_table':<55}  one of sweeps/: several runs, one table",
+        ]
+    )
 
 
-# -------------------------------------------------------------------------------------------------------------- overrides
+def _launchers() -> set[str]:
+    return {p.stem for p in (CONF / "hydra/launcher").glob("*.yaml")}
 
-# Settings whose value is one path: our own run folders hold a '=' (seed=0), and photographs lie in folders with blanks and brackets.
+
+# ----------------------------------------------------------------------------------------- the words of the command line
+
+# Settings whose value is a path. A run folder contains '=' (seed=0), a folder of photographs blanks and brackets.
 _PATHS = (
-    "checkpoint",
-    "captions",
-    "images",
-    "output",
-    "runs",
-    "dataset.root",
-    "dataset.reader",
-    "dataset.released",
-    "corpus.path",
-    "train.init_from",
-    "clip_backbone.model",
-    "evaluate.references",
-    "report.output",
-    "report.baseline",
-    "runs_dir",
-    "artifacts_dir",
+    *("checkpoint", "captions", "images", "output", "runs", "dataset.root", "dataset.reader", "dataset.released"),
+    *("corpus.path", "train.init_from", "clip_backbone.model", "evaluate.references", "report.output"),
+    *("report.baseline", "runs_dir", "artifacts_dir"),
+)
+_FLAGS = (
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
 )
 
 
-def quote_paths(argv: Sequence[str]) -> list[str]:
-    """Overrides with the value of a path quoted for Hydra's grammar, so that a person need not. Quoted values stay, and lists but runs'."""
-    several = "-m" in argv or "--multirun" in argv
-    quoted = []
-    for word in argv:
-        field, _, value = word.partition("=")
-        plain = (
-            bool(value)
-            and value[0] not in "['\""
-            and value != "null"
-            and "${" not in value
-            and not (several and "," in value)
-        )
-        if field.startswith("reward_weights.terms."):  # a name that the settings do not know yet
-            word = f"++{word}"
-        elif field in _PATHS and plain and not re.fullmatch(r"[\w./~:-]*", value):
-            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-            word = f"{field}='{escaped}'"
-        elif field in ("runs", "report.runs") and re.fullmatch(r"\[[^'\"$]*\]", value):
-            word = f"{field}=[" + ",".join(f"'{pattern.strip()}'" for pattern in value[1:-1].split(",")) + "]"
-        quoted.append(word)
-    return quoted
+def _is_multirun(argv: Sequence[str]) -> bool:
+    return "-m" in argv or "--multirun" in argv
 
 
-def launcher_of_one(argv: Sequence[str]) -> str | None:
-    """`hydra/launcher=slurm` without `-m`: Hydra would run it here, without a word."""
-    shown_only = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
-    several = any(a in ("-m", "--multirun") or a.startswith(("sweep=", "hydra.mode=", "+sweep=")) for a in argv)
-    chosen = [a for a in argv if a in {f"hydra/launcher={p.stem}" for p in (CONF / "hydra/launcher").glob("*.yaml")}]
-    if not chosen or several or any(a.startswith(shown_only) for a in argv):
-        return None
-    return f"{chosen[-1]} is for several runs, or for one as a job: add -m"
+def corrected(argv: Sequence[str]) -> list[str]:
+    """The words as Hydra wants them: -m first, paths quoted for its grammar, new reward terms with `++`."""
+    words = [_corrected(word, _is_multirun(argv)) for word in argv]
+    return sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants -m before or behind all
 
 
-def expanded_pattern(argv: Sequence[str]) -> str | None:
-    """`runs=` whose pattern the shell has made into several words."""
-    given = [word for word in argv if word.startswith("runs=")]
-    folders = [word for word in argv if "/" in word.partition("=")[0] and Path(word).exists()]
-    if not given or (len(given) == 1 and not folders):
-        return None
-    extra = f"runs is given {len(given)} times" if len(given) > 1 else f"{folders[0]} is no setting"
-    return f"{extra}: if the shell has made several words of a pattern, quote it: runs='runs/demo/*/seed=*'; or write a list, 'runs=[A,B]'"
+def _corrected(word: str, multirun: bool) -> str:
+    field, _, value = word.partition("=")
+    if field.startswith("reward_weights.terms."):  # a name that the settings do not know yet
+        return f"++{word}"
+    if field in ("runs", "report.runs") and re.fullmatch(r"\[[^'\"$]*\]", value):
+        return f"{field}=[" + ",".join(f"'{pattern.strip()}'" for pattern in value[1:-1].split(",")) + "]"
+    is_list = value[:1] in ("[", "'", '"') or (multirun and "," in value)
+    if field in _PATHS and not is_list and "${" not in value and not re.fullmatch(r"[\w./~:-]*", value):
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"{field}='{escaped}'"
+    return word
 
 
-# ----------------------------------------------------------------------------------------------------- unknown and mistyped
+def refused(argv: Sequence[str]) -> str | None:
+    """Why these words are not accepted; None: they are, as far as can be seen before Hydra reads them."""
+    return _unknown_flag(argv) or unknown_hydra_part(argv) or _expanded_pattern(argv) or launcher_of_one(argv)
 
 
-@cache
-def settings() -> dict[str, Any]:
-    """Path -> type of every setting; a part that holds settings has its dataclass as type."""
-
-    def walk(kind: type, prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, child in get_type_hints(kind).items():
-            yield prefix + name, child
-            if is_dataclass(child):
-                yield from walk(child, f"{prefix}{name}.")  # pyright: ignore[reportArgumentType]
-
-    return dict(walk(Config, ""))
-
-
-def _or(words: Sequence[str]) -> str:
-    return " or ".join(words)
-
-
-def _unknown_setting(path: str) -> str:
-    known = [*settings(), *groups()]
-    last = path.rsplit(".", 1)[-1]
-    near = [k for k in known if k.rsplit(".", 1)[-1] == last and "." in k]
-    near += difflib.get_close_matches(path, known, 3, 0.75)
-    if not near:  # a mistyped name without its parts: `num_sample`
-        near = [k for k in known for close in difflib.get_close_matches(last, {n.rsplit(".", 1)[-1] for n in known}, 1, 0.75)
-                if k.rsplit(".", 1)[-1] == close]  # fmt: skip
-    parent = path.rpartition(".")[0]
-    if parent in settings() and not is_dataclass(settings()[parent]):
-        return f"no setting {path}; {parent} is one value"
-    near = list(dict.fromkeys(k for k in near if k != parent))[:3]
-    if not near and is_dataclass(settings().get(parent)):
-        return f"no setting {path}; {parent} has {', '.join(f.name for f in fields(settings()[parent]))}"
-    hint = (
-        f"did you mean {_or(near)}?" if near else "`python run.py --help` lists the groups, `--cfg job` every setting"
-    )
-    return f"no setting {path}; {hint}"
-
-
-def _unknown_hydra_setting(path: str, error: Exception | None = None) -> str:
-    """One of Hydra's own, whose neighbours the exception carries: the launcher's are those of the one that was chosen."""
-    from hydra.conf import HydraConf
-
-    known = [f.name for f in fields(HydraConf)]
-    if "/" in path:
-        known = ["launcher", "sweeper", "job_logging", "hydra_logging", "help", "hydra_help", "output", "env"]
-        near = difflib.get_close_matches(path.partition("/")[2], known, 1)
-        return f"no setting {path}; " + (f"did you mean hydra/{near[0]}?" if near else f"hydra/ has {', '.join(known)}")
-    for cause in _chain(error):
-        if (parent := getattr(cause, "parent_node", None)) is not None:
-            path, known = (
-                str(getattr(cause, "full_key", path)),
-                [str(key) for key in parent if not str(key).startswith("_")],
-            )
-    place, _, name = path.rpartition(".")
-    if not known:
-        return f"no setting {path}: hydra/launcher=basic has none; choose another first, hydra/launcher=slurm or submitit_local"
-    near = difflib.get_close_matches(name, known, 2)
-    return f"no setting {path}; " + (
-        f"did you mean {_or([f'{place}.{n}' for n in near])}?" if near else f"{place} has {', '.join(known)}"
-    )
-
-
-def unknown_hydra_part(argv: Sequence[str]) -> str | None:
-    """`+hydra.foo=1`, which Hydra takes without a word."""
-    for added in filter(None, (re.match(r"\+\+?(hydra\.(\w+))", arg) for arg in argv)):
-        from hydra.conf import HydraConf
-
-        if added[2] not in {f.name for f in fields(HydraConf)}:
-            return _unknown_hydra_setting(added[1])
-    return None
-
-
-def _unknown_option(group: str, option: str, options: Sequence[str]) -> str:
-    near = difflib.get_close_matches(option, options, 1, 0.6)
-    field = {"aggregation_t": "; any other temperature is aggregation_t.t=NUMBER"}.get(group, "")
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    return f"{group}={option} is not accepted{hint}: it must be one of {', '.join(options)}{field}"
-
-
-def _type_in_words(kind: Any) -> str:
-    if NoneType in get_args(kind):
-        return _or([*(_type_in_words(k) for k in get_args(kind) if k is not NoneType), "null"])
-    if get_origin(kind) is list:
-        return "a list such as [a,b]"
-    if is_dataclass(kind):
-        return "settings of its own, each given by its path"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(kind, str(kind))
-
-
-def _wrong_type(path: str, value: str) -> str:
-    kind = settings()[path]
-    if is_dataclass(kind):
-        several = ", ".join(f"{path}.{f.name}" for f in fields(kind)[:3])
-        groups_hint = f"one of {', '.join(groups()[path])}, or " if path in groups() else ""
-        return f"{path}={value} is not accepted: it must be {groups_hint}{_type_in_words(kind)} ({several}, ...)"
-    values = f" ({accepted_values(path)})" if accepted_values(path) else ""
-    return f"{path}={value} is not accepted: it must be {_type_in_words(kind)}{values}"
-
-
-def unknown_flag(argv: Sequence[str]) -> str | None:
-    """`--seed=1` and the like: Hydra would take `--experiment` for the start of another flag of its own."""
+def _unknown_flag(argv: Sequence[str]) -> str | None:
+    """`--seed=1` and the like. Hydra would take `--experiment` as short for a flag of its own."""
     for arg in argv:
         name, _, value = arg.partition("=")
         if name.startswith("--") and name not in _FLAGS and (value or not any(f.startswith(name) for f in _FLAGS)):
             return f"no option {name}; settings have no dashes: {name[2:]}={value or '...'}"
     return None
+
+
+def launcher_of_one(argv: Sequence[str]) -> str | None:
+    """`hydra/launcher=slurm` without `-m`: Hydra would run it here without a warning."""
+    only_print = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
+    several = _is_multirun(argv) or any(a.startswith(("sweep=", "hydra.mode=", "+sweep=")) for a in argv)
+    launchers = [a for a in argv if a.startswith("hydra/launcher=") and a.partition("=")[2] in _launchers()]
+    if not launchers or several or any(a.startswith(only_print) for a in argv):
+        return None
+    return f"{launchers[-1]} is for several runs, or for one as a job: add -m"
+
+
+def _expanded_pattern(argv: Sequence[str]) -> str | None:
+    """`runs=` whose pattern the shell has expanded to several words."""
+    given = [word for word in argv if word.startswith("runs=")]
+    folders = [word for word in argv if "/" in word.partition("=")[0] and Path(word).exists()]
+    if not given or (len(given) == 1 and not folders):
+        return None
+    problem = f"runs is given {len(given)} times" if len(given) > 1 else f"{folders[0]} is no setting"
+    fix = "if the shell has made several words of a pattern, quote it: runs='runs/demo/*/seed=*'; or write a list"
+    return f"{problem}: {fix}, 'runs=[A,B]'"
+
+
+# --------------------------------------------------------------------------------------- the composed settings
 
 
 def check(cfg: Config) -> None:
@@ -303,82 +155,20 @@ def check(cfg: Config) -> None:
 
 
 def _reject_unknown(part: Any, path: str = "") -> None:
-    """`+train.foo=1` adds a key that nothing reads: OmegaConf sets it on the dataclass without a word."""
+    """`+train.foo=1` adds a key that nothing reads: OmegaConf sets it on the dataclass without an error."""
     for name, child in vars(part).items():
         if name not in {f.name for f in fields(part)}:
-            raise ConfigError(_unknown_setting(path + name))
+            raise ConfigError(unknown_setting(path + name))
         if is_dataclass(child):
             _reject_unknown(child, f"{path}{name}.")
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+# ---------------------------------------------------------------------------------------------------------- failures
 
-
-def config_sentence(error: Exception, argv: Sequence[str]) -> str | None:
-    """The sentence for an exception of Hydra or OmegaConf that the settings caused; None: it is a bug."""
-    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
-
-    message = str(error)
-    if isinstance(error, OverrideParseException):
-        override = getattr(error, "override", "") or ""
-        return f"{override} cannot be read: write FIELD=VALUE, and quote what holds blanks, commas, = or brackets: 'name=\"a=b\"'"
-    if isinstance(error, MissingConfigException):
-        group, _, option = (error.missing_cfg_file or "").rpartition("/")
-        if (group, option) == ("hydra/sweeper", "optuna"):
-            return "hydra/sweeper=optuna needs the extra `optuna`, which is not installed: pip install -e '.[optuna]'"
-        options = [o for o in error.options or [] if not o.startswith("cgtgan_")]  # the launchers' schemas
-        return _unknown_option(group, option, options) if group else message.splitlines()[0]
-    for group, options in groups().items() if message.startswith("Config group override") else ():
-        for arg in argv:  # a bare number or null is refused before the options are looked up
-            if arg.startswith(f"{group}="):
-                return _unknown_option(group, arg.partition("=")[2], options)
-    if found := re.match(r"Ambiguous value for argument '(.*?)'\n", message):
-        return f"{found[1]} has several values: add -m to run each, or write them as a list, [a,b]"
-    if found := re.match(
-        r"Could not (?:override|append to config|delete from config).*?'([\w./@]+)'", message, re.DOTALL
-    ):
-        if "delete" in found[0]:
-            return f"~{found[1]} cannot be taken away: give it a value, or null where null is accepted"
-        return _unknown_hydra_setting(found[1], error) if re.match(r"hydra\b", found[1]) else _unknown_setting(found[1])
-    override = re.match(r"Error merging override (.*)", message, re.DOTALL)
-    key, _, value = override[1].partition("=") if override else ("", "", "")
-    if override and key.lstrip("+~") not in settings() and not key.startswith("hydra"):
-        return _unknown_setting(key.lstrip("+~"))
-    for cause in _chain(error):
-        path = getattr(cause, "full_key", None)
-        if not isinstance(cause, OmegaConfBaseException) or not path:
-            continue
-        where = re.match(r"In '(.*?)': ", message)
-        where = f"{where[1]}.yaml: " if where else ""
-        if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and path not in settings():
-            return where + _unknown_setting(path)
-        if isinstance(cause, ValidationError) and path in settings():
-            given = value if override else next(iter(re.findall(r"[Vv]alue:? '(.*?)'", str(cause))), "null")
-            return where + _wrong_type(path, given)
-        return f"{where}{path}: {str(cause).splitlines()[0]}"
-    if isinstance(error, (HydraException, OmegaConfBaseException)) or message.startswith(_HYDRA_USAGE):
-        return " ".join(line.strip() for line in message.splitlines() if line.strip())
-    return None
-
-
-# ------------------------------------------------------------------------------------------------------ failures, exit codes
-
-
-# What a disk or a folder may do to any write; other OSErrors (a missing file that we should have asked for) are bugs of ours.
+# What a disk or a folder may do to any write. Other OSErrors (a missing file that nobody checked for) are bugs of ours.
 _DISK = (
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENAMETOOLONG,
-    errno.EEXIST,
+    *(errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EEXIST),
 )
 
 
@@ -386,29 +176,32 @@ def _disk_sentence(error: Exception) -> str | None:
     if not isinstance(error, OSError) or error.errno not in _DISK:
         return None
     place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror}: mend that place or choose another with runs_dir, artifacts_dir or output; nothing made is lost"
+    fix = "fix that place, or choose another with runs_dir, artifacts_dir or output; nothing is lost"
+    return f"{place}{error.strerror}: {fix}"
 
 
 def _for_the_user(error: Exception, argv: Sequence[str]) -> Exception:
     """What the settings or a disk caused, as a `UserError`; a bug as it is."""
-    if not isinstance(error, UserError) and (sentence := config_sentence(error, argv)):
-        error = ConfigError(sentence)
-    if not isinstance(error, UserError) and (sentence := _disk_sentence(error)):
-        error = UserError(sentence)
-    if str(error) == "No trials are completed yet.":  # Optuna's last word
-        error = UserError("no run of the search came to a score on the validation images, so there is no best one")
+    if isinstance(error, UserError):
+        return error
+    if sentence := config_sentence(error, argv):
+        return ConfigError(sentence)
+    if sentence := _disk_sentence(error):
+        return UserError(sentence)
+    if str(error) == "No trials are completed yet.":  # from Optuna
+        return UserError("no run of the search has a score on the validation images, so there is no best run")
     return error
 
 
 def in_a_sentence(error: Exception) -> str:
-    """What `report_failure` says, in one line; of a bug the kind and its first line."""
+    """What `report_failure` prints, in one line. Of a bug: the kind and its first line."""
     error = _for_the_user(error, ())
     lines = str(error).splitlines() or [""]
     return " ".join(lines) if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
 
 
 def report_failure(error: Exception, argv: Sequence[str]) -> int:
-    """Say on stderr what went wrong and return the exit code: 2 for settings, 1 else. A bug keeps its traceback."""
+    """Print on stderr what went wrong and return the exit code: 2 for settings, else 1. A bug keeps its traceback."""
     error = _for_the_user(error, argv)
     if not isinstance(error, UserError):
         traceback.print_exception(error)
@@ -416,22 +209,16 @@ def report_failure(error: Exception, argv: Sequence[str]) -> int:
     if isinstance(error, Stopped):
         print(error, file=sys.stderr)
         return error.code
-    newcomer = (
-        "" if argv else "\n`python run.py experiment=demo` needs no download; `python run.py --help` explains the rest"
-    )
-    print(f"error: {error}{newcomer}", file=sys.stderr)
+    name = program()
+    hint = f"\n`{name} experiment=demo` needs no download; `{name} --help` explains the rest"
+    print(f"error: {error}{'' if argv else hint}", file=sys.stderr)
     return 2 if isinstance(error, ConfigError) else 1
 
 
 def exit_code(argv: Sequence[str]) -> int:
-    """0, or the exit code of the job that failed; of several runs the failed ones are listed once more."""
+    """0, or the exit code of the job that failed. Of several runs the failed ones are listed once more."""
     if not failures:
         return 0
-    if {"-m", "--multirun"} & set(argv) or any(a.startswith("sweep=") for a in argv):
-        print(
-            f"error: {len(failures)} failed:",
-            *(f"  {overrides}" for overrides, _ in failures),
-            sep="\n",
-            file=sys.stderr,
-        )
+    if _is_multirun(argv) or any(a.startswith("sweep=") for a in argv):
+        print(f"error: {len(failures)} failed:", *(f"  {words}" for words, _ in failures), sep="\n", file=sys.stderr)
     return max(code for _, code in failures)

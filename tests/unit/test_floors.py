@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "cgtgan"
 # room -> floor; rooms of one floor do not import each other
 FLOORS = {
-    "accepted_values": 0, "config": 0, "checks": 0, "run_identity": 0, "cli": 0, "errors": 0,
+    "accepted_values": 0, "config": 0, "checks": 0, "run_identity": 0, "cli": 0, "setting_errors": 0, "errors": 0,
     "runtime": 1,
     "models": 2, "data": 2,
     "method": 3,

@@ -18,6 +18,7 @@ from cgtgan import cli
 from cgtgan.config import Config
 from cgtgan.errors import MissingFileError, Stopped
 from cgtgan.run_identity import run_folder
+from cgtgan.setting_errors import groups
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = sorted(p.stem for p in (ROOT / "sweeps").glob("*.yaml"))
@@ -71,7 +72,7 @@ def points(composed, typed) -> Callable[..., list[Config]]:
 def test_the_questions_of_the_paper_have_a_file_each():
     questions = {"temperature", "reward_weights", "discriminator", "num_samples", "initialization", "seeds", "corpora"}
     assert {*questions, "semantic_weight", "demo_table", SEARCH} == set(SWEEPS)
-    assert cli.groups()["sweep"] == SWEEPS
+    assert groups()["sweep"] == SWEEPS
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -118,7 +119,7 @@ def test_what_differs_between_the_points_is_the_question(points):
         return [value(cfg) for cfg in points(f"sweep={name}", "experiment=demo", "seed=0")]
 
     assert asked("temperature", lambda c: c.aggregation_t.t) == [25, 50, 100, 150, 175, 200]
-    assert asked("reward_weights", lambda c: c.reward_weights.name) == cli.groups()["reward_weights"]
+    assert asked("reward_weights", lambda c: c.reward_weights.name) == groups()["reward_weights"]
     assert asked("semantic_weight", lambda c: c.reward_weights.max_weight) == [0, 0.25, 0.5, 0.75, 1]
     assert asked("num_samples", lambda c: c.train.num_samples) == [1, 2, 5, 10]
     assert asked("initialization", lambda c: c.train.use_initialization) == [True, False]
@@ -242,7 +243,7 @@ def test_a_failed_run_is_a_failed_trial_and_the_search_goes_on(run_py, capsys):
 
 def test_a_search_without_a_score_says_so(run_py, capsys):
     assert search(run_py, lambda cfg: None, "hydra.sweeper.n_trials=2") == 1
-    said = "error: no run of the search came to a score on the validation images, so there is no best one\n"
+    said = "error: no run of the search has a score on the validation images, so there is no best run\n"
     assert capsys.readouterr().err.endswith(said)
 
 
