@@ -28,10 +28,10 @@ from rich.table import Table
 def read(path: Path, images: int) -> dict[int, list[str]]:
     """The first `images` images with at least five captions, and those five."""
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    found: dict[int, list[str]] = {}
+    references: dict[int, list[str]] = {}
     for row in json.loads(raw)["annotations"]:
-        found.setdefault(row["image_id"], []).append(row["caption"])
-    return dict([(i, texts[:5]) for i, texts in found.items() if len(texts) >= 5][:images])
+        references.setdefault(row["image_id"], []).append(row["caption"])
+    return dict([(i, texts[:5]) for i, texts in references.items() if len(texts) >= 5][:images])
 
 
 def others(references: dict[int, list[str]], seed: int) -> dict[int, str]:
@@ -44,9 +44,9 @@ def others(references: dict[int, list[str]], seed: int) -> dict[int, str]:
 def ours(references: dict[int, list[str]], methods: int) -> list[dict[str, float]]:
     from cgtgan.evaluation.metrics import score_many
 
-    found = score_many({str(n): others(references, n) for n in range(methods)}, references)
-    assert not any(scores.failed for scores in found.values()), found
-    return [scores.corpus for scores in found.values()]
+    scored = score_many({str(n): others(references, n) for n in range(methods)}, references)
+    assert not any(scores.failed for scores in scored.values()), scored
+    return [scores.corpus for scores in scored.values()]
 
 
 def theirs(references: dict[int, list[str]], methods: int) -> list[dict[str, float]]:
@@ -73,14 +73,14 @@ def theirs(references: dict[int, list[str]], methods: int) -> list[dict[str, flo
         "info": {},
     }
     coco.createIndex()
-    found = []
+    scores = []
     for n in range(methods):
         results = coco.loadRes([{"image_id": i, "caption": text} for i, text in others(references, n).items()])
         run = evaluation.COCOEvalCap(coco, results)
         run.evaluate()
         names = {"Bleu_1": "BLEU-1", "Bleu_2": "BLEU-2", "Bleu_3": "BLEU-3", "Bleu_4": "BLEU-4", "ROUGE_L": "ROUGE-L"}
-        found.append({names.get(key, key): float(value) for key, value in run.eval.items() if key != "SPICE"})
-    return found
+        scores.append({names.get(key, key): float(value) for key, value in run.eval.items() if key != "SPICE"})
+    return scores
 
 
 def main() -> None:
@@ -110,7 +110,7 @@ def main() -> None:
             scores[kind] = json.loads(done.stdout.splitlines()[-1])
     apart = max(abs(a[k] - b[k]) for a, b in zip(scores["ours"], scores["theirs"], strict=True) for k in b)
     table = Table(
-        title=f"{args.images} images x 5 references, {args.methods} captions an image, {os.cpu_count()} cores"
+        title=f"{args.images} images x 5 references, {args.methods} captions per image, {os.cpu_count()} cores"
     )
     for column in ("", "seconds (median)", "range", "times as fast"):
         table.add_column(column, justify="right")

@@ -63,10 +63,14 @@ def _is_finite(value: Any) -> bool:
 
 
 def own_metrics(metrics: Sequence[str]) -> dict[str, OwnMetric]:
-    """Spec -> metric of each of the user's own among `metrics`."""
-    return {spec: OwnMetric(spec) for spec in metrics if is_custom(spec)}
+    """Spec -> metric of each of the user's own among `metrics`. Raises as `OwnMetric` does, and for equal names."""
+    specs = list(dict.fromkeys(filter(is_custom, metrics)))
+    for spec in specs:
+        if [custom_name(other) for other in specs].count(custom_name(spec)) > 1:
+            raise InputError(f"{FIELD} has {spec} and another {custom_name(spec)}: give one of them another name")
+    return {spec: OwnMetric(spec) for spec in specs}
 
 
 def own_metric_fingerprints(metrics: Sequence[str]) -> dict[str, str]:
-    """Name -> content of its file, for what a score was made from. Empty without own metrics."""
-    return {custom_name(spec): custom_fingerprint(spec, FIELD) for spec in metrics if is_custom(spec)}
+    """Name -> content of its file, of what scores are made from. Empty without own metrics. Raises as `own_metrics`."""
+    return {metric.name: custom_fingerprint(spec, FIELD) for spec, metric in own_metrics(metrics).items()}

@@ -81,6 +81,12 @@ def test_a_metric_that_is_not_there_or_has_a_taken_name_is_refused(code: Path) -
         score_captions(CAPTIONS, REFERENCES, ("nowhere.py:f",))
     with pytest.raises(InputError, match="CIDEr is the name of a built-in score"):
         score_captions(CAPTIONS, REFERENCES, (f"{code}:CIDEr",))
+    with pytest.raises(InputError, match="another overlap: give one of them another name"):
+        score_captions(
+            CAPTIONS, REFERENCES, (f"{code}:overlap", f"{code.parent}/../{code.parent.name}/mine.py:overlap")
+        )
+    with pytest.raises(InputError, match="has no absent"):  # before any caption is made
+        own_metric_fingerprints((f"{code}:absent",))
 
 
 def test_a_score_knows_the_content_of_its_file(code: Path) -> None:
