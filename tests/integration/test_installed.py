@@ -115,3 +115,16 @@ def test_the_shell_completes_groups_and_options(environment: Path, tmp_path: Pat
     assert "experiment=demo_tiny" in completed("cgtgan experiment=demo")
     assert completed("cgtgan sweep=t") == ["sweep=temperature"]
     assert "complete" in _run(environment, tmp_path, "-sc", "install=bash")
+
+
+def test_the_jobs_of_a_sweep_import_the_wheel(environment: Path, tmp_path: Path) -> None:
+    """The checkout is not on the path of this environment: a job finds the package that started it, or fails."""
+    image = {"id": 1, "image_id": 1, "caption": "a red circle on a table"}
+    (tmp_path / "references.json").write_text(json.dumps({"images": [{"id": 1}], "annotations": [image]}))
+    (tmp_path / "captions.json").write_text(json.dumps([{"image_id": 1, "caption": "a red circle"}]))
+    settings = ("captions=captions.json", "evaluate.references=references.json", "evaluate.metrics=[bleu]")
+    words = ("-m", "hydra/launcher=submitit_local", "experiment=demo_tiny", "stage=evaluate", "wandb=disabled")
+    printed = _run(environment, tmp_path, *words, *settings)
+    assert "  the run  done  [1 of 1]" in printed
+    (record,) = tmp_path.glob("runs/demo_tiny/*/seed=0/job.json")
+    assert json.loads(record.read_text())["state"] == "done"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cgtgan import cli
@@ -18,14 +21,14 @@ from cgtgan.launching import job_file
 from cgtgan.launching.queues import open_queue
 
 ROOT = Path(__file__).resolve().parents[2]
+LOCAL_SWEEP = ("-m", "hydra/launcher=submitit_local", "experiment=demo_tiny", "threads=1", "wandb=disabled")
 
 
 def local_sweep(
     cwd: Path, *overrides: str, program: tuple[str, ...] = (str(ROOT / "run.py"),)
 ) -> subprocess.CompletedProcess[str]:
-    common = ("-m", "hydra/launcher=submitit_local", "experiment=demo_tiny", "threads=1", "wandb=disabled")
     return subprocess.run(
-        [sys.executable, *program, *common, *overrides], cwd=cwd, capture_output=True, text=True, timeout=120
+        [sys.executable, *program, *LOCAL_SWEEP, *overrides], cwd=cwd, capture_output=True, text=True, timeout=120
     )
 
 
@@ -59,6 +62,27 @@ def test_jobs_of_this_machine_end_each_for_itself(tmp_path: Path, program: tuple
     assert done.stderr == f"error: 1 failed:\n  captions=bad.json: {reason}  (log: {failed['log']})\n"
     assert reason.removeprefix("failed: ") in Path(failed["log"]).read_text()
     assert (tmp_path / "good_scores").is_dir()
+
+
+def test_ctrl_c_stops_the_jobs_which_write_their_checkpoints(tmp_path: Path) -> None:
+    line = ("stage=train", "variant=x", "train.steps=100000", "train.checkpoint_every=100000")
+    run = tmp_path / "runs/demo_tiny/x/seed=0"
+    launcher = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *LOCAL_SWEEP, *line], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        end = time.monotonic() + 180
+        while launcher.poll() is None and not (run / "metrics.jsonl").is_file() and time.monotonic() < end:
+            time.sleep(0.2)
+        launcher.send_signal(signal.SIGINT)
+        printed, _ = launcher.communicate(timeout=120)
+    finally:
+        launcher.kill()
+    assert launcher.returncode == 130, printed
+    record = job_file.read(run)
+    assert record["state"] == "cancelled"
+    assert not psutil.pid_exists(int(record["job_id"]))
+    assert (run / "checkpoints/last/generator.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
