@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cgtgan import cli
 from cgtgan.config import Config
 from cgtgan.errors import Stopped
+from cgtgan.runtime.versions import __version__
 from cgtgan.setting_errors import CONF
 
 if TYPE_CHECKING:  # Hydra and OmegaConf take a third of a second: `--help` does without
@@ -68,6 +69,9 @@ def main() -> int:
     sys.argv[1:] = argv
     if "--help" in argv or "-h" in argv:
         print(cli.help_text())
+        return 0
+    if "--version" in argv:
+        print(f"cgtgan {__version__}")
         return 0
     if refusal := cli.refused(argv):
         print(f"error: {refusal}", file=sys.stderr)
