@@ -120,7 +120,7 @@ pieces.fill(make, lambda n: None, lambda n: None)
 
 
 def test_processes_share_and_a_killed_one_is_taken_over(tmp_path: Path) -> None:
-    """Three processes, one killed in its work: every piece is there, and only the killed one's current piece was begun twice."""
+    """Three processes, one killed in its work: every piece is there, and at most the killed one's was begun twice."""
     children = [
         subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), str(i)], cwd=ROOT, stdout=subprocess.PIPE)
         for i in range(3)
