@@ -31,13 +31,13 @@ def load_custom(spec: str, field: str) -> Any:
     if not name:
         raise InputError(f"{field}={spec} is not accepted: own code is named path.py:name or package.module:name")
     module = _module(source, spec, field)
-    found: Any = module
+    value: Any = module
     for part in name.split("."):
-        found = getattr(found, part, None)
-    if found is None:
-        names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        value = getattr(value, part, None)
+    if value is None:
+        names = [n for n, member in vars(module).items() if callable(member) and not n.startswith("_")]
         raise InputError(f"{field}={spec}: {source} has no {name}; it defines {', '.join(names) or 'nothing'}")
-    return found
+    return value
 
 
 def custom_file(spec: str, field: str) -> Path:
