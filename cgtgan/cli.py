@@ -70,9 +70,9 @@ def _launchers() -> set[str]:
     return {p.stem for p in (CONF / "hydra/launcher").glob("*.yaml")}
 
 
-# ----------------------------------------------------------------------------------------- the words of the command line
+# ---------------------------------------------------------------------------------------- the words of the command line
 
-# Settings whose value is a path. A run folder contains '=' (seed=0), a folder of photographs blanks and brackets.
+# Settings whose value is a path. A run folder contains '=' (seed=0), a folder of photographs has blanks.
 _PATHS = (
     *("checkpoint", "captions", "images", "output", "runs", "dataset.root", "dataset.reader", "dataset.released"),
     *("corpus.path", "train.init_from", "clip_backbone.model", "evaluate.references", "report.output"),

@@ -1,7 +1,7 @@
 """The group `sweep`: its options are the files of the folder `sweeps/`, which lies beside `conf/` and not in it.
 
-Hydra reads this file at every start of any Hydra program in this environment: nothing that takes time is imported here, and
-programs whose config folder is not ours are left alone.
+Hydra reads this file at every start of any Hydra program in this environment. So it imports nothing that takes time, and
+leaves programs with another config folder alone.
 """
 
 from pathlib import Path
@@ -27,7 +27,8 @@ class SweepSource(ConfigSource):
 
     def _file(self, config_path: str) -> Path:
         group, _, name = config_path.removesuffix(".yaml").partition("/")
-        return Path(self.path) / f"{name}.yaml" if group == GROUP and name and "/" not in name else Path(self.path) / "\0"
+        is_sweep = group == GROUP and name and "/" not in name
+        return Path(self.path) / (f"{name}.yaml" if is_sweep else "\0")
 
     def load_config(self, config_path: str) -> ConfigResult:
         file = self._file(config_path)

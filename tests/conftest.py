@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # before torch: spinning threads cost several times the time under load
+# before torch: under load, threads that spin while they wait take several times as long
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The real data: folder $CGTGAN_SHARED, else `shared` beside the repository. Absent: skip, or fail where CI=true."""
+    """The real data: folder $CGTGAN_SHARED, else `shared` in the repository. Missing: skip, or fail if CI=true."""
     folder = Path(os.environ.get("CGTGAN_SHARED") or Path(__file__).resolve().parents[2] / "shared")
     if not (folder / "data").is_dir():
         reason = "left out: no shared data (set CGTGAN_SHARED to its folder)"
@@ -28,7 +27,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Tiny models on one thread: on a shared machine the threads of OpenMP wait for each other longer than they work."""
+    """Tiny models on one thread: on a busy machine OpenMP's threads wait for each other longer than they work."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Every stage on real photographs and captions, with the real tokenizer files: sizes, encodings and odd captions are real."""
+"""Every stage on real photographs and captions with the real tokenizer files."""
 
 from __future__ import annotations
 

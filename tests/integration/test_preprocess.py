@@ -1,4 +1,4 @@
-"""preprocess and aggregate by several processes, killed, short of memory, with bad pictures: the same files, byte for byte."""
+"""preprocess and aggregate: several processes, kills, little memory, bad pictures: the same files, byte for byte."""
 
 import gzip
 import json
@@ -200,7 +200,7 @@ def test_corpus_parts_are_shared_and_merged(undisturbed: Path, tmp_path: Path, m
         assert embeddings.ids == load_embeddings(images).ids
 
 
-# ------------------------------------------------------------------------------------------------------- short of memory
+# ------------------------------------------------------------------------------------------------------ short of memory
 
 
 class Small:

@@ -255,7 +255,7 @@ for path in (sys.argv[1], sys.argv[1], sys.argv[2]):
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
-    """Ten times the corpus: the peak may grow by the pages of the mapped file, not by a float32 copy of 46 MiB or more."""
+    """Ten times the corpus: peak memory may grow by the pages of the mapped file, not by a float32 copy (46 MiB)."""
     from safetensors.torch import save_file
 
     small, large = 20_000, 200_000

@@ -30,7 +30,7 @@ def close(found: Tensor, expected: Any) -> None:
 
 
 def as_released(golden: Any, name: str, cos_weight: float, clip_weight: float) -> SemanticReward:
-    """Rewards of 12 samples and 3 greedy captions; `f16`: only the text embeddings are float16, as CLIP gives on a GPU."""
+    """Rewards of 12 samples and 3 greedy captions. `f16`: only text embeddings are float16, as from CLIP on a GPU."""
     image, aggregated, text = (torch.tensor(golden[key]) for key in ("img", "agg", "text_feats"))
     owner = torch.cat([torch.arange(IMAGES).repeat_interleave(SAMPLES), torch.arange(IMAGES)])
     weights = {"cos_weight": cos_weight, "clip_weight": clip_weight}

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of settings: composed as Hydra does it, typed and checked as `run.py` does it, or `run.py` itself."""
+"""Fixtures for tests of settings: composed by Hydra, typed and checked as in `run.py`, or `run.py` itself."""
 
 from __future__ import annotations
 

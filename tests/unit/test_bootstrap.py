@@ -1,4 +1,4 @@
-"""The paired bootstrap: against loops that say what it is, on data whose answer is known, and how often its intervals hold."""
+"""The paired bootstrap: against plain loops, on data with a known answer, and how often its intervals hold."""
 
 from __future__ import annotations
 
@@ -117,6 +117,4 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 
 def test_systems_of_other_images_are_refused() -> None:
     with pytest.raises(InputError, match="2 and 3 images"):
-        paired_bootstrap(
-            [SystemScores(np.zeros((1, 2)), (0,)), SystemScores(np.zeros((1, 3)), (0,))], [(0, 1)], resamples=100, seed=0
-        )
+        paired_bootstrap([SystemScores(np.zeros((1, n)), (0,)) for n in (2, 3)], [(0, 1)], resamples=100, seed=0)

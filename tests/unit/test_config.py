@@ -64,7 +64,7 @@ def no_torch(tmp_path) -> Path:
     return folder
 
 
-# ------------------------------------------------------------------------------------------------------------ every YAML
+# ----------------------------------------------------------------------------------------------------------- every YAML
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -181,7 +181,7 @@ def test_cross_rows_score_the_run_folder_of_the_other_row(typed, row, trained):
     assert cfg.dataset.name == row.split("_to_")[1]
 
 
-# -------------------------------------------------------------------------------------------------------- wrong settings
+# ------------------------------------------------------------------------------------------------------- wrong settings
 
 SENTENCES = {
     # unknown: near misses by spelling, by the missing part, of a group, of an option
@@ -192,18 +192,26 @@ SENTENCES = {
     "experment=demo": "no setting experment; did you mean experiment?",
     "+train.num_sample=3": "no setting train.num_sample; did you mean train.num_samples?",
     "++sed=3": "no setting sed; did you mean seed?",
-    "decode.foo=1": "no setting decode.foo; decode has name, beam_size, length_penalty, temperature, best_of, batch_size, ",
+    "decode.foo=1": (
+        "no setting decode.foo; decode has name, beam_size, length_penalty, temperature, best_of, batch_size, "
+    ),
     "qqq=1": "no setting qqq; `python run.py --help` lists the groups, `--cfg job` every setting",
     "train.steps.more=3": "no setting train.steps.more; train.steps is one value",
     "~train.steps": "~train.steps cannot be taken away: give it a value, or null where null is accepted",
-    "reward_weights=clip_ag": "reward_weights=clip_ag is not accepted (did you mean clip_agg?): it must be one of clip_agg, ",
+    "reward_weights=clip_ag": (
+        "reward_weights=clip_ag is not accepted (did you mean clip_agg?): it must be one of clip_agg, "
+    ),
     "experiment=dmo": "experiment=dmo is not accepted (did you mean demo?): it must be one of coco_coco",
     "sweep=x": "sweep=x is not accepted: it must be one of corpora, demo_table, discriminator, ",
     "-m sweep=temprature": "sweep=temprature is not accepted (did you mean temperature?)",
     "-m experiment=demo,demo_xx": "experiment=demo_xx is not accepted (did you mean demo?)",
-    "-m sweep=temperature reward_weights=clip_agg,clip_co": "reward_weights=clip_co is not accepted (did you mean clip_cos?)",
+    "-m sweep=temperature reward_weights=clip_agg,clip_co": (
+        "reward_weights=clip_co is not accepted (did you mean clip_cos?)"
+    ),
     "-m sweep=temperature aggregation_t.tt=1,2": "no setting aggregation_t.tt; did you mean aggregation_t.t?",
-    "ablation=no_disc": "ablation=no_disc is not accepted (did you mean no_discriminator?): it must be one of no_discriminator, none",
+    "ablation=no_disc": (
+        "ablation=no_disc is not accepted (did you mean no_discriminator?): it must be one of no_discriminator, none"
+    ),
     "aggregation_t=100": "one of t100, t175; any other temperature is aggregation_t.t=NUMBER",
     "decode=null": "decode=null is not accepted: it must be one of beam, best_of_n, greedy, sample",
     "hydra/launcher=slrm": "hydra/launcher=slrm is not accepted (did you mean slurm?)",
@@ -211,8 +219,12 @@ SENTENCES = {
     "hydra/lancher=slurm": "no setting hydra/lancher; did you mean hydra/launcher?",
     "hydra/qqq=x": "no setting hydra/qqq; hydra/ has launcher, sweeper, job_logging, ",
     "hydra/sweeper=optun": "hydra/sweeper=optun is not accepted (did you mean optuna?)",
-    "-m seed=0,1 hydra.launcher.partitoin=x": "no setting hydra.launcher.partitoin: hydra/launcher=basic has none; choose another first, ",
-    "sweep=optuna_reward_weights hydra.sweeper.n_trial=3": "no setting hydra.sweeper.n_trial; did you mean hydra.sweeper.n_trials?",
+    "-m seed=0,1 hydra.launcher.partitoin=x": (
+        "no setting hydra.launcher.partitoin: hydra/launcher=basic has none; choose another first, "
+    ),
+    "sweep=optuna_reward_weights hydra.sweeper.n_trial=3": (
+        "no setting hydra.sweeper.n_trial; did you mean hydra.sweeper.n_trials?"
+    ),
     "hydra.swep.dir=x": "no setting hydra.swep; did you mean hydra.sweep or hydra.sweeper?",
     "hydra.sweeper.partition=x": "no setting hydra.sweeper.partition; hydra.sweeper has max_batch_size, params",
     "+hydra.verbos=true": "no setting hydra.verbos; did you mean hydra.verbose?",
@@ -261,12 +273,20 @@ WRONG_VALUES = {  # noticed after composition, whatever started the run
     "corpus=text_file": "corpus.path is null",
     "generator.width=100": "generator.width=100 and generator.heads=12 contradict each other",
     "discriminator.heads=7": "discriminator.width=768 and discriminator.heads=7 contradict each other",
-    "generator=gpt2_transformer generator.mapper_heads=5": "generator.width=768 and generator.mapper_heads=5 contradict each other",
+    "generator=gpt2_transformer generator.mapper_heads=5": (
+        "generator.width=768 and generator.mapper_heads=5 contradict each other"
+    ),
     "train.baseline=leave_one_out train.num_samples=1": "leave_one_out and train.num_samples=1 contradict each other",
-    "train.use_discriminator=false": "train.use_discriminator=false and reward_weights.max_weight=0.5, reward_weights.delay_steps=150, ",
+    "train.use_discriminator=false": (
+        "train.use_discriminator=false and reward_weights.max_weight=0.5, reward_weights.delay_steps=150, "
+    ),
     "dataset=folder dataset.root=x dataset.val_fraction=0.5 dataset.test_fraction=0.5": "they leave no training image",
-    "generator.language_model=scratch": "generator.language_model=scratch and generator.tokenizer=pretrained contradict each other",
-    "discriminator.encoder=scratch": "discriminator.encoder=scratch and discriminator.tokenizer=pretrained contradict each other",
+    "generator.language_model=scratch": (
+        "generator.language_model=scratch and generator.tokenizer=pretrained contradict each other"
+    ),
+    "discriminator.encoder=scratch": (
+        "discriminator.encoder=scratch and discriminator.tokenizer=pretrained contradict each other"
+    ),
     "evaluate.metrics=[blue]": "evaluate.metrics has 'blue', which is not accepted: one of bleu, meteor",
     "evaluate.baselines=[inits]": "evaluate.baselines has 'inits', which is not accepted: one of init, ",
     "evaluate.baselines=[human]": "evaluate.baselines has 'human' and dataset.kind=coco",
@@ -306,7 +326,7 @@ def test_a_wrong_key_in_a_yaml_of_ones_own_names_the_file(run_py, capsys, tmp_pa
     assert capsys.readouterr().err == "error: experiment/own.yaml: no setting train.stps; did you mean train.steps?\n"
 
 
-# ------------------------------------------------------------------------------------------- how a run ends, and exit codes
+# --------------------------------------------------------------------------------------- how a run ends, and exit codes
 
 
 def test_a_user_error_of_a_stage_is_a_sentence_and_exit_1(run_py, capsys):

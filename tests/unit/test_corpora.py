@@ -1,4 +1,4 @@
-"""Corpora: no input crashes the cleaning, every clean sentence is one line with one full stop, every damaged file is named."""
+"""Corpora: no input crashes the cleaning, a clean sentence is one line with one full stop, a damaged file is named."""
 
 import errno
 import gzip
@@ -101,7 +101,7 @@ def check_sound(rule: str, sentence: str) -> None:
     assert all(unicodedata.category(c) not in ("Cc", "Cf", "Cs") or c in "\u200c\u200d" for c in sentence)
     words = sentence.split()
     plain = [word for word in words if word not in PUNCTUATION]
-    # gcc and shutterstock drop a mark at the start each time, and judge the length anew, by a draw if there are more than 15 words
+    # each time, gcc and shutterstock drop a mark at the start and check the length again, with a draw above 15 words
     if rule in ("coco", "flickr30k", "none") or (len(plain) > 6 and len(words) <= 15 and words[0] in plain):
         assert clean_captions(rule, [sentence]) == [sentence]
 
@@ -358,7 +358,8 @@ def test_a_corpus_lies_beside_its_own_images_alone() -> None:
     assert not is_beside_its_images(CorpusConfig(kind="gcc"), coco)
     with pytest.raises(
         InputError,
-        match=r"corpus\.path is null and corpus\.kind=coco.*dataset\.kind=flickr30k.*corpus\.path=FILE.*get it from http",
+        match=r"corpus\.path is null and corpus\.kind=coco.*dataset\.kind=flickr30k.*corpus\.path=FILE"
+        ".*get it from http",
     ):
         is_beside_its_images(CorpusConfig(kind="coco"), flickr)
 

@@ -88,7 +88,7 @@ def test_coco_of_the_authors(coco: Path) -> None:
 
 
 def test_a_corpus_keeps_the_order_of_its_file_and_what_is_no_caption(coco: Path) -> None:
-    """The published shuffle starts from the file's order; the cleaning counts wrong captions, where references would be refused."""
+    """The published shuffle starts from the file's order. The cleaning counts wrong captions; references refuse."""
     rows = [(9, "c"), (3, None), (5, "a"), (9, "b"), (3, 7)]
     dump(coco / "annotations/train_caption.json", [{"image_id": i, "caption": c} for i, c in rows])
     assert training_captions(COCO, coco) == ["c", None, "a", "b", 7]
@@ -234,7 +234,8 @@ def test_captions_of_other_images_are_refused(coco: Path) -> None:
         ),
         ('{"images": [{"split": "val", "filename": "7.jpg", "cocoid": 7, "sentences": ["a"]}]}', r"images\[0\].*'raw'"),
         (
-            '{"images": [{"split": "restval", "filename": "7.jpg", "sentences": 0}, {"split": "val", "filename": "7.jpg"}]}',
+            '{"images": [{"split": "restval", "filename": "7.jpg", "sentences": 0}, '
+            '{"split": "val", "filename": "7.jpg"}]}',
             r"images\[1\]: 7\.jpg is in val and in train",
         ),
     ],

@@ -1,4 +1,4 @@
-"""The rooms of the package: a file imports only from rooms below its own, and no two files import each other in a circle."""
+"""The rooms of the package: a file imports only from rooms below its own, and imports form no circle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The authors' pickles: their layouts in every protocol, wrong content by a sentence, and nothing in them is ever run."""
+"""The authors' pickles: every layout and protocol is read, wrong content is named, nothing in them is ever run."""
 
 import builtins
 import collections

@@ -1,4 +1,4 @@
-"""Every file of `sweeps/`: its head, every point of it as Hydra expands it, a run folder for each, and the search by Optuna."""
+"""Every file of `sweeps/`: its header, its points as Hydra expands them, their run folders, the search by Optuna."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_settings_that_agree_to_six_digits_have_run_folders_of_their_own(typed):
     assert "cos0.3-clip0-max0.5" in str(run_folder(typed("reward_weights.cos_weight=0.3")))
 
 
-# ------------------------------------------------------------------------------------------------- as run.py starts them
+# ------------------------------------------------------------------------------------------------ as run.py starts them
 
 
 def test_a_signal_ends_the_sweep_and_not_the_run_alone(run_py, capsys):
