@@ -115,7 +115,7 @@ def test_a_step_in_bf16_is_near_and_keeps_weights_losses_and_rewards_in_float32(
 
 
 def test_sampling_with_dropout_carries_the_gradient_of_the_pass_that_drew() -> None:
-    """At a dropout rate of 0 the step is the normal one. Above 0 each sample has its own masks, gradients are finite."""
+    """At a dropout rate of 0 the step is the normal one. Above 0 each sample has its own masks, finite gradients."""
 
     def no_rate(_cfg: Config, parts: TrainingParts) -> None:
         for module in (m for part in parts.modules.values() for m in part.modules()):
