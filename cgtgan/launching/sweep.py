@@ -31,7 +31,6 @@ class Point:
     composed: DictConfig
     cfg: Config
     folder: Path
-    settings: str
     job_id: str = ""
     log: str = ""
     starts: int = 0
@@ -95,33 +94,40 @@ def _checked(compose: Callable[[list[str]], DictConfig], overrides: Sequence[Seq
                 f"{points[folder].label} and {label} have the same run folder, {folder}: give each one of its own with "
                 "variant=NAME or name=NAME, or leave one out; nothing is submitted"
             )
-        points[folder] = Point(label, composed, cfg, folder, job_file.settings_fingerprint(cfg))
+        points[folder] = Point(label, composed, cfg, folder)
     return list(points.values())
 
 
-def _plan(cluster: str, points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
-    """(points to submit, points whose job of an earlier command waits or runs); what is done is neither."""
-    records = {point.folder: job_file.read(point.folder) for point in points}
-    active: dict[tuple[str, str], JobState] = {}
-    for name in ("slurm", "local"):  # the earlier command may have used the other one
-        job_ids = [
-            record["job_id"]
-            for record in records.values()  # a done job stays in the queue for some seconds
+def _active_jobs(cluster: str, records: Mapping[Path, Mapping[str, Any]]) -> dict[Path, JobState]:
+    """Run folder -> state of its job that waits or runs. An earlier command may have used the other launcher."""
+    active = {}
+    for name in ("slurm", "local"):
+        job_ids = {
+            folder: record["job_id"]
+            for folder, record in records.items()  # a done job stays in the queue for some seconds
             if record.get("cluster") == name and record.get("job_id") and record.get("state") != "done"
-        ]
+        }
         try:
-            states = job_states(name, job_ids) if job_ids else {}
+            states = job_states(name, job_ids.values()) if job_ids else {}
         except UserError as error:
             if name == cluster:
                 raise
             _say(f"{error}; jobs of {name} that earlier commands left here are taken to have ended")
             states = {}
-        active |= {(name, job_id): state for job_id, state in states.items() if state.alive}
+        alive = {job_id: state for job_id, state in states.items() if state.alive}
+        active |= {folder: alive[job_id] for folder, job_id in job_ids.items() if job_id in alive}
+    return active
+
+
+def _plan(cluster: str, points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
+    """(points to submit, points whose job of an earlier command waits or runs); what is done is neither."""
+    records = {point.folder: job_file.read(point.folder) for point in points}
+    active = _active_jobs(cluster, records)
     waiting, running, done = [], [], 0
     for point in points:
         record = records[point.folder]
-        if state := active.get((record.get("cluster", ""), record.get("job_id", ""))):
-            if record.get("settings") != point.settings or record["cluster"] != cluster:
+        if state := active.get(point.folder):
+            if record.get("settings") != job_file.settings_fingerprint(point.cfg) or record["cluster"] != cluster:
                 raise cli.ConfigError(
                     f"{point.label}: job {record['job_id']} ({state.text}) works in {point.folder} with other settings"
                     f"{'' if record['cluster'] == cluster else ' or another launcher'}: cancel it, or give this one a "
@@ -189,9 +195,11 @@ def _submit(
     for point in points:
         point.folder.mkdir(parents=True, exist_ok=True)
         places.append(job_file.wandb_place(point.cfg, point.folder))
-        record = {"cluster": queue.cluster, "job_id": "", "name": name, "overrides": point.label, "state": "submitted"}
-        record |= {"starts": 0, "settings": point.settings, "inputs": job_file.inputs_fingerprint(point.cfg)}
-        job_file.write(point.folder, record | {"wandb": places[-1], "submitted": job_file.now()})
+        record = {"cluster": queue.cluster, "job_id": "", "name": name, "overrides": point.label, "wandb": places[-1]}
+        record |= {"state": "submitted", "starts": 0, "submitted": job_file.now()}
+        record["settings"] = job_file.settings_fingerprint(point.cfg)
+        record["inputs"] = job_file.inputs_fingerprint(point.cfg)
+        job_file.write(point.folder, record)
     jobs = queue.submit([Job(function, point.composed, point.folder) for point in points], name)
     for point, place, job in zip(points, places, jobs, strict=True):
         point.job_id, point.log = job.job_id, str(job.paths.stdout)
