@@ -73,6 +73,8 @@ def aggregated_at_temperatures(ws: Workspace, name: str, config: AggregationConf
         ws.tracker.say(
             f"aggregated {len(images.ids):,} {name} images over {len(texts.ids):,} sentences at t={temperatures} in {seconds:.1f} s"
         )
+    # what a job left that was killed after the last rename
+    _shards(ws, images, texts, config, config.temperatures, list(paths.values())).remove()
     for t, path in paths.items():
         if config.top_k:
             ws.once(("message", path), lambda t=t, path=path: _say_dropped(ws, name, t, path))

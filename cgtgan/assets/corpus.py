@@ -75,6 +75,7 @@ def sentence_embeddings(ws: Workspace) -> Embeddings:
     path = ws.store.path("sentence_embeddings", producer, ".safetensors")
     cut = ws.cfg.clip_backbone.text_shard
     shards = Shards(path, -(-len(sentences) // cut), cut, path.exists)
+    ws.store.tidy(path)
     if not path.exists():
         shards.discard(lambda piece: read_meta(piece) is None)
         fill_shards(

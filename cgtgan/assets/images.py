@@ -71,6 +71,7 @@ def image_embeddings(ws: Workspace, name: str) -> Embeddings:
     report = path.with_suffix(".bad.json")
     cut = ws.cfg.clip_backbone.image_shard
     shards = Shards(path, -(-len(images) // cut), cut, path.exists)
+    ws.store.tidy(path)
     if not path.exists():
         shards.discard(_is_stale)
 

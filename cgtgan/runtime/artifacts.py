@@ -10,16 +10,20 @@ import json
 import operator
 import os
 import platform
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from filelock import FileLock
 
 from cgtgan.errors import InputError, MissingFileError
+from cgtgan.runtime.fingerprints import check_as_written, forget_fingerprint
+from cgtgan.runtime.fingerprints import file_fingerprint as file_fingerprint
 from cgtgan.runtime.versions import __version__
 
 if TYPE_CHECKING:
@@ -41,15 +45,6 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
-def file_fingerprint(path: Path) -> str:
-    """12 hexadecimal digits of the SHA-256 of the file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as f:
-        while chunk := f.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()[:12]
-
-
 # -------------------------------------------------------------------------------------------------------- atomic writes
 
 
@@ -64,20 +59,38 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file or a folder to; it takes `path`'s name only if the block ends well."""
+    """Yield a path to write a file or a folder to; it takes `path`'s name only if the block ends well.
+
+    Its files then have the rights that the umask gives. A full disk is an `OSError` naming `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
-    _remove(beside)
+    # a folder: safetensors writes into a nameless file of its own beside the one that it is given
+    place = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
+    _remove(place)
+    place.mkdir()
+    beside = place / path.name
     try:
         yield beside
         for file in [beside] if beside.is_file() else [p for p in beside.rglob("*") if p.is_file()]:
+            file.chmod(file.stat().st_mode | place.stat().st_mode & 0o666)  # safetensors gives the owner alone rights
             _sync(file)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         beside.replace(path)
         _sync(path.parent)
+    except Exception as error:
+        raise _named_disk_error(error, path) from None
     finally:
-        _remove(beside)
+        _remove(place)
+
+
+def _named_disk_error(error: Exception, path: Path) -> Exception:
+    """What safetensors says of a disk, as the `OSError` that everybody else raises, and with the file's name."""
+    if type(error).__name__ == "SafetensorError" and (number := re.search(r"\(os error (\d+)\)", str(error))):
+        return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
+    if isinstance(error, OSError) and error.errno and error.filename is None:
+        error.filename = str(path)
+    return error
 
 
 def _remove(path: Path) -> None:
@@ -89,7 +102,7 @@ def _remove(path: Path) -> None:
 
 def sweep_leftovers(folder: Path, name: str = "") -> None:
     """Remove what killed writers of `atomic_path` left in `folder`, of `name` only, which nobody may write to now."""
-    for stale in folder.glob(f".{name}*.tmp"):
+    for stale in folder.glob(f".{escape(name)}*.tmp"):
         _remove(stale)
 
 
@@ -230,6 +243,8 @@ def write_embeddings(
             stored.numpy().tofile(file)
             row += len(stored)
         assert row == len(ids), f"{row} rows for {len(ids)} ids"
+        forget_fingerprint(path)
+    check_as_written(path, _FIX)
     return header
 
 
@@ -240,6 +255,7 @@ def load_embeddings(path: Path, **wanted: Any) -> Embeddings:
     for rows in (len(vectors), len(ids)):
         header.expect(path, dtype="float16", rows=rows)
     header.expect(path, **wanted)
+    check_as_written(path, _FIX)
     return Embeddings(vectors, ids, header)
 
 
@@ -293,6 +309,8 @@ def save_sentences(
     with atomic_path(path) as beside:
         # one key: its package writes several in an order that changes from process to process
         save_file(tensors, beside, {"header": canonical_json(asdict(header) | {"counts": dict(counts)})})
+        forget_fingerprint(path)
+    check_as_written(path, _FIX)
     return header
 
 
@@ -300,10 +318,15 @@ def load_sentences(path: Path) -> tuple[Sentences, dict[str, int]]:
     """(sentences, counts of the cleaning)."""
     header, meta, (text, ends) = _open(path, "text", "ends")
     header.expect(path, kind="sentences", rows=len(ends))
+    check_as_written(path, _FIX)
     return Sentences(text, ends), meta["counts"]
 
 
 # ---------------------------------------------------------------------------------------------------- made once, shared
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 @contextmanager
@@ -313,7 +336,7 @@ def locked(path: Path, when_waiting: Callable[[], object]) -> Iterator[None]:
     The system drops the `fcntl` lock of a process that dies, so nobody waits for a dead job.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock = FileLock(_lock_file(path))
     try:
         lock.acquire(timeout=0)
     except TimeoutError:
@@ -341,6 +364,7 @@ class ArtifactStore:
     def make(self, path: Path, write: Callable[[Path], object]) -> bool:
         """Make `path` with `write(path)` unless it is there; False if it was. `write` must write atomically."""
         if path.exists():
+            self.tidy(path)
             return False
         with self.lock(path):
             if path.exists():  # another job made it while we waited
@@ -348,3 +372,19 @@ class ArtifactStore:
             sweep_leftovers(path.parent, f"{path.name}.")
             write(path)
         return True
+
+    def tidy(self, path: Path) -> None:
+        """Remove what a job left that was killed just after it had made `path`: states, pieces, half-written files."""
+        if path.exists() and _leftovers(path):
+            try:
+                with FileLock(_lock_file(path)).acquire(timeout=0):
+                    for stale in _leftovers(path):
+                        _remove(stale)
+            except (TimeoutError, OSError):  # a job is still at it, or nothing can be removed here
+                pass
+
+
+def _leftovers(path: Path) -> list[Path]:
+    name, stem = escape(path.name), escape(path.stem)
+    patterns = (f".{name}.*.tmp", f"{name}.training", f"{stem}.shards-*")
+    return [leftover for pattern in patterns for leftover in path.parent.glob(pattern)]

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, headers that must fit, and artifacts that two jobs make once."""
 
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.runtime.artifacts import (
@@ -28,6 +30,7 @@ from cgtgan.runtime.artifacts import (
     write_json,
     write_text,
 )
+from cgtgan.runtime.fingerprints import kept_fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCER = {"backbone": {"kind": "random"}, "t": 100.0}
@@ -175,6 +178,45 @@ def test_a_killed_writer_leaves_the_old_file_and_no_half_one(tmp_path: Path, kin
     assert old.exists()
 
 
+@pytest.mark.parametrize("umask", [0o002, 0o027])
+def test_what_safetensors_saves_has_the_rights_of_the_umask(tmp_path: Path, umask: int) -> None:
+    """safetensors alone gives the owner alone rights (0600): others could not use a shared folder of artifacts."""
+    before = os.umask(umask)
+    try:
+        with atomic_path(tmp_path / "folder") as beside:
+            beside.mkdir()
+            save_file({"a": torch.zeros(1)}, beside / "a.safetensors")
+        with atomic_path(tmp_path / "b.safetensors") as beside:
+            save_file({"a": torch.zeros(1)}, beside)
+    finally:
+        os.umask(before)
+    for file in (tmp_path / "folder" / "a.safetensors", tmp_path / "b.safetensors"):
+        assert file.stat().st_mode & 0o777 == 0o666 & ~umask, file
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from cgtgan.runtime.artifacts import atomic_path
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    with atomic_path(Path(sys.argv[1])) as beside:
+        save_file({"a": torch.zeros(100_000)}, beside)
+except OSError as error:
+    print(error.errno, error.filename)
+"""
+
+
+def test_a_disk_that_takes_no_more_is_an_oserror_naming_the_file_and_leaves_nothing(tmp_path: Path) -> None:
+    """Of safetensors too, whose own error is no OSError; a limit on a file's size stands for a full disk."""
+    path = tmp_path / "a.safetensors"
+    assert python(FULL, path).communicate()[0] == f"{errno.EFBIG} {path}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_json_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"nothing\.json is missing"):
         read_json(tmp_path / "nothing.json")
@@ -254,7 +296,6 @@ def test_a_header_that_does_not_fit_names_both_values(tmp_path: Path, wanted: di
 def rewritten(path: Path, **changes: Any) -> None:
     """The same tensors under a changed header."""
     from safetensors import safe_open
-    from safetensors.torch import save_file
 
     with safe_open(path, framework="pt") as f:
         meta, vectors = f.metadata(), f.get_tensor("embeddings").clone()
@@ -285,8 +326,6 @@ def test_a_truncated_file_is_an_input_error(tmp_path: Path, keep: int) -> None:
 
 
 def test_foreign_and_missing_files(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     save_file({"embeddings": torch.ones(2, 2)}, tmp_path / "foreign.safetensors")
     with pytest.raises(InputError, match="has no header"):
         load_embeddings(tmp_path / "foreign.safetensors")
@@ -399,6 +438,31 @@ def test_the_lock_of_a_killed_job_is_free_and_its_leftovers_go(tmp_path: Path) -
     assert not (tmp_path / ".a.bin.4242.tmp").exists()
 
 
+def test_what_a_job_left_that_was_killed_after_the_last_rename_goes(tmp_path: Path) -> None:
+    path = tmp_path / "a-1.bin"
+    store = ArtifactStore(tmp_path)
+    store.make(path, lambda p: write_text(p, "x"))
+    kept = [tmp_path / name for name in ("a-1.bin", "a-11.bin.training", ".a-11.bin.host-1.tmp")]
+    for file in kept[1:]:
+        file.write_text("another artifact's")
+
+    def leave() -> None:
+        for name in ("a-1.bin.training", ".a-1.bin.host-1.tmp", ".a-1.bin.training.host-1.tmp"):
+            (tmp_path / name).write_text("half")
+        (tmp_path / "a-1.shards-8").mkdir(exist_ok=True)
+        (tmp_path / "a-1.shards-8" / "000000.safetensors").write_text("piece")
+
+    leave()
+    with store.lock(path):  # a job is still at it
+        writer = python("import sys; from pathlib import Path; from cgtgan.runtime.artifacts import ArtifactStore\n"
+                        "ArtifactStore(Path('.')).tidy(Path(sys.argv[1]))", path)  # fmt: skip
+        assert writer.communicate()[1] == ""
+    assert (tmp_path / "a-1.bin.training").exists()
+    assert not store.make(path, lambda p: write_text(p, "y"))
+    assert sorted(p for p in tmp_path.iterdir() if p.suffix != ".lock") == sorted(kept)
+    assert path.read_text() == "x"
+
+
 def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
     store, calls = ArtifactStore(tmp_path), []
 
@@ -411,3 +475,59 @@ def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
     assert [store.make(path, write), store.make(path, write)] == [True, False]
     assert calls == [path]
     assert store.path("images", PRODUCER | {"t": 175.0}, ".bin") != path
+
+
+# -------------------------------------------------------------------------------------------------------- flipped bits
+
+
+def flip(path: Path) -> None:
+    """One bit of the last byte, as a disk may do."""
+    content, modified = bytearray(path.read_bytes()), path.stat().st_mtime_ns
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(modified, modified + 10**9))  # the clock of a file system is coarse
+
+
+def test_a_flipped_bit_of_embeddings_or_sentences_is_noticed_and_the_file_is_made_again(tmp_path: Path) -> None:
+    path, texts = tmp_path / "a.safetensors", tmp_path / "s.safetensors"
+    for _ in range(2):
+        save_embeddings(path, torch.ones(3, 2), [1, 2, 3], kind="image_embeddings", producer=PRODUCER)
+        save_sentences(texts, ["One.", "Two."], producer=PRODUCER, counts={})
+        for file, load in ((path, load_embeddings), (texts, load_sentences)):
+            load(file)
+            os.utime(file)  # another time alone is no other content
+            load(file)
+            flip(file)
+            with pytest.raises(InputError, match=rf"{file.name} is not as it was written: delete the file"):
+                load(file)
+            file.unlink()
+    save_embeddings(path, torch.zeros(4, 2), [1, 2, 3, 4], kind="image_embeddings", producer=PRODUCER)
+    assert len(load_embeddings(path).ids) == 4
+
+
+def test_embeddings_of_an_older_version_are_taken_as_they_are_and_watched_from_then_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_embeddings(path, torch.ones(3, 2), [1, 2, 3], kind="image_embeddings", producer=PRODUCER)
+    for record in tmp_path.glob(".*.sha256"):
+        record.unlink()
+    load_embeddings(path)
+    flip(path)
+    with pytest.raises(InputError, match="is not as it was written"):
+        load_embeddings(path)
+
+
+def test_a_fingerprint_is_computed_once_for_a_size_a_time_and_an_inode(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"a" * 1000)
+    first = kept_fingerprint(path)
+    assert first == file_fingerprint(path)
+    (record,) = tmp_path.glob(".weights.sha256")
+    record.write_text(record.read_text().replace(first, "0" * 12))
+    assert kept_fingerprint(path) == "0" * 12  # read from the record
+    other = tmp_path / "other"
+    other.write_bytes(b"b" * 1000)
+    os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    other.replace(path)  # same size, same time, another inode
+    assert kept_fingerprint(path) == file_fingerprint(path) != first
+    record.write_text("[]")
+    assert kept_fingerprint(path) == file_fingerprint(path)
