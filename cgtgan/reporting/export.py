@@ -9,34 +9,13 @@ import re
 import statistics
 from collections.abc import Sequence
 
-from cgtgan.reporting.tables import (
-    Cell,
-    ComparedRow,
-    TestSet,
-    difference_table,
-    markdown_lines,
-    markdown_table,
-    score_table,
-    split_metrics,
-)
+from cgtgan.reporting import tables
+from cgtgan.reporting.tables import Cell, MethodRow, TestSet, baseline_names, measured_metrics
 
-COLUMNS = (
-    *(
-        "test_set",
-        "experiment",
-        "variant",
-        "method",
-        "row",
-        "decoding",
-        "metric",
-        "n",
-        "mean",
-        "std",
-        "seeds",
-        "values",
-    ),
-    *("baseline", "diff", "ci_low", "ci_high", "p", "seeds_ci_low", "seeds_ci_high", "seeds_p"),
-)
+COLUMNS: Sequence[str] = (
+    "test_set", "experiment", "variant", "method", "row", "decoding", "metric", "n", "mean", "std", "seeds", "values",
+    "baseline", "diff", "ci_low", "ci_high", "p", "seeds_ci_low", "seeds_ci_high", "seeds_p",
+)  # fmt: skip
 
 
 def csv_text(sets: Sequence[TestSet]) -> str:
@@ -50,25 +29,24 @@ def csv_text(sets: Sequence[TestSet]) -> str:
     table.writeheader()
     for test_set in sets:
         for row in test_set.rows:
-            for metric, values in row.scores.items():
-                table.writerow({"test_set": test_set.name, **_csv_fields(row, metric, values)})
+            table.writerows({"test_set": test_set.name, **_csv_fields(row, metric)} for metric in row.scores)
     return file.getvalue()
 
 
-def _csv_fields(row: ComparedRow, metric: str, values: Sequence[float]) -> dict[str, str]:
+def _csv_fields(row: MethodRow, metric: str) -> dict[str, object]:
+    values = row.scores[metric]
     finite = [value for value in values if math.isfinite(value)]
-    fields = {"experiment": row.experiment, "variant": row.variant, "method": row.method, "row": row.name}
-    fields |= {"decoding": row.decoding, "metric": metric, "mean": repr(statistics.fmean(finite)) if finite else ""}
-    if row.published:
+    fields: dict[str, object] = {**row.origin._asdict(), "row": row.name, "decoding": row.decoding, "metric": metric}
+    fields["mean"] = row.mean(metric)
+    if row.part == "published":
         return fields
-    fields |= {"n": str(len(finite)), "std": repr(statistics.stdev(finite)) if len(finite) > 1 else ""}
+    fields |= {"n": len(finite), "std": statistics.stdev(finite) if len(finite) > 1 else ""}
     fields |= {"seeds": " ".join(map(str, row.seeds[metric])), "values": " ".join(map(repr, values))}
     if difference := row.differences.get(metric):
-        fields |= {"baseline": row.baseline, "diff": repr(difference.value)}
+        fields |= {"baseline": row.baseline, "diff": difference.value}
         for prefix, interval in (("", difference.images), ("seeds_", difference.seeds)):
             if interval:
-                numbers = {"ci_low": interval.low, "ci_high": interval.high, "p": interval.p}
-                fields |= {prefix + name: repr(number) for name, number in numbers.items()}
+                fields |= {f"{prefix}ci_low": interval.low, f"{prefix}ci_high": interval.high, f"{prefix}p": interval.p}
     return fields
 
 
@@ -77,28 +55,27 @@ def markdown(sets: Sequence[TestSet]) -> str:
     parts = []
     for test_set in sets:
         parts.append(f"{test_set.name}; mean ± standard deviation (n-1) over seeds, x 100 where the metric is\n")
-        parts += [markdown_table(test_set.rows, metrics) for metrics in split_metrics(test_set.metrics)]
-        metrics, rows = difference_table(test_set)
+        parts += map(tables.markdown_table, tables.score_tables(test_set.rows))
+        metrics, rows = tables.difference_table(test_set.rows)
         if rows:
-            baselines = " / ".join(sorted({row.baseline for row in test_set.rows if row.differences}))
+            baselines = " / ".join(sorted(baseline_names(test_set.rows)))
             parts.append(f"difference to {baselines}: 95% interval over test images, p\n")
-            lines = [["", *metrics], [":--", *("--:" for _ in metrics)]]
-            for row, cells in rows:
-                lines.append([row.name, *("-" if c is None else f"{c.value} ({c.images}), {c.p}" for c in cells)])
-            parts.append(markdown_lines(lines))
+            lines = [
+                [row.name, *("-" if c is None else f"{c.value} ({c.images}), {c.p}" for c in cells)]
+                for row, cells in rows
+            ]
+            parts.append(tables.markdown_lines([""], metrics, lines))
     return "\n".join(parts)
 
 
 # --------------------------------------------------------------------------------------------------------------- LaTeX
 
-_SYMBOLS = {"±": r"\pm", "·": r"\cdot", "×": r"\times", "→": r"\rightarrow", "−": "-"}
-_SPECIAL = {
-    **{c: "\\" + c for c in "&%$#_{}"},
-    **{c: f"\\text{name}{{}}" for c, name in {"\\": "backslash", "~": "asciitilde", "^": "asciicircum"}.items()},
-    **{c: f"\\text{name}{{}}" for c, name in {"<": "less", ">": "greater", "|": "bar"}.items()},
-    **{"[": "{[}", "*": "{*}"},  # behind the \\ of the row above, these two would be its arguments
-    **{c: f"${name}$" for c, name in _SYMBOLS.items()},
-}
+_SPECIAL = {c: "\\" + c for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "·": r"$\cdot$", "×": r"$\times$",
+    "→": r"$\rightarrow$", "−": "$-$",
+    "[": "{[}", "*": "{*}",  # behind the \\ of the row above, these two would be its arguments
+}  # fmt: skip
 _SIGNS = {"▲": "^{+}", "△": "^{(+)}", "▼": "^{-}", "▽": "^{(-)}", "": ""}
 
 
@@ -113,31 +90,30 @@ def latex_table(sets: Sequence[TestSet], *, made_by: Sequence[str] = ()) -> str:
     comments = [*made_by, "Needs \\usepackage{booktabs}."]
     comments.append("Scores x 100 (not counts and lengths); mean \\pm standard deviation (n-1) over seeds.")
     comments.append("Bold: the best score measured here without pairs.")
-    if baselines := sorted({row.baseline for test_set in sets for row in test_set.rows if row.differences}):
-        comments.append(
-            f"^{{+}}, ^{{-}}: above, below {' / '.join(baselines)}; the 95% interval of the paired bootstrap"
-        )
+    if baselines := sorted({name for test_set in sets for name in baseline_names(test_set.rows)}):
+        names, test = " / ".join(baselines), "the 95% interval of the paired bootstrap"
+        comments.append(f"^{{+}}, ^{{-}}: above, below {names}; {test}")
         comments.append(
             "over test images excludes 0. In parentheses: not over other seeds, or their spread is unknown."
         )
     lines = [f"% {' '.join(comment.split())}" for comment in comments]
     for test_set in sets:
-        lines += ["", f"% {' '.join(test_set.name.split())}", *_tabular(test_set)]
+        lines += ["", f"% {' '.join(test_set.name.split())}", *_tabular(test_set.rows)]
     return "\n".join(lines) + "\n"
 
 
-def _tabular(test_set: TestSet) -> list[str]:
-    metrics = test_set.metrics
-    table = score_table(test_set.rows, metrics)
+def _tabular(rows: Sequence[MethodRow]) -> list[str]:
+    metrics = measured_metrics(rows)
+    table = tables.score_table(rows, metrics)
     decoding = table.decodings > 1
     heads = ["Method", *(["Decoding"] if decoding else []), "Seeds", *metrics]
     lines = [f"\\begin{{tabular}}{{{'l' * (1 + decoding)}{'r' * (1 + len(metrics))}}}", "\\toprule"]
     lines.append(" & ".join(map(latex_escaped, heads)) + r" \\")
-    for _, rows in table.parts:
+    for _, part in table.parts:
         lines.append("\\midrule")
-        for row, cells in rows:
+        for row, cells in part:
             names = [row.name, row.decoding] if decoding else [row.name]
-            seeds = "--" if row.published else str(row.num_seeds)
+            seeds = "--" if row.part == "published" else str(row.num_seeds)
             lines.append(" & ".join([*map(latex_escaped, names), seeds, *map(_latex_score, cells)]) + r" \\")
     return [*lines, "\\bottomrule", "\\end{tabular}"]
 

@@ -10,8 +10,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cgtgan.assets.images import dataset_split
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config, DemoWorldConfig, ReportConfig, as_dict
@@ -20,8 +18,9 @@ from cgtgan.errors import UserError
 from cgtgan.reporting.compared_rows import Entry, against_baseline, entries, tables_of
 from cgtgan.reporting.curves import variant_plots
 from cgtgan.reporting.export import csv_text, latex_table, markdown
-from cgtgan.reporting.page import Comparison, Gallery, GalleryItem, PictureCaptions, RunLine, render_comparison
-from cgtgan.reporting.tables import TestSet, comparison_table, format_score, signed_score, split_metrics
+from cgtgan.reporting.page import About, Comparison, Section, WrittenCaption, item_of, render_comparison
+from cgtgan.reporting.run_folder import Run
+from cgtgan.reporting.tables import TestSet, console_table, format_score, score_cell, score_tables, signed_interval
 from cgtgan.reporting.variants import OUTPUT, Variant, as_typed, differing, find_runs, gather
 from cgtgan.runtime.artifacts import fingerprint, write_text
 from cgtgan.runtime.tracking import Tracker
@@ -40,25 +39,29 @@ def compare(cfg: Config) -> Path:
     notes: list[str] = []
     rows = entries(variants, notes)
     baselines = against_baseline(rows, cfg.report.baseline, resamples=cfg.report.resamples, seed=cfg.seed, notes=notes)
-    sets = tables_of(rows, variants)
+    sets = tables_of(rows)
     notes += _notes(variants, rows)
     notes += [selection.sentence()] if selection.left_out else []
-    page = replace(
-        _page(cfg, variants, sets),
-        facts=_facts(variants, sets, baselines),
-        galleries=_galleries(cfg, variants, next(iter(rows.values()))),
-        notes=notes,
+    differ = differing([variant.settings for variant in variants]).items()
+    page = Comparison(
+        replace(_about(cfg, variants), summary=_summary(sets[0]), facts=_facts(variants, sets, baselines), notes=notes),
+        sets,
+        cfg.report.resamples,
+        {v.name: {name: as_typed(values[i]) for name, values in differ} for i, v in enumerate(variants) if differ},
+        variant_plots({variant.name: [run.history for run in variant.runs] for variant in variants}),
+        _galleries(cfg, next(iter(rows.values()))),
+        [_run_line(variant.name, run) for variant in variants for run in variant.runs],
     )
     places = _outputs(cfg, [run.folder for variant in variants for run in variant.runs])
     write_text(places[".csv"], csv_text(sets))
-    write_text(places[".tex"], latex_table(sets, made_by=[page.command, page.facts["Code"]]))
+    write_text(places[".tex"], latex_table(sets, made_by=[page.about.command, page.about.facts["Code"]]))
     write_text(places[".md"], markdown(sets))
     write_text(places[".html"], render_comparison(page))
     for test_set in sets:
         tracker.say(test_set.name)
-        for metrics in split_metrics(test_set.metrics):
-            tracker.show(comparison_table(test_set.rows, metrics))
-    for text in filter(None, [page.warning, page.summary, *notes]):
+        for table in score_tables(test_set.rows):
+            tracker.show(console_table(table))
+    for text in filter(None, [page.about.warning, page.about.summary, *notes]):
         tracker.say(text)
     tracker.say(f"report: {places['.html']}, with {', '.join(places[suffix].name for suffix in FILES)} in its folder")
     return places[".html"]
@@ -84,33 +87,18 @@ def _command(cfg: Config) -> str:
     return " ".join(["python run.py stage=report", *map(shlex.quote, words)])
 
 
-def _page(cfg: Config, variants: Sequence[Variant], sets: Sequence[TestSet]) -> Comparison:
+def _about(cfg: Config, variants: Sequence[Variant]) -> About:
     experiments = list(dict.fromkeys(variant.experiment for variant in variants))
-    tested = {metric for test_set in sets for row in test_set.rows for metric in row.differences}
-    measured = dict.fromkeys(metric for test_set in sets for metric in test_set.metrics)
+    names = f"{len(experiments)} experiments" if len(experiments) > 3 else ", ".join(experiments)
     random_weights = any(variant.settings.get("clip_backbone.kind") == "random" for variant in variants)
-    settings = differing([variant.settings for variant in variants])
-    many = len(experiments) > 3
-    return Comparison(
-        title=f"cgtgan: {f'{len(experiments)} experiments' if many else ', '.join(experiments)}",
-        subtitle="Runs side by side",
-        warning=cfg.report.warning or (RANDOM_WEIGHTS if random_weights else None),
-        summary=_summary(sets[0]),
-        sets=sets,
-        untested=[metric for metric in measured if metric not in tested] if tested else [],
-        resamples=cfg.report.resamples,
-        variants=[variant.name for variant in variants],
-        settings={name: list(map(as_typed, values)) for name, values in settings.items()},
-        plots=variant_plots({variant.name: [run.history for run in variant.runs] for variant in variants}),
-        runs=[_run_line(variant.name, run) for variant in variants for run in variant.runs],
-        command=_command(cfg),
-    )
+    warning = cfg.report.warning or (RANDOM_WEIGHTS if random_weights else None)
+    return About(f"cgtgan: {names}", "Runs side by side", warning, command=_command(cfg))
 
 
 def _facts(variants: Sequence[Variant], sets: Sequence[TestSet], baselines: Sequence[str]) -> dict[str, str]:
     runs = [run for variant in variants for run in variant.runs]
     seeds = sorted({run.settings["seed"] for run in runs})
-    decodings = {row.decoding for test_set in sets for row in test_set.rows if not row.published} - {"none"}
+    decodings = {row.decoding for test_set in sets for row in test_set.rows if row.part != "published"} - {"none"}
     return {
         "Runs": f"{len(runs)}, of {len(variants)} {'variant' if len(variants) == 1 else 'variants'}",
         "Experiments": ", ".join(dict.fromkeys(variant.experiment for variant in variants)),
@@ -123,29 +111,26 @@ def _facts(variants: Sequence[Variant], sets: Sequence[TestSet], baselines: Sequ
 
 def _summary(test_set: TestSet) -> str:
     """Which variant has the highest CIDEr, and how far above the baseline."""
-    scored = [row for row in test_set.rows if row.method == "cgtgan" and "CIDEr" in row.scores]
+    trained = [row for row in test_set.rows if row.origin.method == "cgtgan"]
+    scored = [(mean, row) for row in trained if (mean := row.mean("CIDEr")) is not None]
     if not scored:
         return ""
-    row = max(scored, key=lambda row: np.mean(row.scores["CIDEr"]))
-    values = row.scores["CIDEr"]
+    _, row = max(scored, key=lambda pair: pair[0])
     best = f"Highest CIDEr of {len(scored)} variants: {row.name}" if len(scored) > 1 else row.name
-    text = f"{best}, {format_score('CIDEr', float(np.mean(values)))}"
-    if len(values) > 1:
-        text += f" ± {format_score('CIDEr', float(np.std(values, ddof=1)))} ({len(values)} seeds)"
+    cell, seeds = score_cell(row, "CIDEr"), len(row.scores["CIDEr"])
+    text = f"{best}, {cell.mean}" + (f" {cell.spread} ({cell.note or f'{seeds} seeds'})" if seeds > 1 else "")
     if (difference := row.differences.get("CIDEr")) is not None:
-        interval, over = difference.images, "test images"
-        if difference.seeds:
-            interval, over = difference.seeds, "test images and seeds"
-        low, high = signed_score("CIDEr", interval.low), signed_score("CIDEr", interval.high)
+        over = "test images and seeds" if difference.seeds else "test images"
+        interval = signed_interval("CIDEr", difference.seeds or difference.images)
         side = "above" if difference.value >= 0 else "below"
         text += f"; {format_score('CIDEr', abs(difference.value))} {side} {row.baseline}"
-        text += f" (95% interval over {over}: {low} to {high})"
+        text += f" (95% interval over {over}: {interval})"
     return text + "."
 
 
-def _run_line(variant: str, run: Any) -> RunLine:
+def _run_line(variant: str, run: Run) -> tuple[str, int, float | None, int | None, Path]:
     cider = run.scores("cgtgan")["scores"].get("CIDEr") if "cgtgan" in run.scored else None
-    return RunLine(variant, run.settings["seed"], str(run.folder), run.last_step, cider)
+    return variant, run.settings["seed"], cider, run.last_step, run.folder
 
 
 def _notes(variants: Sequence[Variant], sets: Mapping[Any, Sequence[Entry]]) -> list[str]:
@@ -168,7 +153,7 @@ def _notes(variants: Sequence[Variant], sets: Mapping[Any, Sequence[Entry]]) -> 
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
-def _galleries(cfg: Config, variants: Sequence[Variant], rows: Sequence[Entry]) -> list[Gallery]:
+def _galleries(cfg: Config, rows: Sequence[Entry]) -> list[Section[Any]]:
     """The same pictures with a caption of every variant: where their CIDErs lie farthest apart, and drawn at random."""
     trained = [entry for entry in rows if entry.method == "cgtgan"]
     chosen = trained[:CAPTIONS_PER_PICTURE]
@@ -176,9 +161,8 @@ def _galleries(cfg: Config, variants: Sequence[Variant], rows: Sequence[Entry]) 
         return []
     runs = [entry.runs[min(entry.runs)] for entry in chosen]
     names, captions = [entry.row.name for entry in chosen], [run.captions("cgtgan") for run in runs]
-    per_image = [run.per_image("cgtgan") for run in runs]
-    cider = [{i: scores["CIDEr"] for i, scores in rows.items() if "CIDEr" in scores} for rows in per_image]
-    split = load_split_if_available(cfg, variants[chosen[0].first_variant].settings, runs[0].split)
+    cider = [{i: s["CIDEr"] for i, s in run.per_image("cgtgan").items() if "CIDEr" in s} for run in runs]
+    split = load_split_if_available(cfg, runs[0])
     common = [i for i in captions[0] if all(i in texts for texts in captions)]
     ciders = {i: [c[i] for c in cider if i in c] for i in common}
     apart = {i: max(values) - min(values) for i, values in ciders.items() if len(values) == len(chosen) > 1}
@@ -191,42 +175,36 @@ def _galleries(cfg: Config, variants: Sequence[Variant], rows: Sequence[Entry]) 
         about += f" Only the first {len(chosen)} of {len(trained)} rows are shown."
     if split is None or not split.images:
         about += " The pictures are not available here."
+    make, writers = item_of(split), list(zip(names, captions, cider, strict=True))
     galleries = []
     for title, note, ids in (
         ("Where they differ most", "Pictures whose CIDErs lie farthest apart.", farthest),
         ("Random pictures", "Drawn at random: what to expect.", drawn),
     ):
-        pictures = [_picture_captions(i, names, captions, cider, split) for i in ids]
-        galleries += [Gallery(title, f"{note} {about}", pictures)] if pictures else []
+        pictures = [(make(i, captions[0][i]), _written_captions(i, writers)) for i in ids]
+        key = f"gallery{len(galleries) + 1}"
+        galleries += [Section(key, title, f"{note} {about}", pictures)] if pictures else []
     return galleries
 
 
-def _picture_captions(
-    image_id: Any,
-    names: Sequence[str],
-    captions: Sequence[Mapping[Any, str]],
-    cider: Sequence[Mapping[Any, float]],
-    split: Split | None,
-) -> PictureCaptions:
+def _written_captions(
+    i: Any, writers: Sequence[tuple[str, Mapping[Any, str], Mapping[Any, float]]]
+) -> list[WrittenCaption]:
     """The different captions of one picture, with the names and CIDErs of the variants that wrote them."""
-    writers: dict[str, list[int]] = {}
-    for k, texts in enumerate(captions):
-        writers.setdefault(texts[image_id], []).append(k)
-    paths = {record.image_id: record.path for record in split.images} if split else {}
-    references = split.references.get(image_id, []) if split else []
-    item = GalleryItem(image_id, paths.get(image_id), captions[0][image_id], references)
-    lines = []
-    for text, ks in writers.items():
-        scores = [cider[k][image_id] for k in ks if image_id in cider[k]]
-        lines.append(([names[k] for k in ks], text, scores))
-    return PictureCaptions(item, lines)
+    lines: dict[str, tuple[list[str], str, list[float]]] = {}
+    for name, captions, cider in writers:
+        names, _, ciders = lines.setdefault(captions[i], ([], captions[i], []))
+        names.append(name)
+        ciders += [cider[i]] if i in cider else []
+    return list(lines.values())
 
 
-def load_split_if_available(cfg: Config, settings: Mapping[str, Any], split: str) -> Split | None:
-    """Pictures and references of the runs' test set, or None.
+def load_split_if_available(cfg: Config, run: Run) -> Split | None:
+    """Pictures and references of the run's test set, or None.
 
     The demo's are found where it was drawn, others where this command's `dataset` is that of the runs.
     """
+    settings = run.settings
     name, kind = settings["dataset.name"], settings.get("dataset.kind")
     if kind == "demo":
         keys = {field.name: f"dataset.world.{field.name}" for field in fields(DemoWorldConfig)}
@@ -238,6 +216,6 @@ def load_split_if_available(cfg: Config, settings: Mapping[str, Any], split: str
     elif (cfg.dataset.name, cfg.dataset.kind) != (name, kind):
         return None
     try:
-        return dataset_split(Workspace(cfg), split)
+        return dataset_split(Workspace(cfg), run.split)
     except UserError:  # the captions are shown without pictures
         return None

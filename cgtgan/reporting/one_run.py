@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,60 +18,61 @@ from cgtgan.config import as_dict
 from cgtgan.data.corpora import CleanedCorpus
 from cgtgan.errors import MissingFileError, UserError
 from cgtgan.evaluation.coco_files import load_results
-from cgtgan.reporting.curves import DISCRIMINATOR, health, quantity_plots, reward_bands, run_plots
+from cgtgan.reporting import curves
 from cgtgan.reporting.methods import METHODS
-from cgtgan.reporting.page import Change, Changes, GalleryItem, Report
+from cgtgan.reporting.page import About, Change, Changes, GalleryItem, Pictures, Report, Section, item_of
 from cgtgan.reporting.pictures import pick_gallery, thumbnails
 from cgtgan.reporting.run_folder import Run
 from cgtgan.reporting.svg import Histogram
-from cgtgan.reporting.tables import MethodRow, is_times_100
+from cgtgan.reporting.tables import MethodRow, format_score, is_times_100, measured_metrics, score_cell
 from cgtgan.runtime.versions import code_version
 
 CARD_METHODS = ("init", "projection", "supervised")  # their captions stand in every card
 LISTED = 10_000  # pictures that the page searches and sorts
 THUMBNAIL_BYTES = 15_000_000  # 5,000 photographs of COCO with a side of 88 pixels take 12 MB
 SUBTITLE = "Unpaired image captioning: a captioner trained from images without captions and sentences without images."
+DISCRIMINATOR = (
+    "It should tell corpus sentences from samples, but not always. Right on half of them is chance. Right on all of "
+    "them for a long time means that it is saturated: then naturalness no longer teaches the generator."
+)
+# The lists of pick_gallery: key, title and note of their sections.
+GALLERIES = (
+    ("best", "Best captions", "Test pictures with the highest CIDEr."),
+    ("worst", "Worst captions", "Test pictures with the lowest CIDEr: where to look first."),
+    ("random", "Random captions", "Drawn at random: what to expect."),
+)
 
 
 def make_report(ws: Workspace, run: Run) -> Report:
     """Everything on the page. Raises `MissingFileError` where the run folder has no scores."""
-    cfg, seed = ws.cfg, run.settings["seed"]
+    cfg = ws.cfg
     if not run.scored:
         raise MissingFileError(f"{run.folder} holds no scores: run stage=evaluate there first")
-    rows = method_rows(run)
-    items = pictures(ws, run)
-    ciders = {i: item.cider for i, item in items.items() if item.cider is not None}
-    galleries = pick_gallery(ciders, cfg.report.gallery, cfg.seed)
-    best, worst, drawn = ([_for_card(items[i]) for i in ids] for ids in galleries)
-    listed = list(items)
-    if len(listed) > LISTED:
-        chosen = set(random.Random(cfg.seed).sample(listed, LISTED))
-        listed = [i for i in listed if i in chosen]
-    files = {i: path for i in listed if (path := items[i].image)}
-    with ws.tracker.progress("thumbnails", len(files)) as bar:
-        small = thumbnails(files, THUMBNAIL_BYTES, bar.advance)
+    rows, items = method_rows(run), pictures(ws, run)
+    ciders = {i: item.scores["CIDEr"] for i, item in items.items() if "CIDEr" in item.scores}
+    lists = zip(GALLERIES, pick_gallery(ciders, cfg.report.gallery, cfg.seed), strict=True)
+    changes = [*since_initialisation(run, items, cfg.report.gallery), *between_validations(ws, run)]
+    texts = {"warning": cfg.report.warning, "summary": summary(rows)}
     return Report(
-        title=f"cgtgan: {cfg.name}",
-        subtitle=SUBTITLE,
-        warning=cfg.report.warning,
-        facts=_facts(ws, run),
-        metrics=list(dict.fromkeys(m for row in rows if not row.published for m in row.scores)),
-        rows=rows,
-        plots=run_plots(run.history, seed),
-        discriminator=quantity_plots(run.history, DISCRIMINATOR, seed),
-        health=health(run.history),
-        distributions=[*reward_bands(run.history), *histograms(run)],
-        changes=[*since_initialisation(run, items, cfg.report.gallery), *between_validations(ws, run)],
-        best=best,
-        worst=worst,
-        random=drawn,
-        method=run.title("cgtgan"),
-        pictures=[items[i] for i in listed],
-        thumbnails=small,
-        left_out=_left_out(len(items), len(listed), len(files), len(small)),
+        About(f"cgtgan: {cfg.name}", SUBTITLE, **texts, facts=_facts(ws, run), notes=_notes(run)),
+        rows,
+        _plots(run),
+        changes,
+        [Section(*words, [_for_card(items[i]) for i in ids]) for words, ids in lists if ids],
+        _listed(ws, run, items),
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(as_dict(cfg))),
-        notes=_notes(run),
     )
+
+
+def _plots(run: Run) -> list[Section[Any]]:
+    rows, seed = run.history, run.settings["seed"]
+    discriminator, health = curves.quantity_plots(rows, curves.DISCRIMINATOR, seed), curves.health(rows)
+    sections = (
+        Section("curves", "Curves", "", curves.run_plots(rows, seed)),
+        Section("discriminator", "The discriminator", DISCRIMINATOR, discriminator, health),
+        Section("distributions", "Distributions", "", [*curves.reward_bands(rows), *histograms(run)]),
+    )
+    return [section for section in sections if section.items]
 
 
 # -------------------------------------------------------------------------------------------------- tables and numbers
@@ -81,13 +82,36 @@ def method_rows(run: Run) -> list[MethodRow]:
     """A row per scored method, bounds last; then the paper's row where the setting is the paper's."""
     rows = []
     for method in run.scored:
-        name, known = run.title(method), METHODS[method]
+        name, (_, note, part) = run.title(method), METHODS[method]
         scores = {metric: [value] for metric, value in run.scores(method)["scores"].items()}
         ours = method == "cgtgan" and "no " not in name
-        bound, decoding = known.bound, run.decoding(method)
-        rows.append(MethodRow(name, known.note, scores, ours=ours, bound=bound, decoding=decoding))
+        rows.append(MethodRow(name, note, scores, part, ours, run.decoding(method)))
     paper = run.published()
-    return sorted(rows, key=lambda row: row.bound) + ([paper] if paper else [])
+    return [*rows, paper] if paper else rows
+
+
+def summary(rows: Sequence[MethodRow]) -> str:
+    """'A reaches CIDEr 239.0 ± 4.1 (5 seeds): 12.0 above B (227.0), ...; 93% of C (256.0).' Empty without `ours`."""
+    metrics = measured_metrics(rows)
+    metric = next((metric for metric in metrics if metric.lower() == "cider"), metrics[-1] if metrics else "")
+    scored = [(mean, row) for row in rows if (mean := row.mean(metric)) is not None]
+    mean, ours = next(((mean, row) for mean, row in scored if row.ours), (0.0, None))
+    if ours is None:
+        return ""
+    cell, seeds = score_cell(ours, metric), len(ours.scores[metric])
+    text = f"{ours.name} reaches {metric} {cell.mean} {cell.spread}".rstrip()
+    text += f" ({cell.note or f'{seeds} seeds'})" if seeds > 1 else ""
+    parts = []
+    if others := [(value, row) for value, row in scored if not row.ours and not row.apart]:
+        value, row = max(others, key=lambda pair: pair[0])
+        gap = f"{format_score(metric, abs(mean - value), mean)} {'above' if mean >= value else 'below'}"
+        parts.append(f"{gap} {row.name} ({format_score(metric, value)}), the best other unpaired method")
+    for value, row in scored:
+        if row.part == "bound" and value > 0:
+            parts.append(f"{100 * mean / value:.0f}% of {row.name} ({format_score(metric, value)})")
+        if row.part == "published":
+            parts.append(f"against {format_score(metric, value)} of {row.name}")
+    return text + (": " + "; ".join(parts) if parts else "") + "."
 
 
 def histograms(run: Run) -> list[Histogram]:
@@ -156,25 +180,33 @@ def pictures(ws: Workspace, run: Run) -> dict[Any, GalleryItem]:
     if "cgtgan" not in run.scored:
         return {}
     split = dataset_split(ws, run.split)
-    paths = {record.image_id: record.path for record in split.images}
-    captions = {m: run.captions(m) for m in run.scored}
-    scores = {m: run.per_image(m) for m in run.scored}
-    others = [m for m in dict.fromkeys((*CARD_METHODS, *run.scored)) if m in run.scored and m != "cgtgan"]
+    make, captions, scores = item_of(split), run.captions("cgtgan"), run.per_image("cgtgan")
+    names = [m for m in dict.fromkeys((*CARD_METHODS, *run.scored)) if m in run.scored and m != "cgtgan"]
+    methods = [(METHODS[m].title, run.captions(m), run.per_image(m)) for m in names]
     items = {}
-    for i, caption in captions["cgtgan"].items():
-        if paths and i not in paths:
-            continue
-        extra = {METHODS[m].title: captions[m][i] for m in others if i in captions[m]}
-        extra_scores = {METHODS[m].title: scores[m].get(i, {}) for m in others}
-        run_scores, references = scores["cgtgan"].get(i, {}), split.references.get(i, [])
-        item = GalleryItem(i, paths.get(i), caption, references, run_scores.get("CIDEr"), extra, run_scores)
-        items[i] = replace(item, extra_scores=extra_scores)
+    for i, caption in captions.items():
+        item = make(i, caption)
+        if item.image or not split.images:
+            others = {title: (texts[i], values.get(i, {})) for title, texts, values in methods if i in texts}
+            items[i] = replace(item, scores=scores.get(i, {}), others=others)
     return items
 
 
 def _for_card(item: GalleryItem) -> GalleryItem:
     titles = [METHODS[m].title for m in CARD_METHODS]
-    return replace(item, extra={name: caption for name, caption in item.extra.items() if name in titles})
+    return replace(item, others={name: other for name, other in item.others.items() if name in titles})
+
+
+def _listed(ws: Workspace, run: Run, items: Mapping[Any, GalleryItem]) -> Pictures:
+    listed = list(items)
+    if len(listed) > LISTED:
+        chosen = set(random.Random(ws.cfg.seed).sample(listed, LISTED))
+        listed = [i for i in listed if i in chosen]
+    files = {i: path for i in listed if (path := items[i].image)}
+    with ws.tracker.progress("thumbnails", len(files)) as bar:
+        small = thumbnails(files, THUMBNAIL_BYTES, bar.advance)
+    left_out = _left_out(len(items), len(listed), len(files), len(small))
+    return Pictures([items[i] for i in listed], run.title("cgtgan"), small, left_out)
 
 
 def _left_out(items: int, listed: int, files: int, small: int) -> str:
@@ -196,9 +228,9 @@ def since_initialisation(run: Run, items: Mapping[Any, GalleryItem], n: int) -> 
     title = METHODS["init"].title
     changes: list[tuple[float, Change]] = []
     for item in items.values():
-        before, score = item.extra.get(title), item.extra_scores.get(title, {}).get("CIDEr")
-        if before is not None and before != item.caption and score is not None and item.cider is not None:
-            gain = item.cider - score
+        before, scores = item.others.get(title, (item.caption, {}))
+        if before != item.caption and "CIDEr" in scores and "CIDEr" in item.scores:
+            gain = item.scores["CIDEr"] - scores["CIDEr"]
             changes.append((gain, Change(item, before, gain)))
     ranked = sorted((pair for pair in changes if math.isfinite(pair[0])), key=lambda pair: -pair[0])
     gained = [change for gain, change in ranked if gain > 0]
@@ -227,12 +259,11 @@ def between_validations(ws: Workspace, run: Run) -> list[Changes]:
     if not differ:
         return []
     try:
-        split = dataset_split(ws, "val")
-        paths, references = {record.image_id: record.path for record in split.images}, split.references
+        make = item_of(dataset_split(ws, "val"))
     except UserError:  # the captions are available without the pictures
-        paths, references = {}, {}
+        make = item_of(None)
     picked = random.Random(ws.cfg.seed).sample(differ, min(ws.cfg.report.gallery, len(differ)))
-    changes = [Change(GalleryItem(i, paths.get(i), after[i], references.get(i, [])), before[i]) for i in picked]
+    changes = [Change(make(i, after[i]), before[i]) for i in picked]
     names = [f"Step {s:,}" + (f" (CIDEr {100 * cider[s]:.1f})" if s in cider else "") for s in (first, last)]
     note = f"{len(differ):,} of {len(after):,} validation captions differ; these are drawn at random from them."
     note += " All are greedy captions."

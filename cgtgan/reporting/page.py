@@ -12,52 +12,46 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from cgtgan.data.datasets import Split
 from cgtgan.data.image_files import DAMAGED_IMAGE
+from cgtgan.reporting import tables
 from cgtgan.reporting.pictures import embed
 from cgtgan.reporting.svg import Histogram, Plot, draw
-from cgtgan.reporting.tables import (
-    MethodRow,
-    TestSet,
-    difference_table,
-    format_score,
-    is_times_100,
-    score_cell,
-    score_table,
-    signed_score,
-    split_metrics,
-)
+from cgtgan.reporting.tables import MethodRow, TestSet, format_score, signed_score
 
 TEMPLATES = Path(__file__).parent / "templates"
 OPEN_PLOTS = 8  # of the comparison, drawn before the rest is folded away
-DISCRIMINATOR = (
-    "It should tell corpus sentences from samples, but not always. Right on half of them is chance. Right on all of "
-    "them for a long time means that it is saturated: then naturalness no longer teaches the generator."
-)
+Item = TypeVar("Item")
+WrittenCaption = tuple[Sequence[str], str, Sequence[float]]  # names of variants, their caption, its raw CIDErs
 
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """A picture (None: only its embedding was given) and its captions.
+    """A picture (None: only its embedding was given) and its captions. `scores`: metric -> the picture's raw value.
 
-    `extra` maps another method's name to its caption, `cider` is the raw score. `scores` maps a metric to the picture's
-    raw value and `extra_scores` another method's name to its values; any may be missing.
+    `others`: another method's name -> its caption and scores. Any score may be missing.
     """
 
     image_id: int | str
     image: Path | None
     caption: str
     references: Sequence[str] = ()
-    cider: float | None = None
-    extra: Mapping[str, str] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
-    extra_scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    others: Mapping[str, tuple[str, Mapping[str, float]]] = field(default_factory=dict)
+
+
+def item_of(split: Split | None) -> Callable[[Any, str], GalleryItem]:
+    """(image id, caption) -> the item with its picture and references, as far as the split is available."""
+    paths = {record.image_id: record.path for record in split.images} if split else {}
+    references = split.references if split else {}
+    return lambda i, caption: GalleryItem(i, paths.get(i), caption, references.get(i, []))
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ class Change:
 
     item: GalleryItem
     before: str
-    gain: float | None = None
+    gain: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -81,80 +75,69 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Everything on the page of one run. The first row marked `ours` makes the summary line.
+class Section(Generic[Item]):
+    """A heading, a sentence, and plots or pictures below it; `key` is its address on the page."""
 
-    `pictures` are searched and sorted; `method` names the writer of their captions. `thumbnails` maps the ids of some
-    to (data URI, whether it is pixel art), and `left_out` says which pictures or thumbnails are missing.
-    """
-
-    title: str
-    subtitle: str = ""
-    warning: str | None = None
-    facts: Mapping[str, str] = field(default_factory=dict)
-    metrics: Sequence[str] = ()
-    rows: Sequence[MethodRow] = ()
-    plots: Sequence[Plot] = ()
-    discriminator: Sequence[Plot] = ()
-    health: Mapping[str, str] = field(default_factory=dict)
-    distributions: Sequence[Plot | Histogram] = ()
-    changes: Sequence[Changes] = ()
-    method: str = ""
-    pictures: Sequence[GalleryItem] = ()
-    thumbnails: Mapping[int | str, tuple[str, bool]] = field(default_factory=dict)
-    left_out: str = ""
-    best: Sequence[GalleryItem] = ()
-    worst: Sequence[GalleryItem] = ()
-    random: Sequence[GalleryItem] = ()
-    config_yaml: str = ""
-    notes: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class PictureCaptions:
-    """One picture, and (names of variants, their caption, their raw CIDErs) for every different caption."""
-
-    item: GalleryItem
-    captions: Sequence[tuple[Sequence[str], str, Sequence[float]]]
-
-
-@dataclass(frozen=True)
-class Gallery:
+    key: str
     title: str
     note: str
-    pictures: Sequence[PictureCaptions]
+    items: Sequence[Item]
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class RunLine:
-    """A run of the list at the end; `step` is the last logged one, `cider` raw."""
-
-    variant: str
-    seed: int
-    folder: str
-    step: int | None
-    cider: float | None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Everything on the page of many runs. `settings`: field -> its value in each variant. `untested`: metrics."""
+class About:
+    """The words about a page: what stands above its tables, and at its end `notes` and the `command` that made it."""
 
     title: str
     subtitle: str = ""
     warning: str | None = None
     summary: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
-    sets: Sequence[TestSet] = ()
-    untested: Sequence[str] = ()
-    resamples: int = 0
-    variants: Sequence[str] = ()
-    settings: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    plots: Sequence[Plot] = ()
-    galleries: Sequence[Gallery] = ()
-    runs: Sequence[RunLine] = ()
     notes: Sequence[str] = ()
     command: str = ""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures that are searched and sorted; `method` names the writer of their captions.
+
+    `thumbnails` maps the ids of some to (data URI, whether it is pixel art); `left_out` says what is missing.
+    """
+
+    items: Sequence[GalleryItem] = ()
+    method: str = ""
+    thumbnails: Mapping[int | str, tuple[str, bool]] = field(default_factory=dict)
+    left_out: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page of one run. The first row marked `ours` makes the summary line."""
+
+    about: About
+    rows: Sequence[MethodRow] = ()
+    plots: Sequence[Section[Plot | Histogram]] = ()
+    changes: Sequence[Changes] = ()
+    galleries: Sequence[Section[GalleryItem]] = ()
+    pictures: Pictures = Pictures()
+    config_yaml: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The page of many runs. `settings`: variant -> field -> value, of the fields that differ.
+
+    `runs`: (variant, seed, raw CIDEr, last logged step, folder).
+    """
+
+    about: About
+    sets: Sequence[TestSet] = ()
+    resamples: int = 0
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    plots: Sequence[Plot] = ()
+    galleries: Sequence[Section[tuple[GalleryItem, Sequence[WrittenCaption]]]] = ()
+    runs: Sequence[tuple[str, int, float | None, int | None, Path]] = ()
 
 
 # ----------------------------------------------------------------------------------------------------------- rendering
@@ -162,9 +145,8 @@ class Comparison:
 
 def render_template(template: str, **values: object) -> str:
     # autoescape must be True and not select_autoescape(), which does not know the ending .j2
-    loader = FileSystemLoader(TEMPLATES)
-    undefined = StrictUndefined
-    environment = Environment(loader=loader, autoescape=True, undefined=undefined, trim_blocks=True, lstrip_blocks=True)
+    options: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, **options)
     environment.filters |= {"draw": draw, "card": picture_card, "marked_words": marked_words, "ciders": cider_range}
     page = environment.get_template(template).render(**values)
     return page.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate in a caption has no UTF-8
@@ -172,25 +154,12 @@ def render_template(template: str, **values: object) -> str:
 
 def render_report(report: Report) -> str:
     """The report as one HTML document. Raises InputError when a curve's steps and values differ in length."""
-    script = (TEMPLATES / "report_pictures.js").read_text(encoding="utf-8") if report.pictures else ""
-    plots = (
-        ("curves", "Curves", "", {}, report.plots),
-        ("discriminator", "The discriminator", DISCRIMINATOR, report.health, report.discriminator),
-        ("distributions", "Distributions", "", {}, report.distributions),
-    )
-    galleries = (
-        ("best", "Best captions", "Test pictures with the highest CIDEr.", report.best),
-        ("worst", "Worst captions", "Test pictures with the lowest CIDEr: where to look first.", report.worst),
-        ("random", "Random captions", "Drawn at random: what to expect.", report.random),
-    )
+    script = (TEMPLATES / "report_pictures.js").read_text(encoding="utf-8") if report.pictures.items else ""
     return render_template(
         "report.html.j2",
         page=report,
-        summary=_summary(report.rows, report.metrics),
-        tables=[score_table(report.rows, metrics) for metrics in split_metrics(report.metrics) if report.rows],
-        plots=[section for section in plots if section[-1]],
-        galleries=[section for section in galleries if section[-1]],
-        data=_as_data(report),
+        tables=tables.score_tables(report.rows),
+        data=_as_data(report.pictures, tables.measured_metrics(report.rows)),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -198,12 +167,12 @@ def render_report(report: Report) -> str:
 
 def render_comparison(page: Comparison) -> str:
     """The comparison as one HTML document. Raises InputError when a curve's steps and values differ in length."""
-    sets = []
-    for test_set in page.sets:
-        tables = [score_table(test_set.rows, metrics) for metrics in split_metrics(test_set.metrics)]
-        baselines = list(dict.fromkeys(row.baseline for row in test_set.rows if row.differences))
-        sets.append((test_set.name, tables, baselines, *difference_table(test_set)))
-    return render_template("comparison.html.j2", page=page, sets=sets, open_plots=OPEN_PLOTS)
+    sets, tested = [], {metric for test_set in page.sets for row in test_set.rows for metric in row.differences}
+    for name, rows in ((test_set.name, test_set.rows) for test_set in page.sets):
+        sets.append((name, tables.score_tables(rows), tables.baseline_names(rows), *tables.difference_table(rows)))
+    measured = dict.fromkeys(metric for test_set in page.sets for metric in tables.measured_metrics(test_set.rows))
+    untested = [metric for metric in measured if metric not in tested] if tested else []
+    return render_template("comparison.html.j2", page=page, sets=sets, untested=untested, open_plots=OPEN_PLOTS)
 
 
 def render_gallery(title: str, items: Sequence[GalleryItem], total: int | None = None) -> str:
@@ -215,29 +184,6 @@ def render_gallery(title: str, items: Sequence[GalleryItem], total: int | None =
     if total is not None and total > len(items):
         count = f"the first {len(items):,} of {total:,} pictures; the file of captions has all"
     return render_template("gallery.html.j2", title=title, subtitle=count, items=items)
-
-
-def _summary(rows: Sequence[MethodRow], metrics: Sequence[str]) -> str:
-    """'A reaches CIDEr 239.0 ± 4.1 (5 seeds): 12.0 above B (227.0), ...; 93% of C (256.0).' Empty without `ours`."""
-    metric = next((metric for metric in metrics if metric.lower() == "cider"), metrics[-1] if metrics else "")
-    ours = next((row for row in rows if row.ours and row.mean(metric) is not None), None)
-    if ours is None or (mean := ours.mean(metric)) is None:
-        return ""
-    cell, seeds = score_cell(ours, metric), len(ours.scores[metric])
-    text = f"{ours.name} reaches {metric} {cell.mean} {cell.spread}".rstrip()
-    text += f" ({cell.note or f'{seeds} seeds'})" if seeds > 1 else ""
-    scored = [(value, row) for row in rows if not row.ours and (value := row.mean(metric)) is not None]
-    parts = []
-    if others := [(value, row) for value, row in scored if not row.apart]:
-        value, row = max(others, key=lambda pair: pair[0])
-        gap = f"{format_score(metric, abs(mean - value), mean)} {'above' if mean >= value else 'below'}"
-        parts.append(f"{gap} {row.name} ({format_score(metric, value)}), the best other unpaired method")
-    for value, row in scored:
-        if row.bound and value > 0:
-            parts.append(f"{100 * mean / value:.0f}% of {row.name} ({format_score(metric, value)})")
-        if row.published:
-            parts.append(f"against {format_score(metric, value)} of {row.name}")
-    return text + (": " + "; ".join(parts) if parts else "") + "."
 
 
 # ---------------------------------------------------------------------------------------------------- template filters
@@ -267,28 +213,27 @@ def marked_words(change: Change) -> tuple[list[tuple[str, bool]], list[tuple[str
     opcodes = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
     before = [(" ".join(a[i:j]), tag != "equal") for tag, i, j, _, _ in opcodes if i < j]
     after = [(" ".join(b[k:n]), tag != "equal") for tag, _, _, k, n in opcodes if k < n]
-    gain = math.nan if change.gain is None else change.gain
-    return before, after, signed_score("CIDEr", gain) if math.isfinite(gain) else ""
+    return before, after, signed_score("CIDEr", change.gain) if math.isfinite(change.gain) else ""
 
 
-def _as_data(report: Report) -> str:
+def _as_data(pictures: Pictures, columns: Sequence[str]) -> str:
     """The pictures as JSON for a <script> element: names stand once, values have more digits than the page prints."""
-    others = list(dict.fromkeys(name for item in report.pictures for name in item.extra))
-    every = (s for item in report.pictures for s in (item.scores, *item.extra_scores.values()))
+    others = list(dict.fromkeys(name for item in pictures.items for name in item.others))
+    every = (s for item in pictures.items for s in (item.scores, *(scores for _, scores in item.others.values())))
     scored = dict.fromkeys(metric for scores in every for metric in scores)
-    metrics = [*(m for m in report.metrics if m in scored), *(m for m in scored if m not in report.metrics)]
+    metrics = [*(m for m in columns if m in scored), *(m for m in scored if m not in columns)]
 
     def values(scores: Mapping[str, float]) -> list[float | None]:
         given = (scores.get(metric) for metric in metrics)
         return [None if value is None or not math.isfinite(value) else float(f"{value:.7g}") for value in given]
 
-    pictures: list[list[Any]] = []
-    for item in report.pictures:
-        captions = [item.caption, *(item.extra.get(name) for name in others)]
-        scores = [values(item.scores), *(values(item.extra_scores.get(name, {})) for name in others)]
-        uri, pixelated = report.thumbnails.get(item.image_id, ("", False))
-        pictures.append([str(item.image_id), captions, scores, list(item.references), uri, int(pixelated)])
-    names = [[metric, int(is_times_100(metric))] for metric in metrics]
-    data = {"methods": [report.method, *others], "metrics": names, "pictures": pictures}
+    rows: list[list[Any]] = []
+    for item in pictures.items:
+        written = [(item.caption, item.scores), *(item.others.get(name, (None, {})) for name in others)]
+        captions, scores = [caption for caption, _ in written], [values(scores) for _, scores in written]
+        uri, pixelated = pictures.thumbnails.get(item.image_id, ("", False))
+        rows.append([str(item.image_id), captions, scores, list(item.references), uri, int(pixelated)])
+    names = [[metric, int(tables.is_times_100(metric))] for metric in metrics]
+    data = {"methods": [pictures.method, *others], "metrics": names, "pictures": rows}
     text = json.dumps(data, separators=(",", ":"))  # ASCII escapes: a lone surrogate has no UTF-8
     return text.replace("<", "\\u003c")  # no caption can end the element

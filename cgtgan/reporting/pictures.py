@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from PIL import Image, ImageOps
 
-from cgtgan.data.image_files import DAMAGED_IMAGE
+from cgtgan.data.image_files import DAMAGED_IMAGE, plain_picture
 from cgtgan.errors import InputError
 
 Id = TypeVar("Id", int, str, int | str)
@@ -76,34 +75,26 @@ def _thumbnail(path: Path, side: int) -> tuple[str, bool] | None:
 
 
 def embed(path: Path, side: int = EMBED_PIXELS, quality: int = 85) -> tuple[str, bool]:
-    """(data URI, whether it is pixel art). Small plain files go in byte for byte, others upright, 8 bits, shrunk."""
+    """(data URI, whether it is pixel art). Small plain files go in byte for byte; others shrunk, upright, and with the
+    pixels that CLIP was given.
+    """
     raw = path.read_bytes()
     with Image.open(io.BytesIO(raw)) as image:
         longest = max(image.size)
         small = longest <= side
-        plain = image.format in ("PNG", "JPEG") and image.mode in ("1", "L", "LA", "P", "RGB", "RGBA")
-        plain = plain and not image.getexif() and getattr(image, "n_frames", 1) == 1
+        plain = image.format in ("PNG", "JPEG") and image.mode in ("1", "L", "P", "RGB")
+        plain = plain and not image.has_transparency_data and not image.getexif() and getattr(image, "n_frames", 1) == 1
         if small and plain and len(raw) <= EMBED_AS_IS_BYTES:
             image.load()  # a truncated file shows here, not as a broken picture in the page
             return _data_uri(image.format or "", raw), longest <= PIXEL_ART
         image.draft("RGB", (2 * side, 2 * side))  # JPEG only: decodes a large one at a fraction of the cost
         image.seek(0)
-        upright = _to_rgb(ImageOps.exif_transpose(image), image.format)
+        image.load()
+        upright = ImageOps.exif_transpose(plain_picture(image)).convert("RGB")
     upright.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer, kind = io.BytesIO(), "PNG" if small else "JPEG"
     upright.save(buffer, kind, quality=quality, optimize=True)
     return _data_uri(kind, buffer.getvalue()), longest <= PIXEL_ART
-
-
-def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # Pillow's own conversion clips 16 bits at 255: a white picture
-        pixels = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        top = 65535.0 if image.mode.startswith("I;16") or file_format == "PNG" else max(float(pixels.max()), 1e-12)
-        return Image.fromarray(np.clip(pixels * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
 
 
 def _data_uri(kind: str, raw: bytes) -> str:

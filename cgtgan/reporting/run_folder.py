@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from cgtgan.evaluation.coco_files import load_results
-from cgtgan.reporting.methods import METHODS
-from cgtgan.reporting.published import DECODING, published_scores
-from cgtgan.reporting.tables import MethodRow
+from cgtgan.reporting.methods import METHODS, published_scores
+from cgtgan.reporting.tables import MethodRow, Origin
 from cgtgan.runtime.artifacts import read_json
 from cgtgan.runtime.tracking import read_metrics
 
 REWARDS = {
-    "clip_agg": "CLIP-agg",
-    "clip_cos": "CLIP-cos",
-    "mixed": "CLIP-agg and CLIP-cos",
-    "naturalness_only": "no semantics",
-}
+    "clip_agg": "CLIP-agg", "clip_cos": "CLIP-cos", "mixed": "CLIP-agg and CLIP-cos", "naturalness_only": "no semantics",
+    "semantics_only": "CLIP-agg",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,8 +78,8 @@ class Run:
         scores = published_scores(settings, self.split, trained_here=trained_here)
         if scores is None:
             return None
-        about = (
-            f"the paper's figures; {settings['dataset.name']} test images, {settings['corpus.name']} corpus, ViT-L/14"
-        )
-        values = {metric: [value] for metric, value in scores.items()}
-        return MethodRow(f"CgT-GAN as published{suffix}", about, values, published=True, decoding=DECODING)
+        images = f"{settings['dataset.name']} test images"
+        note = f"the paper's figures; {images}, {settings['corpus.name']} corpus, ViT-L/14"
+        values, origin = {metric: [value] for metric, value in scores.items()}, Origin("published")
+        name = f"CgT-GAN as published{suffix}"
+        return MethodRow(name, note, values, "published", decoding="greedy", origin=origin)

@@ -7,23 +7,24 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import NamedTuple
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from cgtgan.config import COCO_METRICS, METRICS
-from cgtgan.evaluation.bootstrap import Difference
+from cgtgan.evaluation.bootstrap import Difference, Interval
 
 FIRST_COLUMNS = [score for metric in COCO_METRICS for score in METRICS[metric]]  # of the first table
 TIMES_100 = {*FIRST_COLUMNS, *METRICS["clipscore"]}  # others stay as measured
-# Headings of a table's parts, in their order.
-PARTS = (
-    "",
-    "Without adversarial training",
-    "For orientation: supervised on pairs, or human",
-    "Published: the paper's figures, not measured here",
-)
+# Parts of a table, in their order, with their headings.
+PARTS = {
+    "": "",
+    "untrained": "Without adversarial training",
+    "bound": "For orientation: supervised on pairs, or human",
+    "published": "Published: the paper's figures, not measured here",
+}
 MARKS = {(1, True): "▲", (1, False): "△", (-1, True): "▼", (-1, False): "▽"}  # (sign, holds over other seeds too)
 
 
@@ -41,8 +42,11 @@ def format_score(metric: str, value: float, like: float | None = None) -> str:
 
 def signed_score(metric: str, value: float) -> str:
     """'+3.2', times 100 where the metric is, with a true minus."""
-    text = format_score(metric, abs(value))
-    return ("−" if value < 0 else "+") + text
+    return ("−" if value < 0 else "+") + format_score(metric, abs(value))
+
+
+def signed_interval(metric: str, interval: Interval) -> str:
+    return f"{signed_score(metric, interval.low)} to {signed_score(metric, interval.high)}"
 
 
 def p_value(p: float) -> str:
@@ -52,30 +56,36 @@ def p_value(p: float) -> str:
 # ---------------------------------------------------------------------------------------------------------------- rows
 
 
+class Origin(NamedTuple):
+    """What a row of several runs is: `variant` is empty where several variants share the row."""
+
+    method: str = ""
+    experiment: str = ""
+    variant: str = ""
+
+
 @dataclass(frozen=True)
 class MethodRow:
-    """A row of a table. `scores`: metric -> raw values (CIDEr 2.39, not 239), one per seed.
+    """A row of a table. `scores`: metric -> raw values (CIDEr 2.39, not 239), one per seed of `seeds`; `part` of PARTS.
 
-    Rows that are `bound` (supervised, human) or `published` (the paper's figures) stand apart and are never bold.
+    `differences`: metric -> against the row named `baseline`.
     """
 
     name: str
     note: str = ""
     scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    part: str = ""
     ours: bool = False
-    bound: bool = False
-    published: bool = False
-    untrained: bool = False  # without adversarial training
     decoding: str = ""
-
-    @property
-    def part(self) -> int:
-        """Its place in PARTS."""
-        return 3 if self.published else 2 if self.bound else int(self.untrained)
+    seeds: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    origin: Origin = field(default_factory=Origin)
+    baseline: str = ""
+    differences: Mapping[str, Difference] = field(default_factory=dict)
 
     @property
     def apart(self) -> bool:
-        return self.part > 1
+        """Whether it is never bold: a bound (supervised, human) or published."""
+        return self.part in ("bound", "published")
 
     @property
     def num_seeds(self) -> int:
@@ -87,25 +97,7 @@ class MethodRow:
         return statistics.fmean(finite) if finite else None
 
     def mark(self, metric: str) -> tuple[str, str]:
-        """A sign, and what it means in words, where the score differs from a baseline's; else two empty texts."""
-        return "", ""
-
-
-@dataclass(frozen=True)
-class ComparedRow(MethodRow):
-    """A row over several runs. `seeds`: metric -> the seed of each score; `method`: as in stage=evaluate, or published.
-
-    `differences`: metric -> against the row named `baseline`. `variant` is empty where several variants share the row.
-    """
-
-    method: str = ""
-    seeds: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    experiment: str = ""
-    variant: str = ""
-    baseline: str = ""
-    differences: Mapping[str, Difference] = field(default_factory=dict)
-
-    def mark(self, metric: str) -> tuple[str, str]:
+        """A sign, and what it means in words, where the score differs from the baseline's; else two empty texts."""
         difference = self.differences.get(metric)
         if difference is None or not difference.sign:
             return "", ""
@@ -121,19 +113,15 @@ class TestSet:
     __test__ = False  # no test class, whatever pytest makes of its name
 
     name: str
-    rows: Sequence[ComparedRow]
-
-    @property
-    def metrics(self) -> list[str]:
-        """Those that were measured here."""
-        return list(dict.fromkeys(metric for row in self.rows if not row.published for metric in row.scores))
+    rows: Sequence[MethodRow]
 
 
-def split_metrics(metrics: Iterable[str]) -> list[list[str]]:
-    """The columns of the first table, and those of the second (every other metric); a table without any is left out."""
-    metrics = list(dict.fromkeys(metrics))
-    first = [metric for metric in FIRST_COLUMNS if metric in metrics]
-    return [part for part in (first, [metric for metric in metrics if metric not in FIRST_COLUMNS]) if part]
+def measured_metrics(rows: Iterable[MethodRow]) -> list[str]:
+    return list(dict.fromkeys(metric for row in rows if row.part != "published" for metric in row.scores))
+
+
+def baseline_names(rows: Iterable[MethodRow]) -> list[str]:
+    return list(dict.fromkeys(row.baseline for row in rows if row.differences))
 
 
 # --------------------------------------------------------------------------------------------------------------- cells
@@ -156,15 +144,19 @@ class ScoreTable:
     columns: list[tuple[str, bool]]
     parts: list[tuple[str, list[tuple[MethodRow, list[Cell]]]]]
     decodings: int
+    several_seeds: bool
 
-    @property
-    def several_seeds(self) -> bool:
-        return any(row.num_seeds > 1 for _, lines in self.parts for row, _ in lines)
+
+def score_tables(rows: Sequence[MethodRow]) -> list[ScoreTable]:
+    """A table of COCO's metrics and one of all others; one without columns is left out."""
+    metrics = measured_metrics(rows)
+    parts = [m for m in FIRST_COLUMNS if m in metrics], [m for m in metrics if m not in FIRST_COLUMNS]
+    return [score_table(rows, columns) for columns in parts if columns]
 
 
 def score_table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> ScoreTable:
     """The rows that have one of `metrics`, by part. Means that look equal in a column are bold together."""
-    rows = sorted((row for row in rows if row.scores.keys() & set(metrics)), key=lambda row: row.part)
+    rows = sorted((row for row in rows if row.scores.keys() & set(metrics)), key=_place)
     best: dict[str, str] = {}
     for metric in filter(is_times_100, metrics):  # more is not better for a length or a count
         means = [mean for row in rows if not row.apart and (mean := row.mean(metric)) is not None]
@@ -172,7 +164,12 @@ def score_table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> ScoreTable
     lines = [(row, [score_cell(row, metric, best.get(metric, "")) for metric in metrics]) for row in rows]
     parts = [(PARTS[part], list(group)) for part, group in groupby(lines, key=lambda line: line[0].part)]
     decodings = len({row.decoding for row in rows} - {"", "none"})
-    return ScoreTable([(metric, is_times_100(metric)) for metric in metrics], parts, decodings)
+    columns = [(metric, is_times_100(metric)) for metric in metrics]
+    return ScoreTable(columns, parts, decodings, any(row.num_seeds > 1 for row in rows))
+
+
+def _place(row: MethodRow) -> int:
+    return list(PARTS).index(row.part)
 
 
 def score_cell(row: MethodRow, metric: str, best: str = "") -> Cell:
@@ -198,41 +195,46 @@ class DifferenceCell:
     places: tuple[float, ...]
 
 
-def difference_table(test_set: TestSet) -> tuple[list[str], list[tuple[ComparedRow, list[DifferenceCell | None]]]]:
+def difference_table(
+    rows: Iterable[MethodRow],
+) -> tuple[list[str], list[tuple[MethodRow, list[DifferenceCell | None]]]]:
     """(metrics, rows with a cell per metric) of what was tested against a baseline."""
-    rows = sorted((row for row in test_set.rows if row.differences), key=lambda row: row.part)
-    metrics = [
-        m for m in dict.fromkeys((*FIRST_COLUMNS, *test_set.metrics)) if any(m in row.differences for row in rows)
-    ]
-    reach = {}
-    for metric in metrics:
-        # the scale is the variants': a method without training may be far away and is cut off
-        variants = [row for row in rows if row.method == "cgtgan" and metric in row.differences] or rows
-        intervals = [row.differences[metric].images for row in variants if metric in row.differences]
-        reach[metric] = max(abs(edge) for interval in intervals for edge in (interval.low, interval.high))
-    return metrics, [(row, [_difference_cell(row, m, reach[m]) for m in metrics]) for row in rows]
+    rows = list(rows)
+    tested = sorted((row for row in rows if row.differences), key=_place)
+    metrics = dict.fromkeys((*FIRST_COLUMNS, *measured_metrics(rows)))
+    reach = {m: _reach(tested, m) for m in metrics if any(m in row.differences for row in tested)}
+    return list(reach), [(row, [_difference_cell(row, m, reach[m]) for m in reach]) for row in tested]
 
 
-def _difference_cell(row: ComparedRow, metric: str, reach: float) -> DifferenceCell | None:
+def _reach(rows: Sequence[MethodRow], metric: str) -> float:
+    """The largest end of the variants' intervals: a method without training may be far away and is cut off."""
+    tested = [row for row in rows if metric in row.differences]
+    variants = [row for row in tested if row.origin.method == "cgtgan"] or tested
+    intervals = [row.differences[metric].images for row in variants]
+    return max(abs(edge) for interval in intervals for edge in (interval.low, interval.high))
+
+
+def _difference_cell(row: MethodRow, metric: str, reach: float) -> DifferenceCell | None:
     difference = row.differences.get(metric)
     if difference is None:
         return None
     images, seeds = difference.images, difference.seeds
-    over_images, over_seeds = (
-        f"{signed_score(metric, i.low)} to {signed_score(metric, i.high)}" if i else "" for i in (images, seeds)
+    numbers = (images.low, images.high, difference.value)
+    return DifferenceCell(
+        signed_score(metric, difference.value),
+        signed_interval(metric, images),
+        signed_interval(metric, seeds) if seeds else "",
+        p_value(images.p),
+        row.mark(metric)[0],
+        tuple(max(-50.0, min(50.0, 46 * number / reach)) if reach else 0.0 for number in numbers),
     )
-    values = (images.low, images.high, difference.value)
-    places = tuple(max(-50.0, min(50.0, 46 * value / reach)) if reach else 0.0 for value in values)
-    value, mark = signed_score(metric, difference.value), row.mark(metric)[0]
-    return DifferenceCell(value, over_images, over_seeds, p_value(images.p), mark, places)
 
 
 # ------------------------------------------------------------------------------------------------ console and Markdown
 
 
-def comparison_table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> Table:
-    """The table for the console: the mean above ± its standard deviation (n-1), the best unpaired one bold."""
-    scores = score_table(rows, metrics)
+def console_table(scores: ScoreTable) -> Table:
+    """The mean above ± its standard deviation (n-1), the best unpaired one bold."""
     as_measured = ", ".join(metric for metric, times_100 in scores.columns if not times_100)
     caption = f"scores x 100{f' (not {as_measured})' if as_measured else ''}; bold: best unpaired"
     caption += "; ± standard deviation over seeds (n-1)" if scores.several_seeds else ""
@@ -240,7 +242,7 @@ def comparison_table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> Table
     table.add_column("method", overflow="fold", min_width=18)  # the only column that gives way in a narrow console
     if scores.several_seeds:
         table.add_column("seeds", justify="right", no_wrap=True)
-    for metric in metrics:
+    for metric, _ in scores.columns:
         table.add_column(Text(metric.replace(" ", "\n")), justify="right", no_wrap=True, vertical="top")
     for _, lines in scores.parts:
         for row, cells in lines:
@@ -252,7 +254,7 @@ def comparison_table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> Table
 
 def _console_name(row: MethodRow) -> Text:
     name = Text(row.name, style="bold cyan" if row.ours else "italic" if row.apart else "")  # Text: never markup
-    about = ("bound" if row.bound else "", row.note, f"decoding: {row.decoding}" if row.decoding else "")
+    about = "bound" if row.part == "bound" else "", row.note, f"decoding: {row.decoding}" if row.decoding else ""
     return name.append("\n" + ", ".join(filter(None, about)), style="not bold dim") if any(about) else name
 
 
@@ -263,18 +265,22 @@ def _console_cell(cell: Cell) -> Text:
     return text
 
 
-def markdown_table(rows: Sequence[MethodRow], metrics: Sequence[str]) -> str:
+def markdown_table(scores: ScoreTable) -> str:
     """The table as GitHub Markdown: 'mean ± standard deviation' (n-1), the best unpaired one bold."""
-    lines = [["method", "note", "decoding", *metrics], [":--", ":--", ":--", *("--:" for _ in metrics)]]
-    for _, part in score_table(rows, metrics).parts:
-        for row, cells in part:
-            lines.append([row.name, row.note, row.decoding])
-            for cell in cells:
-                texts = (f"**{cell.mean}**" if cell.best else cell.mean, cell.spread, cell.note and f"({cell.note})")
-                lines[-1].append(" ".join(filter(None, texts)))
-    return markdown_lines(lines)
+    lines = []
+    for row, cells in (line for _, part in scores.parts for line in part):
+        lines.append([row.name, row.note, row.decoding])
+        for cell in cells:
+            texts = f"**{cell.mean}**" if cell.best else cell.mean, cell.spread, cell.note and f"({cell.note})"
+            lines[-1].append(" ".join(filter(None, texts)))
+    return markdown_lines(["method", "note", "decoding"], [metric for metric, _ in scores.columns], lines)
 
 
-def markdown_lines(lines: Iterable[Sequence[str]]) -> str:
-    text = [[" ".join(cell.split()).replace("|", "\\|").replace("<", "&lt;") for cell in line] for line in lines]
+def markdown_lines(names: Sequence[str], metrics: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table whose columns of `names` are set to the left, those of `metrics` to the right."""
+    rules = [":--"] * len(names) + ["--:"] * len(metrics)
+    text = [
+        [" ".join(cell.split()).replace("|", "\\|").replace("<", "&lt;") for cell in line]
+        for line in ([*names, *metrics], rules, *lines)
+    ]
     return "".join(f"| {' | '.join(line)} |\n" for line in text)

@@ -88,8 +88,8 @@ def _captions(captioner: Captioner, pixels: Tensor, num: int | None) -> list[lis
 def _write_gallery(target: Path, captions: list[CaptionedPicture]) -> None:
     items = []
     for path, (best, *others) in captions[:GALLERY_LIMIT]:
-        extra = {f"{i}.": row["caption"] for i, row in enumerate(others, 2)}
-        items.append(GalleryItem(path.name, path, best["caption"], extra=extra))
+        ranked = {f"{i}.": (row["caption"], {}) for i, row in enumerate(others, 2)}
+        items.append(GalleryItem(path.name, path, best["caption"], others=ranked))
     write_text(target, render_gallery("Captions", items, len(captions)))
 
 

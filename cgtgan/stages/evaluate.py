@@ -29,7 +29,7 @@ from cgtgan.evaluation.coco_files import id_list, load_results
 from cgtgan.method.batches import stable_seed
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator
 from cgtgan.reporting.methods import METHODS, Method
-from cgtgan.reporting.tables import MethodRow, comparison_table
+from cgtgan.reporting.tables import MethodRow, console_table, measured_metrics, score_table
 from cgtgan.runtime.artifacts import file_fingerprint, fingerprint, locked, read_json
 from cgtgan.runtime.wandb_run import under_agent
 from cgtgan.training.wandb_tables import send_scores
@@ -107,10 +107,10 @@ def _show(ws: Workspace, folder: Path, methods: Mapping[str, Method]) -> None:
     files = {name: path for name in methods if (path := folder / name / "scores.json").is_file()}
     scores = {name: read_json(path)["scores"] for name, path in files.items()}
     rows = [
-        MethodRow(methods[name].title, "", {metric: [v] for metric, v in row.items()}, bound=methods[name].bound)
+        MethodRow(methods[name].title, "", {metric: [v] for metric, v in row.items()}, methods[name].part)
         for name, row in scores.items()
     ]
-    ws.tracker.show(comparison_table(rows, list(dict.fromkeys(metric for row in scores.values() for metric in row))))
+    ws.tracker.show(console_table(score_table(rows, measured_metrics(rows))))
     place = folder if len(files) > 1 else folder / next(iter(files))
     ws.tracker.say(f"captions and scores, of the whole and of each image: {place}")
 

@@ -10,7 +10,7 @@ from cgtgan.reporting.many_runs import compare
 from cgtgan.reporting.one_run import make_report
 from cgtgan.reporting.page import render_report
 from cgtgan.reporting.run_folder import Run
-from cgtgan.reporting.tables import comparison_table, markdown_table, split_metrics
+from cgtgan.reporting.tables import console_table, markdown_table, score_tables
 from cgtgan.runtime.artifacts import write_text
 from cgtgan.runtime.shards import Rank
 
@@ -31,10 +31,10 @@ def report(ws: Workspace) -> None:
     page = make_report(ws, Run(ws.run, ws.cfg.evaluate.split))
     output = Path(given.output).expanduser() if given.output else ws.run / "report.html"
     write_text(output, render_report(page))
-    tables = split_metrics(page.metrics)
-    write_text(output.with_suffix(".md"), "\n".join(markdown_table(page.rows, metrics) for metrics in tables))
+    tables = score_tables(page.rows)
+    write_text(output.with_suffix(".md"), "\n".join(map(markdown_table, tables)))
     if given.warning:
         ws.tracker.say(given.warning)
-    for metrics in tables:
-        ws.tracker.show(comparison_table(page.rows, metrics))
+    for table in tables:
+        ws.tracker.show(console_table(table))
     ws.tracker.say(f"report: {output}")

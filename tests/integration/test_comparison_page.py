@@ -17,8 +17,8 @@ import pytest
 from pages import watch
 from test_report_page import CONTRAST
 
-from cgtgan.reporting.page import Comparison, Gallery, GalleryItem, PictureCaptions, RunLine, render_comparison
-from cgtgan.reporting.tables import ComparedRow, TestSet
+from cgtgan.reporting.page import About, Comparison, GalleryItem, Section, render_comparison
+from cgtgan.reporting.tables import MethodRow, Origin, TestSet
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -196,17 +196,15 @@ def test_the_page_shows_every_part(home: Path, opened: Callable[..., Any], schem
 
 
 def test_names_are_text_whatever_they_are(opened: Callable[..., Any], tmp_path: Path) -> None:
-    row = ComparedRow(HOSTILE, HOSTILE, {"CIDEr": [1.0]}, method="cgtgan", seeds={"CIDEr": [0]})
-    gallery = Gallery(
-        HOSTILE,
-        HOSTILE,
-        [PictureCaptions(GalleryItem(HOSTILE, None, HOSTILE, [HOSTILE]), [([HOSTILE], HOSTILE, [1.0])])],
-    )
+    row = MethodRow(HOSTILE, HOSTILE, {"CIDEr": [1.0]}, seeds={"CIDEr": [0]}, origin=Origin("cgtgan"))
+    picture = GalleryItem(HOSTILE, None, HOSTILE, [HOSTILE]), [([HOSTILE], HOSTILE, [1.0])]
     page = Comparison(
-        title=HOSTILE, warning=HOSTILE, summary=HOSTILE, facts={HOSTILE: HOSTILE}, sets=[TestSet(HOSTILE, [row])],
-        variants=[HOSTILE], settings={HOSTILE: [HOSTILE]}, galleries=[gallery], notes=[HOSTILE], command=HOSTILE,
-        runs=[RunLine(HOSTILE, 0, HOSTILE, None, None)],
-    )  # fmt: skip
+        About(HOSTILE, warning=HOSTILE, summary=HOSTILE, facts={HOSTILE: HOSTILE}, notes=[HOSTILE], command=HOSTILE),
+        sets=[TestSet(HOSTILE, [row])],
+        settings={HOSTILE: {HOSTILE: HOSTILE}},
+        galleries=[Section("gallery1", HOSTILE, HOSTILE, [picture])],
+        runs=[(HOSTILE, 0, None, None, Path(HOSTILE))],
+    )
     file = tmp_path / "page.html"
     file.write_text(render_comparison(page), encoding="utf-8")
     shown = opened(file, width=390)

@@ -12,7 +12,8 @@ import pytest
 from pages import watch
 from PIL import Image
 
-from cgtgan.reporting.page import Change, Changes, GalleryItem, Report, render_report
+from cgtgan.reporting.one_run import summary
+from cgtgan.reporting.page import About, Change, Changes, GalleryItem, Pictures, Report, Section, render_report
 from cgtgan.reporting.pictures import thumbnails
 from cgtgan.reporting.svg import Curve, Histogram, Plot
 from cgtgan.reporting.tables import MethodRow
@@ -21,6 +22,7 @@ HOSTILE = '</script><script>window.hit = 1</script><img src="https://evil.exampl
 METRICS = ["BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
 MORE = ["CLIPScore", "RefCLIPScore", "Distinct-1", "Distinct-2", "Vocabulary", "Novel", "Mean length", "Self-CIDEr"]
 OURS, INIT, NEAREST = "CgT-GAN (CLIP-agg)", "Initialisation only", "Nearest sentence"
+KEYS = ("best", "worst", "random")
 PER_PICTURE = ["BLEU-4", "CIDEr", "CLIPScore", "Length"]  # Length: a column of no paper, not times 100
 CONTRAST = """() => {
   const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
@@ -80,12 +82,10 @@ def items(folder: Path, n: int) -> list[GalleryItem]:
     for i in range(n):
         colour, thing = draw.choice(["red", "Blue", "grün"]), draw.choice(["dog", "boat", "cake"])
         caption = HOSTILE if i == 0 else f"a {colour} {thing} number {i}x"
-        extra = {INIT: f"two {thing}s", NEAREST: "a corpus sentence"} if i % 3 else {INIT: ""}
         own, init = scores(i), scores(i)
+        others = {INIT: (f"two {thing}s", init), NEAREST: ("a corpus sentence", {})} if i % 3 else {INIT: ("", init)}
         references = [f"reference {k} of {i} with a {thing} in {colour}" for k in range(5)]
-        made.append(
-            GalleryItem(1000 + i, picture(folder, i), caption, references, own.get("CIDEr"), extra, own, {INIT: init})
-        )
+        made.append(GalleryItem(1000 + i, picture(folder, i), caption, references, own, others))
     return made
 
 
@@ -100,32 +100,38 @@ def make_report(folder: Path, n: int, budget: int = 15_000_000) -> Report:
             ours=True,
             decoding="beam 3 (length penalty 1)",
         ),
-        MethodRow("Human", "", {m: [0.9] for m in METRICS}, bound=True, decoding="none"),
-        MethodRow("CgT-GAN as published", "the paper's figures", {"CIDEr": [1.081]}, published=True, decoding="greedy"),
+        MethodRow("Human", "", {m: [0.9] for m in METRICS}, part="bound", decoding="none"),
+        MethodRow(
+            "CgT-GAN as published", "the paper's figures", {"CIDEr": [1.081]}, part="published", decoding="greedy"
+        ),
     ]
     changes = [Change(item, "a grey dog number", 0.5) for item in made[:4]]
     small = thumbnails({item.image_id: item.image for item in made if item.image}, budget)
+    facts = {"Corpus": "8,000 sentences", "A path": "x" * 90}
+    curves = [Plot("Validation CIDEr", "CIDEr x 100", [Curve("seed 0", [1, 2, 3], [1.0, 3.0, 2.0])], "greedy")]
+    discriminator = [Plot("Accuracy", "share", [Curve("samples", [1, 2, 3], [0.5, 0.7, 0.6])], level=0.5)]
+    histogram = Histogram("CIDEr of single images", "CIDEr x 100", {OURS: [1.0, 2.0, 2.0], INIT: [0.5, 1.0]})
+    health = {"Right on samples": "0.50 → 0.60"}
+    left_out = "" if len(small) == n else f"{len(small):,} of {n:,} have a thumbnail."
     return Report(
-        title="cgtgan: a page",
-        subtitle="Unpaired image captioning",
-        warning="the scores are meaningless",
-        facts={"Corpus": "8,000 sentences", "A path": "x" * 90},
-        metrics=METRICS + MORE,
-        rows=rows,
-        plots=[Plot("Validation CIDEr", "CIDEr x 100", [Curve("seed 0", [1, 2, 3], [1.0, 3.0, 2.0])], "greedy")],
-        discriminator=[Plot("Accuracy", "share", [Curve("samples", [1, 2, 3], [0.5, 0.7, 0.6])], level=0.5)],
-        health={"Right on samples": "0.50 → 0.60"},
-        distributions=[Histogram("CIDEr of single images", "CIDEr x 100", {OURS: [1.0, 2.0, 2.0], INIT: [0.5, 1.0]})],
+        About(
+            "cgtgan: a page",
+            "Unpaired image captioning",
+            "the scores are meaningless",
+            summary(rows),
+            facts,
+            ["a note"],
+        ),
+        rows,
+        plots=[
+            Section("curves", "Curves", "", curves),
+            Section("discriminator", "The discriminator", "It tells them apart.", discriminator, health),
+            Section("distributions", "Distributions", "", [histogram]),
+        ],
         changes=[Changes("Before and after", "4 differ", INIT, OURS, changes)],
-        best=made[:3],
-        worst=made[3:6],
-        random=made[6:9],
-        method=OURS,
-        pictures=made,
-        thumbnails=small,
-        left_out="" if len(small) == n else f"{len(small):,} of {n:,} have a thumbnail.",
+        galleries=[Section(key, f"{key} captions", "", made[3 * k : 3 * k + 3]) for k, key in enumerate(KEYS)],
+        pictures=Pictures(made, OURS, small, left_out),
         config_yaml="seed: 0\n",
-        notes=["a note"],
     )
 
 
@@ -162,7 +168,7 @@ def ids(page: Any) -> list[int]:
 
 def ordered(report: Report, value: Callable[[GalleryItem], float | None], sign: int) -> list[int]:
     """Ids by value, those without one last; equal ones in the report's order."""
-    found = [(value(item), item.image_id) for item in report.pictures]
+    found = [(value(item), item.image_id) for item in report.pictures.items]
     known = [(v, i) for v, i in found if v is not None and math.isfinite(v)]
     ranked = [i for _, i in sorted(known, key=lambda pair: sign * pair[0])]
     return [int(i) for i in [*ranked, *(i for v, i in found if v is None or not math.isfinite(v))]]
@@ -181,15 +187,15 @@ def test_every_score_sorts_the_cards(opened: Callable[..., Any], report: Report)
         page.get_by_label("Sort by").select_option(metric)
         for whose, value in {
             OURS: lambda item, m=metric: item.scores.get(m),
-            INIT: lambda item, m=metric: item.extra_scores[INIT].get(m),
-            gains[0]: lambda item, m=metric: item.scores.get(m, math.nan) - item.extra_scores[INIT].get(m, math.nan),
+            INIT: lambda item, m=metric: item.others[INIT][1].get(m),
+            gains[0]: lambda item, m=metric: item.scores.get(m, math.nan) - item.others[INIT][1].get(m, math.nan),
         }.items():
             page.get_by_label("Whose score").select_option(whose)
             for order, sign in (("Lowest first", 1), ("Highest first", -1)):
                 page.get_by_label("Order").select_option(order)
                 assert ids(page) == ordered(report, value, sign)[:24], (metric, whose, order)
     page.get_by_label("Whose score").select_option(NEAREST)  # without any score a picture
-    assert ids(page) == [item.image_id for item in report.pictures[:24]]
+    assert ids(page) == [item.image_id for item in report.pictures.items[:24]]
     page.get_by_label("Sort by").select_option("Picture id")
     assert ids(page) == [1059 - i for i in range(24)]
     assert page.get_by_label("Whose score").is_disabled()
@@ -201,8 +207,10 @@ def test_searching_filters(opened: Callable[..., Any], report: Report) -> None:
     for words in ("BLUE  boat", "1017", "reference 4 of 12 ", "GRÜN", "two dogs"):
         wanted = words.lower().split()
         texts = {
-            i.image_id: "\n".join([str(i.image_id), i.caption, *i.extra.values(), *i.references]).lower()
-            for i in report.pictures
+            i.image_id: "\n".join(
+                [str(i.image_id), i.caption, *(text for text, _ in i.others.values()), *i.references]
+            ).lower()
+            for i in report.pictures.items
         }
         found = {image_id for image_id, text in texts.items() if all(word in text for word in wanted)}
         search.fill(words)
@@ -226,14 +234,14 @@ def test_more_cards_come_when_asked_for(opened: Callable[..., Any], report: Repo
     assert page.evaluate("document.activeElement.dataset.id") == str(ids(page)[24])
     assert more.inner_text() == "Show 12 more"
     more.press("Enter")
-    assert sorted(ids(page)) == [item.image_id for item in report.pictures]
+    assert sorted(ids(page)) == [item.image_id for item in report.pictures.items]
     assert more.is_hidden()
 
 
 def test_a_card_tells_its_scores_and_alt_texts_are_the_captions(opened: Callable[..., Any], report: Report) -> None:
     page = opened()
     page.get_by_label("Search").fill("1017")
-    item = report.pictures[17]
+    item = report.pictures.items[17]
     card = page.locator("#found .card")
     assert card.locator("img").get_attribute("alt") == f"Picture 1017: {item.caption}"
     assert card.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 200
@@ -278,7 +286,7 @@ def test_without_scripts_the_page_is_whole_but_for_the_search(opened: Callable[.
     assert page.get_by_text("With scripts this page also searches and sorts all 60 pictures").is_visible()
     for section in ("comparison", "curves", "discriminator", "distributions", "changes", "best", "worst", "random"):
         assert page.locator(f"#{section} h2").is_visible(), section
-    assert page.locator("#worst .caption").first.inner_text() == report.worst[0].caption
+    assert page.locator("#worst .caption").first.inner_text() == report.galleries[1].items[0].caption
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -308,8 +316,8 @@ def test_five_thousand_pictures_stay_usable(opened: Callable[..., Any], tmp_path
     report = make_report(tmp_path, 5000)
     html = render_report(report)
     assert len(html) < 25_000_000
-    assert sum(len(uri) for uri, _ in report.thumbnails.values()) <= 15_000_000
-    assert len(report.thumbnails) > 2500
+    assert sum(len(uri) for uri, _ in report.pictures.thumbnails.values()) <= 15_000_000
+    assert len(report.pictures.thumbnails) > 2500
     page = opened(html)
     status, search = page.get_by_role("status"), page.get_by_label("Search")
     assert status.inner_text() == "5,000 of 5,000 pictures, 24 of them on the page."
@@ -327,10 +335,10 @@ def test_five_thousand_pictures_stay_usable(opened: Callable[..., Any], tmp_path
 
 def test_pictures_beyond_the_budget_are_text(opened: Callable[..., Any], tmp_path: Path) -> None:
     report = make_report(tmp_path, 60, budget=40_000)
-    assert 0 < len(report.thumbnails) < 60
+    assert 0 < len(report.pictures.thumbnails) < 60
     page = opened(render_report(report))
-    assert f"{len(report.thumbnails)} of 60 have a thumbnail." in page.locator("#pictures .lead").inner_text()
+    assert f"{len(report.pictures.thumbnails)} of 60 have a thumbnail." in page.locator("#pictures .lead").inner_text()
     page.locator("#more").click()
     page.locator("#more").click()
     assert len(ids(page)) == 60
-    assert page.locator("#found img").count() == len(report.thumbnails)
+    assert page.locator("#found img").count() == len(report.pictures.thumbnails)

@@ -20,7 +20,7 @@ from cgtgan.evaluation.bootstrap import Difference, Interval
 from cgtgan.reporting.compared_rows import against_baseline, entries, tables_of
 from cgtgan.reporting.curves import POINTS, TOGETHER, mean_curve, short_names, variant_plots
 from cgtgan.reporting.export import COLUMNS, csv_text, latex_escaped, latex_table
-from cgtgan.reporting.tables import ComparedRow, TestSet
+from cgtgan.reporting.tables import MethodRow, Origin, TestSet
 from cgtgan.reporting.variants import find_runs, gather
 
 RNG = np.random.default_rng(0)
@@ -32,15 +32,15 @@ def made(root: Path, wanted: str | None = None, resamples: int = 500) -> tuple[l
     variants, notes = gather(find_runs([str(root)], "test")), []
     rows = entries(variants, notes)
     baselines = against_baseline(rows, wanted, resamples=resamples, seed=0, notes=notes)
-    return tables_of(rows, variants), baselines, notes
+    return tables_of(rows), baselines, notes
 
 
-def row(sets: list[TestSet], name: str) -> ComparedRow:
+def row(sets: list[TestSet], name: str) -> MethodRow:
     (found,) = [row for test_set in sets for row in test_set.rows if row.name == name]
     return found
 
 
-def values(row: ComparedRow, metric: str = "CIDEr") -> dict[int, float]:
+def values(row: MethodRow, metric: str = "CIDEr") -> dict[int, float]:
     """Seed -> score."""
     return dict(zip(row.seeds[metric], row.scores[metric], strict=True))
 
@@ -70,7 +70,7 @@ def test_rows_have_their_seeds_and_shared_methods_stand_once(root: Path) -> None
     sets, baselines, notes = made(root)
     (table,) = sets
     assert table.name == "demo, test split, 60 images"
-    assert [(r.name, r.method, r.variant) for r in sorted(table.rows, key=lambda r: r.part)] == [
+    assert [(r.name, r.origin.method, r.origin.variant) for r in table.rows] == [
         ("a", "cgtgan", "a"),
         ("b", "cgtgan", "b"),
         ("Initialisation only", "init", ""),
@@ -180,7 +180,7 @@ def test_projections_at_two_temperatures_are_two_rows(root: Path) -> None:
 
 
 def test_the_paper_s_row_stands_beside_its_setting_alone(root: Path) -> None:
-    assert not any(r.published for r in made(root)[0][0].rows)
+    assert not any(r.part == "published" for r in made(root)[0][0].rows)
     paper = {
         "dataset.name": "coco",
         "corpus.name": "coco",
@@ -191,7 +191,7 @@ def test_the_paper_s_row_stands_beside_its_setting_alone(root: Path) -> None:
     sets, _, _ = made(root)
     assert [r.name for r in sets[1].rows] == ["p", "CgT-GAN as published"]
     assert row(sets, "CgT-GAN as published").scores["CIDEr"] == [pytest.approx(1.081)]
-    assert not any(r.published for r in sets[0].rows)
+    assert not any(r.part == "published" for r in sets[0].rows)
 
 
 # ----------------------------------------------------------------------------------------------------------- CSV, LaTeX
@@ -199,11 +199,11 @@ def test_the_paper_s_row_stands_beside_its_setting_alone(root: Path) -> None:
 HOSTILE = 'a_b, 50% & #1 {x} $y$ \\z ~ ^ "q"\n<t>|[*'
 
 
-def compared(name: str, method: str, values: dict[str, dict[int, float]], **more: Any) -> ComparedRow:
+def compared(name: str, method: str, values: dict[str, dict[int, float]], **more: Any) -> MethodRow:
     """A row from metric -> seed -> score."""
     scores, seeds = {m: list(v.values()) for m, v in values.items()}, {m: list(v) for m, v in values.items()}
-    apart = {"published": method == "published", "untrained": method != "cgtgan"}
-    return ComparedRow(name, scores=scores, seeds=seeds, method=method, **apart, **more)
+    part = more.pop("part", {"published": "published", "cgtgan": ""}.get(method, "untrained"))
+    return MethodRow(name, scores=scores, seeds=seeds, origin=Origin(method), part=part, **more)
 
 
 def parsed(text: str) -> list[dict[str, Any]]:
@@ -268,7 +268,7 @@ def latex() -> str:
         compared(
             "[x]", "init", {"CIDEr": {0: 0.5}, "Vocabulary": {0: 1234.0}}, baseline="base", differences={"CIDEr": down}
         ),
-        compared("human", "human", {"CIDEr": {0: 2.8}}, bound=True),
+        compared("human", "human", {"CIDEr": {0: 2.8}}, part="bound"),
         compared("paper", "published", {"CIDEr": {0: 3.081}}),
     ]
     return latex_table([TestSet("coco_test, 100%", rows)], made_by=["python run.py 'runs=a%b\nc'", "cgtgan 1 (abc)"])

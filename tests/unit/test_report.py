@@ -19,11 +19,22 @@ from PIL import Image
 from rich.console import Console
 
 from cgtgan.errors import InputError
-from cgtgan.reporting.page import Change, Changes, GalleryItem, Report, render_gallery, render_report
+from cgtgan.reporting.methods import COLUMNS, FIGURES, published_scores
+from cgtgan.reporting.one_run import summary
+from cgtgan.reporting.page import (
+    About,
+    Change,
+    Changes,
+    GalleryItem,
+    Pictures,
+    Report,
+    Section,
+    render_gallery,
+    render_report,
+)
 from cgtgan.reporting.pictures import THUMBNAIL_PIXELS, pick_gallery, thumbnails
-from cgtgan.reporting.published import COLUMNS, FIGURES, published_scores
 from cgtgan.reporting.svg import Curve, Histogram, Plot, draw, smooth
-from cgtgan.reporting.tables import MethodRow, comparison_table, markdown_table
+from cgtgan.reporting.tables import MethodRow, console_table, markdown_table, score_table
 
 HOSTILE = '</p><script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)> {{ 7*7 }} & "quoted"'
 VOID = {"meta", "link", "img", "br", "input"}
@@ -94,41 +105,44 @@ def item(path: Path, **changes: object) -> GalleryItem:
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
     picture = save(tmp_path / "scene.png")
-    return Report(
+    rows = [
+        MethodRow("Supervised", "on pairs", {"CIDEr": [2.6], "BLEU-4": [0.5]}, part="bound"),
+        MethodRow("Projection", "no training", {"CIDEr": [2.0, 2.2, 2.1], "BLEU-4": [0.41], "mean length": [99.0]}),
+        MethodRow("CgT-GAN (CLIP-agg)", HOSTILE, {"CIDEr": [2.3, 2.4, 2.5], "mean length": [9.25]}, ours=True),
+    ]
+    about = About(
         title="Demo <i>world</i>",
         subtitle=HOSTILE,
         warning="random-weight models: the scores are meaningless",
+        summary=summary(rows),
         facts={"Decoding": "greedy", HOSTILE: HOSTILE},
-        metrics=["BLEU-4", "CIDEr", "mean length"],
-        rows=[
-            MethodRow("Supervised", "on pairs", {"CIDEr": [2.6], "BLEU-4": [0.5]}, bound=True),
-            MethodRow("Projection", "no training", {"CIDEr": [2.0, 2.2, 2.1], "BLEU-4": [0.41], "mean length": [99.0]}),
-            MethodRow("CgT-GAN (CLIP-agg)", HOSTILE, {"CIDEr": [2.3, 2.4, 2.5], "mean length": [9.25]}, ours=True),
-        ],
-        plots=[
-            Plot("CIDEr by step", "CIDEr", [Curve(HOSTILE, [0, 100, 200], [0.1, 1.5, 2.4])], HOSTILE),
-            Plot("Nothing yet", "loss", []),
-        ],
-        best=[
-            item(picture, caption=HOSTILE, references=[HOSTILE, "a ball"], cider=2.39, extra={"Projection": HOSTILE})
-        ],
-        worst=[item(tmp_path / "absent.png", image_id="no-such", cider=math.nan)],
-        random=[item(picture, caption="")],
-        changes=[
-            Changes(
-                "Before and after", HOSTILE, "init", HOSTILE, [Change(item(picture, caption=HOSTILE), "a ball", 0.5)]
-            )
-        ],
-        distributions=[Histogram("CIDEr of single images", "CIDEr", {HOSTILE: [0.1, 0.5, 0.6]})],
-        health={"Right on samples": HOSTILE},
-        method=HOSTILE,
-        pictures=[
-            item(picture, caption=HOSTILE, references=[HOSTILE], extra={HOSTILE: HOSTILE}, scores={"CIDEr": 1.5})
-        ],
-        thumbnails={7: ("data:image/png;base64,AAAA", True)},
-        left_out=HOSTILE,
-        config_yaml=f"seed: 0\nname: '{HOSTILE}'\n",
         notes=[HOSTILE],
+    )
+    plots = [
+        Plot("CIDEr by step", "CIDEr", [Curve(HOSTILE, [0, 100, 200], [0.1, 1.5, 2.4])], HOSTILE),
+        Plot("Nothing yet", "loss", []),
+    ]
+    histogram = Histogram("CIDEr of single images", "CIDEr", {HOSTILE: [0.1, 0.5, 0.6]})
+    others = {HOSTILE: (HOSTILE, {})}
+    best = item(picture, caption=HOSTILE, references=[HOSTILE, "a ball"], scores={"CIDEr": 2.39}, others=others)
+    worst = item(tmp_path / "absent.png", image_id="no-such", scores={"CIDEr": math.nan})
+    listed = item(picture, caption=HOSTILE, references=[HOSTILE], scores={"CIDEr": 1.5}, others=others)
+    change = Change(item(picture, caption=HOSTILE), "a ball", 0.5)
+    return Report(
+        about,
+        rows,
+        plots=[
+            Section("curves", "Curves", HOSTILE, plots, {"Right on samples": HOSTILE}),
+            Section("distributions", HOSTILE, "", [histogram]),
+        ],
+        changes=[Changes("Before and after", HOSTILE, "init", HOSTILE, [change])],
+        galleries=[
+            Section("best", HOSTILE, HOSTILE, [best]),
+            Section("worst", "Worst captions", "", [worst]),
+            Section("random", "Random captions", "", [item(picture, caption="")]),
+        ],
+        pictures=Pictures([listed], HOSTILE, {7: ("data:image/png;base64,AAAA", True)}, HOSTILE),
+        config_yaml=f"seed: 0\nname: '{HOSTILE}'\n",
     )
 
 
@@ -160,17 +174,17 @@ def test_the_page_loads_nothing_from_elsewhere(report: Report) -> None:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert re.findall("script-src ([^;]*)", policy) == [f"'sha256-{digest}'"]
     assert json.loads(data)["pictures"][0][1] == [HOSTILE, HOSTILE]
-    gallery = Page(render_gallery("t", report.best))
+    gallery = Page(render_gallery("t", report.galleries[0].items))
     assert gallery.all("script") == []
     assert "script-src" not in next(
         attributes["content"] for attributes in gallery.all("meta") if attributes.get("http-equiv")
     )
-    assert str(Path(report.best[0].image).parent) not in html  # no path of this machine
+    assert str(Path(report.galleries[0].items[0].image).parent) not in html  # no path of this machine
     assert all(attributes["href"][1:] in [a.get("id") for _, a in page.tags] for attributes in page.all("a"))
 
 
 def test_hostile_text_is_shown_as_text(report: Report) -> None:
-    for html in (render_report(report), render_gallery(HOSTILE, [*report.best, item(Path("<b>.png"))])):
+    for html in (render_report(report), render_gallery(HOSTILE, [*report.galleries[0].items, item(Path("<b>.png"))])):
         page = Page(html)
         assert HOSTILE in page.text
         assert len(page.all("script")) == html.count("<script") == html.count("</script") == len(page.scripts)
@@ -271,16 +285,16 @@ def test_summary_compares_with_the_best_other_and_the_bound(report: Report) -> N
     text = Page(render_report(report)).text
     assert "reaches CIDEr 240.0 ± 10.0 (3 seeds): 30.0 above Projection (210.0)" in text
     assert "92% of Supervised (260.0)." in text
-    assert "reaches" not in Page(render_report(Report("t", metrics=["CIDEr"]))).text
+    assert "reaches" not in Page(render_report(Report(About("t")))).text
 
 
 def test_a_published_row_stands_apart_and_every_row_names_its_decoding() -> None:
     rows = [
-        MethodRow("Paper", "as printed", {"CIDEr": [1.081]}, published=True, decoding="greedy"),
-        MethodRow("Human", "", {"CIDEr": [1.2], "Vocabulary": [900]}, bound=True, decoding="none"),
+        MethodRow("Paper", "as printed", {"CIDEr": [1.081]}, part="published", decoding="greedy"),
+        MethodRow("Human", "", {"CIDEr": [1.2], "Vocabulary": [900]}, part="bound", decoding="none"),
         MethodRow("ours", "", {"CIDEr": [0.9, 0.92], "Vocabulary": [812, 814]}, ours=True, decoding="beam 3"),
     ]
-    html = render_report(Report("t", metrics=["CIDEr", "Vocabulary"], rows=rows))
+    html = render_report(Report(About("t", summary=summary(rows)), rows))
     first, second = Page(html).rows[:6], Page(html).rows[6:]
     assert first[0] == ["Method", "Decoding", "Seeds", "CIDEr ×100"]
     assert [row[0].split()[0] for row in first[1:]] == ["ours", "For", "Human", "Published:", "Paper"]
@@ -299,7 +313,7 @@ def test_a_published_row_stands_apart_and_every_row_names_its_decoding() -> None
     assert re.findall(r"<strong>(.*?)</strong>", html) == ["91.0"]
     assert ": against 108.1 of Paper; 76% of Human (120.0)." in Page(html).text
     console = Console(width=100, file=io.StringIO(), record=True)
-    console.print(comparison_table(rows, ["CIDEr"]))
+    console.print(console_table(score_table(rows, ["CIDEr"])))
     assert "decoding: beam 3" in console.export_text()
 
 
@@ -353,7 +367,9 @@ def test_what_changed_is_marked_word_by_word(tmp_path: Path) -> None:
         Change(GalleryItem(1, None, "a large red ball"), "a red ball", -0.25),
         Change(GalleryItem(2, None, ""), "a dog", math.nan),
     ]
-    html = render_report(Report("t", changes=[Changes("one to two", "2 of 3 differ", "step 1", "step 2", changes)]))
+    html = render_report(
+        Report(About("t"), changes=[Changes("one to two", "2 of 3 differ", "step 1", "step 2", changes)])
+    )
     assert re.findall("<ins>(.*?)</ins>", html) == ["large"]
     assert re.findall("<del>(.*?)</del>", html) == ["a dog"]
     assert "CIDEr −25.0" in html
@@ -392,12 +408,12 @@ def test_scores_that_are_not_finite_are_counted_not_averaged() -> None:
         MethodRow("C", scores={"CIDEr": [math.inf, 0.5]}),
         MethodRow("D", scores={"CIDEr": []}),
     ]
-    cells = [row[2] for row in Page(render_report(Report("t", metrics=["CIDEr"], rows=rows))).rows[1:]]
+    cells = [row[2] for row in Page(render_report(Report(About("t"), rows))).rows[1:]]
     assert cells == ["150.0 ± 70.7 2/3 seeds finite", "NaN", "50.0 1/2 seeds finite", "-"]
 
 
 def test_empty_report_and_empty_gallery_are_pages() -> None:
-    assert Page(render_report(Report("t"))).all("table") == []
+    assert Page(render_report(Report(About("t")))).all("table") == []
     assert "No pictures to show." in Page(render_gallery("t", [])).text
 
 
@@ -539,12 +555,12 @@ def test_pick_gallery_with_few_equal_or_odd_images() -> None:
 def test_console_table_fits_100_columns_with_every_column() -> None:
     metrics = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE"]
     rows = [
-        MethodRow("Supervised on pairs", "upper bound", {metric: [3.01, 3.21] for metric in metrics}, bound=True),
+        MethodRow("Supervised on pairs", "upper bound", {metric: [3.01, 3.21] for metric in metrics}, part="bound"),
         MethodRow("[red]markup[/red] " + "long name " * 4, "a note " * 8, {metric: [1.01, 1.31] for metric in metrics}),
         MethodRow("ours", "", {metric: [2.01, 2.21] for metric in metrics}, ours=True),
     ]
     console = Console(width=100, file=io.StringIO(), record=True, force_terminal=True)
-    console.print(comparison_table(rows, metrics))
+    console.print(console_table(score_table(rows, metrics)))
     text = console.export_text(clear=False)
     assert max(map(len, text.splitlines())) <= 100
     assert all(metric in text for metric in metrics)
@@ -558,8 +574,8 @@ def test_console_table_fits_100_columns_with_every_column() -> None:
 
 def test_markdown_table() -> None:
     rows = [
-        MethodRow("Paper", "", {"CIDEr": [3.0]}, published=True, decoding="greedy"),
-        MethodRow("Supervised", "on pairs", {"CIDEr": [2.6], "BLEU-4": [0.5]}, bound=True),
+        MethodRow("Paper", "", {"CIDEr": [3.0]}, part="published", decoding="greedy"),
+        MethodRow("Supervised", "on pairs", {"CIDEr": [2.6], "BLEU-4": [0.5]}, part="bound"),
         MethodRow(
             "a|b <i>",
             "two\nlines",
@@ -568,7 +584,7 @@ def test_markdown_table() -> None:
         ),
         MethodRow("ours", "", {"CIDEr": [2.3, 2.4, math.nan], "BLEU-4": [math.nan]}, ours=True),
     ]
-    assert markdown_table(rows, ["BLEU-4", "CIDEr", "mean length"]).splitlines() == [
+    assert markdown_table(score_table(rows, ["BLEU-4", "CIDEr", "mean length"])).splitlines() == [
         "| method | note | decoding | BLEU-4 | CIDEr | mean length |",
         "| :-- | :-- | :-- | --: | --: | --: |",
         r"| a\|b &lt;i> | two lines | beam 3 | **41.0** | 210.0 ± 10.0 | 99.00 |",

@@ -23,9 +23,9 @@ from cgtgan.reporting.curves import (
 )
 from cgtgan.reporting.export import csv_text
 from cgtgan.reporting.one_run import _left_out, between_validations, histograms, method_rows, since_initialisation
-from cgtgan.reporting.page import GalleryItem, Report, render_report
+from cgtgan.reporting.page import About, GalleryItem, Report, Section, render_report
 from cgtgan.reporting.run_folder import Run
-from cgtgan.reporting.tables import markdown_table, split_metrics
+from cgtgan.reporting.tables import markdown_table, score_table, score_tables
 from cgtgan.reporting.variants import find_runs, gather
 
 SETTINGS = {
@@ -93,11 +93,13 @@ def test_rows_are_the_scored_methods_and_the_paper(tmp_path: Path, own: Run) -> 
         ("CgT-GAN (CLIP-agg)", "greedy", [1.0]),
         ("CgT-GAN as published", "greedy", [pytest.approx(1.081)]),
     ]
-    assert [(row.ours, row.published) for row in rows] == [(False, False)] * 2 + [(True, False), (False, True)]
+    assert [(row.ours, row.part) for row in rows] == [(False, "")] * 2 + [(True, ""), (False, "published")]
     assert rows[2].scores["CLIPScore"] == [0.7]
     beam = method_rows(make_run(tmp_path / "beam", decoding="beam 3 (length penalty 1)"))
     assert [row.decoding for row in beam[:3]] == ["beam 3 (length penalty 1)", "none", "beam 3 (length penalty 1)"]
-    assert not [row for row in method_rows(make_run(tmp_path / "d", **{"corpus.name": "gcc"})) if row.published]
+    assert not [
+        row for row in method_rows(make_run(tmp_path / "d", **{"corpus.name": "gcc"})) if row.part == "published"
+    ]
 
 
 def test_unlogged_plots_are_left_out(own: Run) -> None:
@@ -144,12 +146,13 @@ def test_a_reward_term_and_a_metric_of_the_user_are_shown(own: Run) -> None:
         [8.0, 9.0, 10.0],
     )
     rows = method_rows(run)
-    metrics = list(dict.fromkeys(metric for row in rows if not row.published for metric in row.scores))
-    html = render_report(Report("t", rows=rows, metrics=metrics, plots=[plot]))
+    html = render_report(Report(About("t"), rows, plots=[Section("curves", "Curves", "", [plot])]))
     assert '<th scope="col">words<small>&nbsp;</small></th>' in html
     assert "<td>9.25</td>" in html
     assert "<h3>Reward: brevity</h3>" in html
-    assert "| method | note | decoding | CLIPScore | words |" in markdown_table(rows, ["CLIPScore", "words"])
+    assert "| method | note | decoding | CLIPScore | words |" in markdown_table(
+        score_table(rows, ["CLIPScore", "words"])
+    )
 
 
 def test_a_metric_of_the_user_is_compared_over_runs(tmp_path: Path) -> None:
@@ -157,9 +160,10 @@ def test_a_metric_of_the_user_is_compared_over_runs(tmp_path: Path) -> None:
         make_run(tmp_path / f"exp/v/seed={seed}", seed=seed, name="exp")
         add_own_term_and_metric(tmp_path / f"exp/v/seed={seed}")
     variants = gather(find_runs([str(tmp_path)], "test"))
-    (table,) = tables_of(entries(variants, []), variants)
-    assert split_metrics(table.metrics) == [["CIDEr"], ["CLIPScore", "words"]]
-    (row,) = [row for row in table.rows if row.method == "cgtgan"]
+    (table,) = tables_of(entries(variants, []))
+    columns = [[metric for metric, _ in part.columns] for part in score_tables(table.rows)]
+    assert columns == [["CIDEr"], ["CLIPScore", "words"]]
+    (row,) = [row for row in table.rows if row.origin.method == "cgtgan"]
     assert (row.seeds["words"], row.scores["words"]) == ([0, 1], [9.25, 9.25])
     assert ",cgtgan,v,greedy,words,2,9.25,0.0,0 1,9.25 9.25," in csv_text([table])
 
@@ -185,17 +189,14 @@ def test_distributions_are_bands_about_the_baseline_and_histograms(own: Run) -> 
 def test_what_changed_since_initialisation(own: Run) -> None:
     captions, scores = {m: own.captions(m) for m in CIDER}, {m: own.per_image(m) for m in CIDER}
     shown = {
-        i: GalleryItem(i, None, captions["cgtgan"][i], (), scores["cgtgan"][i]["CIDEr"],
-                       {"Initialisation only": captions["init"][i]}, scores["cgtgan"][i],
-                       {"Initialisation only": scores["init"][i]})
+        i: GalleryItem(i, None, captions["cgtgan"][i], (), scores["cgtgan"][i],
+                       {"Initialisation only": (captions["init"][i], scores["init"][i])})
         for i in CIDER["cgtgan"]
     }  # fmt: skip
     (changes,) = since_initialisation(own, shown, 4)
     assert [(c.item.image_id, c.before, c.gain) for c in changes.changes] == [(1, "init 1", 1.0), (2, "init 2", -0.5)]
     assert "2 of 3 test captions differ; CIDEr rose for 1 of them and fell for 1" in changes.note
-    shown[1] = GalleryItem(
-        1, None, "x", (), math.nan, {"Initialisation only": "y"}, {}, {"Initialisation only": {"CIDEr": 1.0}}
-    )
+    shown[1] = GalleryItem(1, None, "x", (), {"CIDEr": math.nan}, {"Initialisation only": ("y", {"CIDEr": 1.0})})
     assert [c.item.image_id for c in since_initialisation(own, shown, 4)[0].changes] == [2]
     assert since_initialisation(own, shown, 0) == []
 
