@@ -2,9 +2,9 @@
 
 Usage: python benchmarks/evaluate.py --references CAPTIONS.json[.gz] [--images 5000] [--rounds 3] [--methods 1]
 
-CAPTIONS.json has COCO's caption format. Each image is scored against its first five captions; its caption is the first one of another
-image, so that the texts are real ones. `--methods 3` scores as many captions of the same images: ours together, theirs one after the
-other. Each round is a process of its own for both: imports, Java, everything.
+CAPTIONS.json has COCO's caption format. Each image is scored against its first five captions; its caption is the first
+one of another image, so that the texts are real. `--methods 3` scores three sets of captions for the same images: ours
+together, theirs one after the other. Each round is a process of its own for both: imports, Java, everything.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import gzip
 import json
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -83,6 +84,12 @@ def theirs(references: dict[int, list[str]], methods: int) -> list[dict[str, flo
     return scores
 
 
+def cpu_seconds() -> float:
+    """Of the child processes that have ended, with their own children."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--references", type=Path, required=True)
@@ -96,15 +103,17 @@ def main() -> None:
         print("\n" + json.dumps(score(read(args.references, args.images), args.methods)))
         return
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    cpu: dict[str, list[float]] = {"ours": [], "theirs": []}  # depends less on what else the machine does
     scores: dict[str, Any] = {}
     for _ in range(args.rounds):
         for kind, taken in seconds.items():
-            started = time.perf_counter()
+            started, cpu_before = time.perf_counter(), cpu_seconds()
             done = subprocess.run(
                 [sys.executable, *sys.argv, "--one", kind], capture_output=True, text=True,
                 env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
             )  # fmt: skip
             taken.append(time.perf_counter() - started)
+            cpu[kind].append(cpu_seconds() - cpu_before)
             if done.returncode:
                 sys.exit(done.stderr)
             scores[kind] = json.loads(done.stdout.splitlines()[-1])
@@ -112,12 +121,13 @@ def main() -> None:
     table = Table(
         title=f"{args.images} images x 5 references, {args.methods} captions per image, {os.cpu_count()} cores"
     )
-    for column in ("", "seconds (median)", "range", "times as fast"):
+    for column in ("", "seconds (median)", "range", "times as fast", "CPU seconds (median)"):
         table.add_column(column, justify="right")
     base = statistics.median(seconds["theirs"])
     for kind, taken in seconds.items():
         middle = statistics.median(taken)
-        table.add_row(kind, f"{middle:.1f}", f"{min(taken):.1f}-{max(taken):.1f}", f"{base / middle:.2f}")
+        spread, used = f"{min(taken):.1f}-{max(taken):.1f}", statistics.median(cpu[kind])
+        table.add_row(kind, f"{middle:.1f}", spread, f"{base / middle:.2f}", f"{used:.1f}")
     Console(width=100).print(table)
     print(f"largest difference of a corpus score: {apart:.1e}")
 
