@@ -25,6 +25,7 @@ from cgtgan.assets.workspace import Workspace
 from cgtgan.captioning.decoding import Decoder, ScoredCaption
 from cgtgan.checks import validate
 from cgtgan.config import Config, DecodeConfig
+from cgtgan.data.image_files import check_shape, plain_picture
 from cgtgan.data.loading import load_pixels
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.models.clip_backbone import ClipBackbone
@@ -138,5 +139,6 @@ class Captioner:
         if isinstance(image, Tensor):
             return image
         if isinstance(image, Image.Image):
-            return self.backbone.pixels(image)
+            check_shape(image)
+            return self.backbone.pixels(plain_picture(image))
         return load_pixels(Path(image).expanduser(), self.backbone.pixels)

@@ -31,13 +31,12 @@ from torch import Tensor
 from cgtgan.captioning.captioner import Captioner
 from cgtgan.config import ServeConfig
 from cgtgan.data.corpora import embedded_text
-from cgtgan.data.image_files import DAMAGED_IMAGE
+from cgtgan.data.image_files import DAMAGED_IMAGE, MAX_ASPECT, plain_picture
 from cgtgan.method.aggregation import nearest_texts
 
 # Pillow's format -> its usual name; of what Pillow reads, none that starts another program (EPS) or follows file names.
 FORMATS = {name: name for name in ("JPEG", "PNG", "GIF", "TIFF", "BMP", "AVIF")} | {"WEBP": "WebP", "HEIF": "HEIC"}
 MAX_PIXELS = 64_000_000  # a telephone's 50 megapixels pass; 200 MB when decoded
-MAX_ASPECT = 50  # CLIP scales the short side before it crops: 1 x 1,000,000 pixels would become 50 gigapixels
 PREVIEW = 640  # longest side, in pixels, of the picture in an answer
 THUMBNAIL = 240  # the same of an example
 PIXEL_ART = 96  # pictures up to this side are enlarged with hard pixels instead of a blur
@@ -74,7 +73,7 @@ def format_names() -> dict[str, str]:
 
 
 def read_picture(raw: bytes) -> Image.Image:
-    """The decoded picture in the file's own mode, not rotated. Raises `Refused`."""
+    """The decoded picture as `open_image` gives it: not rotated. Raises `Refused`."""
     try:
         with Image.open(io.BytesIO(raw), formats=list(format_names())) as image:
             width, height = image.size
@@ -84,7 +83,7 @@ def read_picture(raw: bytes) -> Image.Image:
                 why = f"it is too narrow, {MAX_ASPECT} to 1 is the limit"
                 raise Refused(422, f"The picture has {width} x {height} pixels: {why}.")
             image.load()
-            return image
+            return plain_picture(image)
     except Image.DecompressionBombError:
         raise Refused(413, f"The picture has too many pixels: {MAX_PIXELS // 10**6} million are the limit.") from None
     except DAMAGED_IMAGE:

@@ -2,7 +2,8 @@
 
 The rules are those of the published program (Yu et al., ACM MM 2023), per corpus; `released=True` is that program to
 the letter. The default differs where the letter harms training:
-- White space and control characters are made single blanks first, so a sentence is one line; zero-width characters and
+- HTML entities become the characters that CLIP makes of them (`R&amp;B` -> `R&B`), so that GPT-2 reads what CLIP does.
+- White space and control characters are made single blanks then, so a sentence is one line; zero-width characters and
   marks of writing direction go, but for the two joiners that some scripts need.
 - After the rule's one dropped character, full stops and blanks at the end go too: `Ellipsis...` becomes `Ellipsis.`.
   The generator stops at GPT-2's token `.`, not at ` .`, `..` or `...`. Other marks stay: `Wow!!` becomes `Wow!.`.
@@ -14,12 +15,14 @@ Lone surrogates, which JSON can bring in and no file can hold, become `?` in bot
 
 from __future__ import annotations
 
+import html
 import re
 import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,6 +31,7 @@ import numpy as np
 from cgtgan.config import CorpusConfig, DatasetConfig
 from cgtgan.data.annotations import captions_in_file
 from cgtgan.data.dataset_kinds import KINDS
+from cgtgan.data.other_layouts import LOOKED_AT, columns_sentence, is_json, table_columns
 from cgtgan.data.released import load_plain_pickle
 from cgtgan.data.user_files import missing_file, read_user_json, text_lines
 from cgtgan.errors import InputError
@@ -46,6 +50,7 @@ _ADDRESSES = {
     "shutterstock": "https://github.com/fengyang0317/unsupervised_captioning/issues/42 (sentences.pkl)",
     **{name: kind.annotations_from for name, kind in KINDS.items()},
 }
+_ENTITY = re.compile(r"&#?\w{1,31};")
 _PART_ENDS = re.compile(" [:;.-] ")
 _JOINERS = "\u200c\u200d"
 _USUAL_PLACES = {
@@ -141,7 +146,12 @@ def _is_token_list(raw: Any) -> bool:
 
 
 def _one_line(text: str) -> str:
-    """Single blanks for white space and control characters; nothing invisible; '?' for lone surrogates."""
+    """Without HTML entities; single blanks for white space and control characters; nothing invisible; '?' for lone
+    surrogates.
+    """
+    if "&" in text:  # twice, as CLIP's tokenizer does: some pages escape what is escaped
+        for _ in range(2):
+            text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
     if not text.isprintable():
         text = "".join(map(_visible, text))
     return " ".join(text.split())
@@ -288,11 +298,14 @@ def read_raw(kind: str, path: Path, notes: Counter[str] | None = None) -> Iterat
 
 
 def _sentences(path: Path, lines: Iterator[str]) -> Iterator[str]:
-    for n, line in enumerate(lines):
-        if n == 0 and re.match(r"\s*(\[\s*\{|\{\s*\")", line):
-            hint = "use corpus=coco or corpus=flickr30k for caption files"
-            raise InputError(f"{path} (corpus.path) is JSON, not one sentence per line: {hint}")
-        yield line
+    start = list(islice(lines, LOOKED_AT))
+    if is_json(next((line for line in start if line.strip()), "")):
+        hint = "use corpus=coco or corpus=flickr30k for caption files"
+        raise InputError(f"{path} (corpus.path) is JSON, not one sentence per line: {hint}")
+    if columns := table_columns(start):
+        hint = "write its captions alone into a file, without a header"
+        raise InputError(f"{path} (corpus.path) {columns_sentence(columns)}, not one sentence per line: {hint}")
+    yield from chain(start, lines)
 
 
 def _gcc_captions(path: Path, lines: Iterator[str], notes: Counter[str]) -> Iterator[str]:

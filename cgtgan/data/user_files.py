@@ -13,10 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from cgtgan.data.other_layouts import LOOKED_AT, columns_sentence, is_json_lines, table_columns
 from cgtgan.errors import InputError, MissingFileError
 
 LONGEST_LINE = 1_000_000  # characters: no sentence and no file name is as long
-_ARCHIVES = (b"PK\x03\x04", b"BZh91AY&SY", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
+_ARCHIVE = "is an archive: unpack it and name the file inside"
+_OTHER_KINDS = {  # the first bytes of a file -> what it is, and the fix
+    b"version https://git-lfs": "is a git-lfs pointer, not the file itself: run `git lfs pull` in its repository",
+    **dict.fromkeys((b"PK\x03\x04", b"BZh91AY&SY", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd"), _ARCHIVE),
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "is UTF-16 text: save it as UTF-8"),
+    b"%PDF": "is a PDF: save its text as UTF-8",
+    b"PAR1": "is a Parquet table: export the captions as text or JSON",
+    b"SQLite format 3": "is a database: export the captions as text or JSON",
+    b"\xd0\xcf\x11\xe0": "is an Office file: export it as UTF-8 text",
+}
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<!--", b"<?xml")
 _BAD_BYTES = re.compile("[\udc80-\udcff]+")
 
@@ -51,6 +61,18 @@ def broken_file(path: Path, error: Exception) -> InputError:
     return InputError(f"{path} cannot be read to its end ({problem}): it is damaged or cut off, download it again")
 
 
+def foreign_content(head: bytes) -> str | None:
+    """'is an archive: unpack it ...': what the first 256 bytes of a file show it to be, with the fix; None: no such."""
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if not head:
+        return "is empty: download or make it again"
+    if start.startswith(_PAGES):
+        return "holds a web page, not the data: the download was answered with a page"
+    if head.startswith(b"PK") and (b"[Content_Types]" in head or b"mimetypeapplication/vnd" in head):
+        return "is an Office file: export it as UTF-8 text"
+    return next((kind for first, kind in _OTHER_KINDS.items() if head.startswith(first)), None)
+
+
 def open_bytes(path: Path, field: str, where: str | None = None) -> BinaryIO:
     """Open a plain or gzip file, recognised by its first bytes. Web pages, archives and UTF-16 are an `InputError`."""
     if not path.is_file():
@@ -63,17 +85,8 @@ def open_bytes(path: Path, field: str, where: str | None = None) -> BinaryIO:
         stream.seek(0)
     except (OSError, EOFError, zlib.error) as error:
         raise broken_file(path, error) from error
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    problem = None
-    if not head:
-        problem = "is empty: download or make it again"
-    elif start.startswith(_PAGES):
-        problem = "holds a web page, not the data: the download was answered with a page"
-    elif head.startswith(_ARCHIVES):
-        problem = "is an archive: unpack it and name the file inside"
-    elif head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        problem = "is UTF-16 text: save it as UTF-8"
-    elif path.name.endswith(".gz") and not zipped:
+    problem = foreign_content(head)
+    if problem is None and path.name.endswith(".gz") and not zipped:
         problem = "ends in .gz but is not a gzip file: download it again, or drop the ending if it is plain text"
     if problem:
         stream.close()
@@ -90,10 +103,12 @@ def read_user_json(path: Path, field: str, where: str | None = None) -> Any:
         try:
             return json.loads(stream.read().decode("utf-8-sig"))
         except json.JSONDecodeError as error:
-            place = f"line {error.lineno}, column {error.colno}: {error.msg}"
-            problem = f"is not whole JSON ({place}): it is damaged or cut off, download it again"
+            problem = _no_json(error)
         except UnicodeDecodeError as error:
-            problem = f"is not UTF-8 text at byte {error.start}: {error.reason}"
+            is_pickle = error.object[:1] == b"\x80" and error.start == 0
+            problem = (
+                "is a pickle, not JSON" if is_pickle else f"is not UTF-8 text at byte {error.start}: {error.reason}"
+            )
         except RecursionError:
             problem = "is JSON nested too deeply to be a caption file"
         except ValueError:  # Python's own limit on the digits of a number
@@ -101,6 +116,18 @@ def read_user_json(path: Path, field: str, where: str | None = None) -> Any:
         except (OSError, EOFError, zlib.error) as error:
             raise broken_file(path, error) from error
     raise InputError(f"{path} ({field}) {problem}")
+
+
+def _no_json(error: json.JSONDecodeError) -> str:
+    lines = error.doc[:100_000].splitlines()[:LOOKED_AT]
+    if is_json_lines(lines):
+        return "is JSON Lines (one object per line), not one JSON value: make it a list, as `jq -s . FILE` does"
+    if columns := table_columns(lines):
+        return f"{columns_sentence(columns)}, not JSON: write it as a JSON list of objects with image_id and caption"
+    if not error.doc[: error.pos].strip() and error.doc.strip():
+        return f"is no JSON: it begins with {error.doc.strip()[:30]!r}"
+    place = f"line {error.lineno}, column {error.colno}: {error.msg}"
+    return f"is not whole JSON ({place}): it is damaged or cut off, download it again"
 
 
 def text_lines(path: Path, field: str, notes: Counter[str] | None = None) -> Iterator[str]:

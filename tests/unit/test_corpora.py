@@ -385,13 +385,10 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
         load_corpus(CorpusConfig(kind="text_file", rule="coco"), path)
 
 
-@pytest.mark.parametrize("content", ['[{"image_id": 1, "caption": "a dog"}]', '{"images": [', '\n[{"a"'])
+@pytest.mark.parametrize("content", ['[{"image_id": 1, "caption": "a dog"}]', '{"images": [', '\n[{"a"', "[\n", '["a"]'])
 def test_json_is_no_text_file(tmp_path: Path, content: str) -> None:
     path = tmp_path / "captions.json"
     path.write_text(content)
-    if content.startswith("\n"):  # only the first line is looked at: a sentence may hold anything
-        assert list(read_raw("text_file", path)) == content.split("\n")
-        return
     with pytest.raises(InputError, match=r"captions\.json \(corpus\.path\) is JSON.*use corpus=coco"):
         list(read_raw("text_file", path))
 
