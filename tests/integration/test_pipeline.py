@@ -264,4 +264,4 @@ def test_a_place_that_cannot_be_written_is_said_in_a_sentence(whole: Path, tmp_p
     for overrides in (own, ["stage=train", f"runs_dir={tmp_path / 'file'}"]):
         said = run(whole, *overrides, code=1)
         assert "Traceback" not in said
-        assert "Not a directory: mend that place" in said
+        assert "Not a directory: fix that place" in said
