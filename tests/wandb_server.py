@@ -34,7 +34,7 @@ class Server(ThreadingHTTPServer):
         self.mode, self.only = "ok", ""
         self.runs: dict[str, SentRun] = {}
         self.sweeps: list[dict[str, Any]] = []
-        self.commands: list[list[dict[str, Any]]] = []  # what an agent is told, one heartbeat after the other
+        self.commands: list[list[dict[str, Any]]] = []  # what an agent is sent, one heartbeat after the other
         self.closed = threading.Event()
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 

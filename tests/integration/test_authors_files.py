@@ -114,8 +114,8 @@ def test_their_checkpoint_gives_their_captions(files: Path, shared: Path, tmp_pa
         f"dataset.released={files / 'coco_ViT-L_14_test.pkl'}",
     ]
     command += [f"generator.tokenizer={folder}", "evaluate.metrics=[bleu,cider]", "wandb=disabled", "name=authors"]
-    said = good(run(tmp_path, *command))
-    assert "CgT-GAN" in said
+    output = good(run(tmp_path, *command))
+    assert "CgT-GAN" in output
     (found,) = (tmp_path / "runs/authors").rglob("evaluation/test/cgtgan/captions.json")
     captions = {row["image_id"]: row["caption"] for row in json.loads(found.read_text())}
     expected = their_captions(files, load_tokenizer(str(folder), "", [END_OF_TEXT]))

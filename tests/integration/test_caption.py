@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder whose best checkpoint, a link, decodes by samples: what a picture gets hangs on its draws."""
+    """A run folder whose best checkpoint, a link, decodes by samples: so a caption depends on the draws."""
     run = tmp_path_factory.mktemp("run")
     made = tiny_parts()[1]
     folder = run / "checkpoints" / "step_000001"
@@ -205,9 +205,9 @@ def test_a_nested_folder_in_every_format(
     assert all(row.keys() == {"image_id", "caption"} for row in found)
     (broken,) = json.loads((tmp_path / "out" / "unreadable.json").read_text())
     assert broken["image_id"] == str(photos / "deep" / "broken.jpg")
-    said = capsys.readouterr().out
-    assert sum("broken.jpg cannot be read" in line for line in said.splitlines()) == 1
-    assert "1 of 13 pictures cannot be read and are left out" in said
+    printed = capsys.readouterr().out
+    assert sum("broken.jpg cannot be read" in line for line in printed.splitlines()) == 1
+    assert "1 of 13 pictures cannot be read and are left out" in printed
     # batches and workers change nothing; what is mended is no longer listed
     mended = shutil.copytree(photos, tmp_path / "mended")
     Image.new("RGB", (9, 9)).save(mended / "deep" / "broken.jpg")
@@ -291,8 +291,8 @@ def test_a_heic_is_read_or_what_it_needs_is_said(
         (tmp_path / "b.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     found = captioned(checkpoint, str(tmp_path), tmp_path / "out")
     assert len(found) == 1 + there
-    assert ("b.heic cannot be read" in (said := capsys.readouterr().out)) != there
-    assert ("HEIC needs: pip install pillow-heif" in said) != there
+    assert ("b.heic cannot be read" in (printed := capsys.readouterr().out)) != there
+    assert ("HEIC needs: pip install pillow-heif" in printed) != there
 
 
 def test_a_killed_job_keeps_what_it_had(

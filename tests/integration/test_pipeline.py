@@ -39,7 +39,7 @@ def run_folder(home: Path) -> Path:
 
 
 def results(home: Path) -> dict[str, object]:
-    """Everything a reader would cite: captions, scores, scores an image, training metrics without the clock."""
+    """Everything a reader would cite: captions, scores, scores per image, training metrics without times."""
     folder = run_folder(home)
     found: dict[str, object] = {
         str(p.relative_to(folder)): json.loads(p.read_text()) for p in sorted((folder / "evaluation").rglob("*.json"))
@@ -106,10 +106,10 @@ def test_no_pickle_is_written(whole: Path) -> None:
 
 def test_a_changed_setting_never_continues_a_run(whole: Path) -> None:
     before = results(whole)
-    said = run(whole, "train.generator_optimizer.lr=3e-4", "stage=train", code=1)
-    assert "train.generator_optimizer.lr was 0.0001, is 0.0003" in said
-    assert "variant=" in said
-    assert "Traceback" not in said
+    output = run(whole, "train.generator_optimizer.lr=3e-4", "stage=train", code=1)
+    assert "train.generator_optimizer.lr was 0.0001, is 0.0003" in output
+    assert "variant=" in output
+    assert "Traceback" not in output
     assert results(whole) == before
 
 
@@ -155,9 +155,9 @@ def test_two_at_once_share_the_work(whole: Path, tmp_path: Path) -> None:
         subprocess.Popen(command(tmp_path), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for _ in range(2)
     ]
-    said = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert sum("waiting for another process that works in" in text for text in said) == 1
+    output = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], output
+    assert sum("waiting for another process that works in" in text for text in output) == 1
     assert results(tmp_path) == results(whole)
 
 
@@ -247,9 +247,9 @@ def test_what_is_missing_is_said_in_a_sentence(
     whole: Path, overrides: list[str], sentence: str, tmp_path: Path
 ) -> None:
     Image.new("RGB", (8, 8)).save(whole / "a.png")
-    said = run(whole, *overrides, code=1 if sentence else 0)
-    assert "Traceback" not in said
-    assert sentence in said
+    output = run(whole, *overrides, code=1 if sentence else 0)
+    assert "Traceback" not in output
+    assert sentence in output
 
 
 def test_a_place_that_cannot_be_written_is_said_in_a_sentence(whole: Path, tmp_path: Path) -> None:
@@ -262,6 +262,6 @@ def test_a_place_that_cannot_be_written_is_said_in_a_sentence(whole: Path, tmp_p
         f"output={tmp_path / 'file' / 'out'}",
     ]
     for overrides in (own, ["stage=train", f"runs_dir={tmp_path / 'file'}"]):
-        said = run(whole, *overrides, code=1)
-        assert "Traceback" not in said
-        assert "Not a directory: fix that place" in said
+        output = run(whole, *overrides, code=1)
+        assert "Traceback" not in output
+        assert "Not a directory: fix that place" in output

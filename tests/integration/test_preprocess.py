@@ -51,10 +51,10 @@ def start(home: Path, *overrides: str, rank: tuple[int, int] | None = None) -> s
 
 def run(home: Path, *overrides: str, fails: bool = False) -> str:
     process = start(home, *overrides)
-    said, _ = process.communicate(timeout=300)
-    assert (process.returncode != 0) == fails, said[-3000:]
-    assert "Traceback" not in said
-    return said
+    output, _ = process.communicate(timeout=300)
+    assert (process.returncode != 0) == fails, output[-3000:]
+    assert "Traceback" not in output
+    return output
 
 
 def world(home: Path) -> Path:
@@ -84,9 +84,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_several_ranks_and_workers_make_the_same_files(undisturbed: Path, tmp_path: Path) -> None:
     home = world(tmp_path)
     processes = [start(home, "stage=aggregate", "workers=2", rank=(i, 3)) for i in range(3)]
-    said = [p.communicate(timeout=300)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0, 0], said
-    assert said[1] == said[2] == ""  # the first one speaks
+    output = [p.communicate(timeout=300)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0, 0], output
+    assert output[1] == output[2] == ""  # the first one speaks
     assert artifacts(home) == artifacts(undisturbed)
     assert not list((home / "artifacts").rglob("*shards*"))
 
@@ -105,8 +105,8 @@ def test_a_killed_job_goes_on_where_it_stopped(undisturbed: Path, tmp_path: Path
     assert not list(home.rglob("sentence_embeddings*.safetensors"))
     kept = {p: p.stat().st_mtime_ns for p in home.rglob("*.shards-8/*.safetensors")}
     if kept:  # not killed in the moment in which they are put together
-        said = run(home, "stage=aggregate", workers)
-        assert "going on after" in said
+        output = run(home, "stage=aggregate", workers)
+        assert "going on after" in output
     else:
         run(home, "stage=aggregate", workers)
     assert artifacts(home) == artifacts(undisturbed)
@@ -144,8 +144,8 @@ def test_bad_pictures_are_listed_and_refused_unless_allowed(undisturbed: Path, t
 
 def test_several_temperatures_in_one_pass_are_those_of_single_ones(undisturbed: Path, tmp_path: Path) -> None:
     home = world(tmp_path)
-    said = run(home, "stage=aggregate", "aggregation_t.t=[100,150,175.0]")
-    assert "t=100, 150, 175" in said
+    output = run(home, "stage=aggregate", "aggregation_t.t=[100,150,175.0]")
+    assert "t=100, 150, 175" in output
     found = artifacts(home)
     assert len(found) == 14
     assert artifacts(undisturbed).items() <= found.items()
@@ -156,8 +156,8 @@ def test_several_temperatures_in_one_pass_are_those_of_single_ones(undisturbed: 
 
 def test_the_nearest_sentences_alone(undisturbed: Path, tmp_path: Path) -> None:
     home = world(tmp_path)
-    said = run(home, "stage=aggregate", "aggregation_t.top_k=5")
-    assert "outside the 5 nearest sentences lies" in said
+    output = run(home, "stage=aggregate", "aggregation_t.top_k=5")
+    assert "outside the 5 nearest sentences lies" in output
     assert not artifacts(home).items() <= artifacts(undisturbed).items()
     # all sentences are the nearest: the same numbers up to the rounding to float16
     run(home, "stage=aggregate", "aggregation_t.top_k=100000")

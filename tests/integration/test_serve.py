@@ -60,7 +60,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Server:
-    """A server process: `url` once it listens, all that it said in `log`."""
+    """A server process: `url` once it listens, all that it printed in `log`."""
 
     def __init__(self, home: Path, *overrides: str):
         self.log = home / f"serve-{time.monotonic_ns()}.log"
@@ -69,14 +69,14 @@ class Server:
                 command(home, "stage=serve", "serve.port=0", *overrides), cwd=home, stdout=out, stderr=subprocess.STDOUT
             )
         deadline = time.monotonic() + 120
-        while not (found := re.search(r"^(http://\S+)/ shows the page", self.said, re.MULTILINE)):
-            assert self.process.poll() is None, self.said
-            assert time.monotonic() < deadline, self.said
+        while not (found := re.search(r"^(http://\S+)/ shows the page", self.printed, re.MULTILINE)):
+            assert self.process.poll() is None, self.printed
+            assert time.monotonic() < deadline, self.printed
             time.sleep(0.05)
         self.url = found[1]
 
     @property
-    def said(self) -> str:
+    def printed(self) -> str:
         return self.log.read_text()
 
     def end(self, by: signal.Signals) -> int:
@@ -89,8 +89,8 @@ def server(home: Path) -> Iterator[Server]:
     server = Server(home, "experiment=demo_tiny", "serve.max_megabytes=0.5")
     yield server
     assert server.end(signal.SIGTERM) == 128 + signal.SIGTERM
-    assert "Traceback" not in server.said
-    assert server.said.endswith("received SIGTERM: the page is closed\n")
+    assert "Traceback" not in server.printed
+    assert server.printed.endswith("received SIGTERM: the page is closed\n")
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def test_an_upload_that_breaks_off_is_no_bug_of_ours(server: Server) -> None:
         sock.sendall(b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf")
         time.sleep(0.2)
     assert httpx.get(server.url).status_code == 200
-    assert "Traceback" not in server.said
+    assert "Traceback" not in server.printed
 
 
 # ----------------------------------------------------------------------------------------------------------- its guards
@@ -337,9 +337,9 @@ def test_a_checkpoint_alone_is_served_without_a_corpus_and_with_ones_own_example
     assert [p.name for p in empty.iterdir()] == [server.log.name]
     assert (
         "no corpus sentences are shown: clip_backbone=vit_l14 of these settings is not the CLIP of the checkpoint"
-        in server.said
+        in server.printed
     )
-    assert "Traceback" not in server.said
+    assert "Traceback" not in server.printed
 
 
 def test_what_is_not_available_is_not_made(home: Path, tmp_path: Path) -> None:

@@ -101,10 +101,10 @@ def test_a_failed_point_takes_no_other_and_once_mended_it_alone_is_run(home: Pat
     trained = run_folders(home)[0] / "checkpoints" / "last"
     shutil.copytree(trained, starts / "good")
     points = ("stage=train", "variant=bad,good", f"train.init_from={starts}/${{variant}}")
-    said = run(home, *points, code=1)
-    assert f"{starts}/bad" in said
-    assert said.rstrip().splitlines()[-2:-1] == ["error: 1 failed:"]
-    assert "variant=bad" in said.rstrip().splitlines()[-1]
+    output = run(home, *points, code=1)
+    assert f"{starts}/bad" in output
+    assert output.rstrip().splitlines()[-2:-1] == ["error: 1 failed:"]
+    assert "variant=bad" in output.rstrip().splitlines()[-1]
     assert (home / "runs/demo_tiny/good/seed=0/checkpoints/last").is_dir()
     assert not (home / "runs/demo_tiny/bad/seed=0/checkpoints").exists()
     shutil.copytree(trained, starts / "bad")
@@ -126,8 +126,8 @@ def test_a_signal_ends_the_whole_sweep_with_a_checkpoint(home: Path) -> None:
         assert time.monotonic() < deadline, "training is never reached"
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
+    output = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + signal.SIGTERM
-    assert said.startswith("received SIGTERM: stopped after step ")
+    assert output.startswith("received SIGTERM: stopped after step ")
     assert (home / "runs/demo_tiny/stopped/seed=5/checkpoints/last").is_dir()
     assert not (home / "runs/demo_tiny/stopped/seed=6").exists()

@@ -92,10 +92,10 @@ def tables(found: Written) -> list[list[dict[str, Any]]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with one run of a multirun, from the pictures to the scores."""
     home = tmp_path_factory.mktemp("whole")
-    said = run(home, "-m", "seed=0", "wandb.artifacts=true", "wandb.tags=[mine]")
+    output = run(home, "-m", "seed=0", "wandb.artifacts=true", "wandb.tags=[mine]")
     assert [
         line
-        for line in said.splitlines()
+        for line in output.splitlines()
         if "wandb" in line.replace(str(home), "") and "[HYDRA]" not in line and "#0" not in line
     ] == []
     return home
@@ -217,7 +217,7 @@ def test_wandb_changes_no_number(whole: Path, home: Path) -> None:
         assert mine.keys() == theirs.keys()
         assert all(
             mine[key].equal(theirs[key]) for key in theirs if "rng" not in key
-        )  # which hang on what the process did before
+        )  # which depend on what the process did before
 
 
 def test_a_run_killed_and_started_again_is_one_run_without_a_gap(whole: Path, home: Path) -> None:

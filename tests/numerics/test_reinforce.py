@@ -1,4 +1,4 @@
-"""Advantages, the policy-gradient loss, schedules and the leash: exact values."""
+"""Advantages, the policy-gradient loss, schedules and the KL penalty: exact values."""
 
 import json
 import math
@@ -70,7 +70,7 @@ def test_leave_one_out_uses_the_other_samples_of_the_same_image() -> None:
 
 
 def test_leave_one_out_is_unbiased_where_one_mean_is_not() -> None:
-    """K/(K-1) times the advantage against the mean of all K, and 0 over an image."""
+    """K/(K-1) times the advantage against the mean of all K, and its sum per image is 0."""
     torch.manual_seed(0)
     rewards = torch.randn(6, 5, dtype=torch.float64)
     found = advantages(rewards)

@@ -431,9 +431,9 @@ def test_the_lock_of_a_killed_job_is_free_and_its_leftovers_go(tmp_path: Path) -
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     (tmp_path / ".a.bin.4242.tmp").write_text("half")
-    said: list[str] = []
-    assert ArtifactStore(tmp_path, said.append).make(path, lambda p: write_text(p, "mine"))
-    assert said == []
+    printed: list[str] = []
+    assert ArtifactStore(tmp_path, printed.append).make(path, lambda p: write_text(p, "mine"))
+    assert printed == []
     assert path.read_text() == "mine"
     assert not (tmp_path / ".a.bin.4242.tmp").exists()
 

@@ -1,4 +1,4 @@
-"""Embeddings -> captions: best-of-n against the same by hand, draws that do not depend on the batch, and what is told
+"""Embeddings -> captions: best-of-n against the same by hand, draws that do not depend on the batch, and what is reported
 of a decoding.
 """
 

@@ -73,9 +73,9 @@ def test_kernel_is_pycocoevalcaps_cider() -> None:
         "a man and two dogs on a beach",
         "a bus",
     ]
-    said = ["a man rides a horse", "two dogs dogs play", "a man and a dog on the beach with a man", "", "red"]
+    captions = ["a man rides a horse", "two dogs dogs play", "a man and a dog on the beach with a man", "", "red"]
     frequency = document_frequency([[text] for text in references])
-    for hypothesis in said:
+    for hypothesis in captions:
         _, theirs = Cider().compute_score(
             {i: [text] for i, text in enumerate(references)}, {i: [hypothesis] for i in range(4)}
         )

@@ -108,7 +108,7 @@ def test_meteor_is_pycocoevalcaps_own() -> None:
 def test_coco_eval_cap_gives_the_same_on_a_thousand_real_captions(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Metric by metric and image by image, with 4 to 7 references an image."""
+    """Metric by metric and image by image, with 4 to 7 references per image."""
     import pycocoevalcap.eval as theirs
     from pycocoevalcap.meteor import meteor
     from pycocoevalcap.tokenizer import ptbtokenizer

@@ -77,16 +77,16 @@ def test_the_questions_of_the_paper_have_a_file_each():
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_sweep_says_what_it_asks_what_it_costs_and_how_it_is_started(composed, name):
-    said = head(name)
-    assert list(said) == ["Question", "Cost", "Run", *(["Demo"] if name != "demo_table" else [])]
-    assert said["Question"].count("?") == 1
-    assert re.match(r"\d+ runs\b", said["Cost"])
-    assert "easured" in said["Cost"] or name == "demo_table"
-    assert len(said["Run"]) < 60
+    header = head(name)
+    assert list(header) == ["Question", "Cost", "Run", *(["Demo"] if name != "demo_table" else [])]
+    assert header["Question"].count("?") == 1
+    assert re.match(r"\d+ runs\b", header["Cost"])
+    assert "easured" in header["Cost"] or name == "demo_table"
+    assert len(header["Run"]) < 60
     hydra = composed(*command(name, "Run"), return_hydra_config=True).hydra
     assert hydra.mode.name == "MULTIRUN"
     if name == SEARCH:
-        assert hydra.sweeper.n_trials == int(said["Cost"].split()[0])
+        assert hydra.sweeper.n_trials == int(header["Cost"].split()[0])
 
 
 @pytest.mark.parametrize("line", ["Run", "Demo"])
@@ -234,17 +234,17 @@ def test_a_failed_run_is_a_failed_trial_and_the_search_goes_on(run_py, capsys):
 
     assert search(run_py, stage, "hydra.sweeper.n_trials=3") == 1
     assert len(calls) == 3
-    said = capsys.readouterr()
-    assert "Best value: 0.5" in said.out
-    assert "max_failure_rate" not in said.out  # with which Optuna would raise what a launcher of many jobs hands back
-    assert "error: x is missing\n" in said.err
-    assert "error: 1 failed:\n  reward_weights.cos_weight=" in said.err
+    output = capsys.readouterr()
+    assert "Best value: 0.5" in output.out
+    assert "max_failure_rate" not in output.out  # with which Optuna would raise what a launcher of many jobs hands back
+    assert "error: x is missing\n" in output.err
+    assert "error: 1 failed:\n  reward_weights.cos_weight=" in output.err
 
 
 def test_a_search_without_a_score_says_so(run_py, capsys):
     assert search(run_py, lambda cfg: None, "hydra.sweeper.n_trials=2") == 1
-    said = "error: no run of the search has a score on the validation images, so there is no best run\n"
-    assert capsys.readouterr().err.endswith(said)
+    output = "error: no run of the search has a score on the validation images, so there is no best run\n"
+    assert capsys.readouterr().err.endswith(output)
 
 
 def test_a_study_can_be_kept_in_a_database(run_py, tmp_path):

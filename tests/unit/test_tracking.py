@@ -43,18 +43,18 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def tracker() -> tuple[Tracker, io.StringIO]:
-    said = io.StringIO()
-    return Tracker(Console(file=said, width=500)), said
+    printed = io.StringIO()
+    return Tracker(Console(file=printed, width=500)), printed
 
 
 def start(
     folder: Path, mode: str = "disabled", step: int = 0, wandb_id: str | None = None, **settings: Any
 ) -> tuple[Tracker, io.StringIO]:
-    made, said = tracker()
+    made, printed = tracker()
     made.start_run(
         folder, WandbConfig(mode=mode, **settings), config={"seed": 0}, job_type="train", step=step, wandb_id=wandb_id
     )
-    return made, said
+    return made, printed
 
 
 def test_rows_are_written_as_they_come(tmp_path: Path) -> None:
@@ -120,13 +120,13 @@ def test_a_fresh_start_drops_everything(tmp_path: Path) -> None:
 
 
 def test_disabled_writes_nothing_but_the_metrics(tmp_path: Path, alone: None) -> None:
-    made, said = start(tmp_path / "run")
+    made, printed = start(tmp_path / "run")
     made.log(1, {"a": 1.0})
     made.summarize({"best": 2.0})
     made.finish()
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
     assert made.wandb_id is None
-    assert said.getvalue() == ""
+    assert printed.getvalue() == ""
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 20) -> None:
@@ -138,13 +138,13 @@ def wait_for(what: Callable[[], bool], seconds: float = 20) -> None:
 
 def test_offline_wandb_holds_the_same_rows(tmp_path: Path, alone: None) -> None:
     run = tmp_path / "runs" / "demo" / "base" / "seed=0"
-    made, said = start(run, "offline", group="g", tags=["t"])
+    made, printed = start(run, "offline", group="g", tags=["t"])
     made.log(1, {"train/loss": 0.5, "reward/cos": 1.0})
     made.log(5, {"train/loss": 0.25})
     made.log(5, {"eval/CIDEr": 0.75, "eval/epoch": 0.5})
     made.summarize({"eval/best_CIDEr": 0.75})
     made.finish()
-    assert said.getvalue() == ""
+    assert printed.getvalue() == ""
     [file] = files(run)
     found = written(file)
     assert [(row["_step"], row["train/step"], row["train/loss"]) for row in found.rows] == [(1, 1, 0.5), (5, 5, 0.25)]
@@ -180,16 +180,16 @@ def test_the_projects_own_reader_finds_the_same(tmp_path: Path, shared: Path, al
 def test_online_without_a_key_goes_offline_with_a_sentence_and_resumes_under_one_id(
     tmp_path: Path, alone: None
 ) -> None:
-    made, said = start(tmp_path / "run", "online")
+    made, printed = start(tmp_path / "run", "online")
     made.log(1, {"a": 1.0})
     made.finish()
-    [sentence] = said.getvalue().splitlines()
+    [sentence] = printed.getvalue().splitlines()
     assert "no API key is found" in sentence
     assert f"`wandb sync --include-online {tmp_path / 'run' / 'wandb'}`" in sentence
-    again, said = start(tmp_path / "run", "offline", step=1)
+    again, printed = start(tmp_path / "run", "offline", step=1)
     again.log(2, {"a": 2.0})
     again.finish(RuntimeError("a bug"))
-    assert said.getvalue() == ""
+    assert printed.getvalue() == ""
     first, second = map(written, files(tmp_path / "run"))
     assert first.run.run_id == second.run.run_id == again.wandb_id == made.wandb_id
     assert [[row["_step"] for row in found.rows] for found in (first, second)] == [[1], [2]]
@@ -365,12 +365,12 @@ def server(alone: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def test_online_and_what_the_server_has_is_the_run(tmp_path: Path, server: Server) -> None:
-    made, said = start(tmp_path, "online", group="g")
+    made, printed = start(tmp_path, "online", group="g")
     made.log(1, {"train/loss": 0.5})
     made.log(2, {"train/loss": 0.4})
     made.summarize({"eval/best_CIDEr": 0.75})
     made.finish()
-    assert said.getvalue() == ""
+    assert printed.getvalue() == ""
     run = server.runs[str(made.wandb_id)]
     assert [(row["_step"], row["train/step"], row["train/loss"]) for row in run.history] == [(1, 1, 0.5), (2, 2, 0.4)]
     assert run.summary["eval/best_CIDEr"] == 0.75
@@ -378,7 +378,7 @@ def test_online_and_what_the_server_has_is_the_run(tmp_path: Path, server: Serve
     # a kill after the checkpoint at 3, whose row W&B has not got; then rows of which it has the first
     with (tmp_path / "metrics.jsonl").open("a") as f:
         f.write('{"step": 3, "train/loss": 0.3}\n')
-    again, said = start(tmp_path, "online", step=3)
+    again, printed = start(tmp_path, "online", step=3)
     again.log(4, {"train/loss": 0.2})
     again.finish()
     assert [(row["_step"], row["train/loss"]) for row in run.history] == [(1, 0.5), (2, 0.4), (3, 0.3), (4, 0.2)]
@@ -402,14 +402,14 @@ def test_no_server_is_one_sentence_and_a_run_on_disk(
     if mode == "closed":
         server.close()
     begun = time.monotonic()
-    made, said = start(tmp_path, "online")
+    made, printed = start(tmp_path, "online")
     for step in range(1, 4):
         made.log(step, {"train/loss": 0.5})
     called = time.monotonic() - begun
     made.finish()
     assert called < 0.2
     assert time.monotonic() - begun < seconds + 3  # W&B's own start takes 2 s of them, more on a busy machine
-    [sentence] = said.getvalue().splitlines()
+    [sentence] = printed.getvalue().splitlines()
     assert words in sentence
     assert f"`wandb sync --include-online {tmp_path / 'wandb'}` sends it later" in sentence
     [file] = files(tmp_path)
@@ -422,7 +422,7 @@ def test_no_server_is_one_sentence_and_a_run_on_disk(
 def test_a_server_that_goes_away_takes_nothing_from_the_run_and_gets_it_later(
     tmp_path: Path, server: Server, mode: str, only: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    made, said = start(tmp_path, "online", finish_seconds=2.0)
+    made, printed = start(tmp_path, "online", finish_seconds=2.0)
     made.log(1, {"train/loss": 0.5})
     wait_for(lambda: bool(server.runs))
     server.mode, server.only = mode, only
@@ -431,7 +431,7 @@ def test_a_server_that_goes_away_takes_nothing_from_the_run_and_gets_it_later(
     begun = time.monotonic()
     made.finish()
     assert time.monotonic() - begun < 6
-    [sentence] = said.getvalue().splitlines()
+    [sentence] = printed.getvalue().splitlines()
     assert "W&B did not take all of this run" in sentence
     assert "`wandb sync --include-online" in sentence
     [file] = files(tmp_path)
@@ -468,21 +468,21 @@ def test_a_process_of_wandb_that_is_stuck_is_ended(
     tmp_path: Path, alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wandb_run, "GRACE_SECONDS", 1.0)
-    made, said = start(tmp_path, "offline", finish_seconds=0.1)
+    made, printed = start(tmp_path, "offline", finish_seconds=0.1)
     made.log(1, {"a": 1.0})
     wait_for(lambda: made.wandb is not None and made.wandb.opened)
     [service] = wandb_processes()
     service.suspend()
     made.finish()
-    assert said.getvalue().startswith("W&B's process does not end and was killed")
-    assert len(said.getvalue().splitlines()) == 1
+    assert printed.getvalue().startswith("W&B's process does not end and was killed")
+    assert len(printed.getvalue().splitlines()) == 1
     assert not service.is_running()
     assert not (tmp_path / "wandb/logged.json").exists()  # so that the next start logs the row again
     monkeypatch.undo()
-    again, said = start(tmp_path / "next", "offline")  # the next run of a multirun
+    again, printed = start(tmp_path / "next", "offline")  # the next run of a multirun
     again.log(1, {"a": 1.0})
     again.finish()
-    assert said.getvalue() == ""
+    assert printed.getvalue() == ""
     assert len(written(files(tmp_path / "next")[0]).rows) == 1
     assert capfd.readouterr() == ("", "")
 
@@ -505,35 +505,35 @@ def test_nobody_is_asked_for_a_key_at_a_terminal(tmp_path: Path, alone: None, mo
         [sys.executable, "-c", code], cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, env=environment
     )
     os.close(theirs)
-    said = b""
+    printed = b""
     with contextlib.suppress(OSError):  # how a terminal ends
         while piece := os.read(ours, 4096):
-            said += piece
-            assert b"choice" not in said, said
+            printed += piece
+            assert b"choice" not in printed, printed
     assert job.wait(timeout=60) == 0
     os.close(ours)
-    lines = said.decode().split()
+    lines = printed.decode().split()
     assert lines == [] if mode == "offline" else "key" in lines
     assert len(written(files(tmp_path / "run")[0]).rows) == 1
 
 
 def test_progress_without_a_terminal_is_a_line_a_quarter() -> None:
-    made, said = tracker()
+    made, printed = tracker()
     with made.progress("training", 8) as bar:
         for i in range(8):
             bar.advance(note=f"loss {i}")
-    assert said.getvalue().splitlines() == [f"training {n}/8 loss {n - 1}" for n in (2, 4, 6, 8)]
+    assert printed.getvalue().splitlines() == [f"training {n}/8 loss {n - 1}" for n in (2, 4, 6, 8)]
 
 
 def test_progress_goes_on_where_it_was() -> None:
-    made, said = tracker()
+    made, printed = tracker()
     with made.progress("training", 8, 4) as bar:
         for _ in range(4):
             bar.advance()
-    assert said.getvalue().splitlines() == ["training 6/8", "training 8/8"]
+    assert printed.getvalue().splitlines() == ["training 6/8", "training 8/8"]
 
 
 def test_what_is_said_is_no_markup() -> None:
-    made, said = tracker()
+    made, printed = tracker()
     made.say("images=[a.jpg] [bold]")
-    assert said.getvalue() == "images=[a.jpg] [bold]\n"
+    assert printed.getvalue() == "images=[a.jpg] [bold]\n"
