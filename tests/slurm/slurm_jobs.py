@@ -61,8 +61,8 @@ class Sweep:
 
     def run(self, name: str = "demo_tiny", seed: int = 0) -> Path:
         """The run folder of an experiment's only variant."""
-        (found,) = (self.root / "runs" / name).glob(f"*/seed={seed}")
-        return found
+        (folder,) = (self.root / "runs" / name).glob(f"*/seed={seed}")
+        return folder
 
 
 def text_of(*command: str) -> str:
@@ -77,8 +77,8 @@ def job_ids(printed: str) -> list[str]:
 def until(true: Callable[[], Any], what: str, seconds: float = 120) -> Any:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := true():
-            return found
+        if result := true():
+            return result
         time.sleep(0.2)
     pytest.fail(f"{what}: not within {seconds} s\n{text_of('squeue')}")
 

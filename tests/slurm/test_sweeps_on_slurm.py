@@ -197,18 +197,18 @@ def test_what_fails_or_is_cancelled_takes_nothing_else_along(sweep: Sweep) -> No
 
 def test_the_reason_of_a_stage_is_the_reason_of_the_job(sweep: Sweep) -> None:
     """Two processes cannot share one image: a sentence, and no other; a job beside it finishes."""
-    sentence = "train.batch_size=1 in 1 parts is less than an image for each of 2 processes"
+    sentence = "train.batch_size=1 in 1 parts is less than one image for each of 2 processes"
     code, printed = sweep(
-        "name=told", "train.batch_size=1,8", "hydra.launcher.tasks_per_node=2", "variant=b${train.batch_size}"
+        "name=reason", "train.batch_size=1,8", "hydra.launcher.tasks_per_node=2", "variant=b${train.batch_size}"
     )
     assert code == 1
     assert printed.count(f"failed: {sentence}") == 2  # as it ends, and in the list
     assert "Traceback" not in printed
     assert "error: 1 failed:" in printed
-    for run in (sweep.root / "runs/told/b1").glob("seed=*"):
+    for run in (sweep.root / "runs/reason/b1").glob("seed=*"):
         assert job(run)["reason"].startswith(f"failed: {sentence}")
         assert f"error: {sentence}" in Path(job(run)["log"]).read_text()
-    assert scores(sweep.root / "runs/told/b8/seed=0")["CIDEr"] >= 0
+    assert scores(sweep.root / "runs/reason/b8/seed=0")["CIDEr"] >= 0
 
 
 def process_of(job_id: str) -> int:
