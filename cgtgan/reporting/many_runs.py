@@ -18,7 +18,7 @@ from cgtgan.errors import UserError
 from cgtgan.reporting.compared_rows import Entry, against_baseline, entries, tables_of
 from cgtgan.reporting.curves import variant_plots
 from cgtgan.reporting.export import csv_text, latex_table, markdown
-from cgtgan.reporting.page import About, Comparison, Section, WrittenCaption, item_of, render_comparison
+from cgtgan.reporting.page import About, ComparedPicture, Comparison, WrittenCaption, item_of, render_comparison
 from cgtgan.reporting.run_folder import Run
 from cgtgan.reporting.tables import TestSet, console_table, format_score, score_cell, score_tables, signed_interval
 from cgtgan.reporting.variants import OUTPUT, Variant, as_typed, differing, find_runs, gather
@@ -54,7 +54,7 @@ def compare(cfg: Config) -> Path:
     )
     places = _outputs(cfg, [run.folder for variant in variants for run in variant.runs])
     write_text(places[".csv"], csv_text(sets))
-    write_text(places[".tex"], latex_table(sets, made_by=[page.about.command, page.about.facts["Code"]]))
+    write_text(places[".tex"], latex_table(sets, made_by=[page.about.made_by, page.about.facts["Code"]]))
     write_text(places[".md"], markdown(sets))
     write_text(places[".html"], render_comparison(page))
     for test_set in sets:
@@ -92,7 +92,7 @@ def _about(cfg: Config, variants: Sequence[Variant]) -> About:
     names = f"{len(experiments)} experiments" if len(experiments) > 3 else ", ".join(experiments)
     random_weights = any(variant.settings.get("clip_backbone.kind") == "random" for variant in variants)
     warning = cfg.report.warning or (RANDOM_WEIGHTS if random_weights else None)
-    return About(f"cgtgan: {names}", "Runs side by side", warning, command=_command(cfg))
+    return About(f"cgtgan: {names}", "Runs side by side", warning, made_by=_command(cfg))
 
 
 def _facts(variants: Sequence[Variant], sets: Sequence[TestSet], baselines: Sequence[str]) -> dict[str, str]:
@@ -153,12 +153,12 @@ def _notes(variants: Sequence[Variant], sets: Mapping[Any, Sequence[Entry]]) -> 
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
-def _galleries(cfg: Config, rows: Sequence[Entry]) -> list[Section[Any]]:
+def _galleries(cfg: Config, rows: Sequence[Entry]) -> dict[str, tuple[str, list[ComparedPicture]]]:
     """The same pictures with a caption of every variant: where their CIDErs lie farthest apart, and drawn at random."""
     trained = [entry for entry in rows if entry.method == "cgtgan"]
     chosen = trained[:CAPTIONS_PER_PICTURE]
     if not chosen or not cfg.report.gallery:
-        return []
+        return {}
     runs = [entry.runs[min(entry.runs)] for entry in chosen]
     names, captions = [entry.row.name for entry in chosen], [run.captions("cgtgan") for run in runs]
     cider = [{i: s["CIDEr"] for i, s in run.per_image("cgtgan").items() if "CIDEr" in s} for run in runs]
@@ -176,15 +176,15 @@ def _galleries(cfg: Config, rows: Sequence[Entry]) -> list[Section[Any]]:
     if split is None or not split.images:
         about += " The pictures are not available here."
     make, writers = item_of(split), list(zip(names, captions, cider, strict=True))
-    galleries = []
-    for title, note, ids in (
-        ("Where they differ most", "Pictures whose CIDErs lie farthest apart.", farthest),
-        ("Random pictures", "Drawn at random: what to expect.", drawn),
-    ):
-        pictures = [(make(i, captions[0][i]), _written_captions(i, writers)) for i in ids]
-        key = f"gallery{len(galleries) + 1}"
-        galleries += [Section(key, title, f"{note} {about}", pictures)] if pictures else []
-    return galleries
+
+    def compared(note: str, ids: Sequence[Any]) -> tuple[str, list[ComparedPicture]]:
+        return f"{note} {about}", [(make(i, captions[0][i]), _written_captions(i, writers)) for i in ids]
+
+    galleries = {
+        "Where they differ most": compared("Pictures whose CIDErs lie farthest apart.", farthest),
+        "Random pictures": compared("Drawn at random: what to expect.", drawn),
+    }
+    return {title: gallery for title, gallery in galleries.items() if gallery[1]}
 
 
 def _written_captions(

@@ -20,7 +20,7 @@ from cgtgan.errors import MissingFileError, UserError
 from cgtgan.evaluation.coco_files import load_results
 from cgtgan.reporting import curves
 from cgtgan.reporting.methods import METHODS
-from cgtgan.reporting.page import About, Change, Changes, GalleryItem, Pictures, Report, Section, item_of
+from cgtgan.reporting.page import About, Change, Changes, GalleryItem, Pictures, Report, item_of
 from cgtgan.reporting.pictures import pick_gallery, thumbnails
 from cgtgan.reporting.run_folder import Run
 from cgtgan.reporting.svg import Histogram
@@ -31,48 +31,32 @@ CARD_METHODS = ("init", "projection", "supervised")  # their captions stand in e
 LISTED = 10_000  # pictures that the page searches and sorts
 THUMBNAIL_BYTES = 15_000_000  # 5,000 photographs of COCO with a side of 88 pixels take 12 MB
 SUBTITLE = "Unpaired image captioning: a captioner trained from images without captions and sentences without images."
-DISCRIMINATOR = (
-    "It should tell corpus sentences from samples, but not always. Right on half of them is chance. Right on all of "
-    "them for a long time means that it is saturated: then naturalness no longer teaches the generator."
-)
-# The lists of pick_gallery: key, title and note of their sections.
-GALLERIES = (
-    ("best", "Best captions", "Test pictures with the highest CIDEr."),
-    ("worst", "Worst captions", "Test pictures with the lowest CIDEr: where to look first."),
-    ("random", "Random captions", "Drawn at random: what to expect."),
-)
 
 
 def make_report(ws: Workspace, run: Run) -> Report:
     """Everything on the page. Raises `MissingFileError` where the run folder has no scores."""
-    cfg = ws.cfg
+    cfg, history, seed = ws.cfg, run.history, run.settings["seed"]
     if not run.scored:
         raise MissingFileError(f"{run.folder} holds no scores: run stage=evaluate there first")
     rows, items = method_rows(run), pictures(ws, run)
     ciders = {i: item.scores["CIDEr"] for i, item in items.items() if "CIDEr" in item.scores}
-    lists = zip(GALLERIES, pick_gallery(ciders, cfg.report.gallery, cfg.seed), strict=True)
-    changes = [*since_initialisation(run, items, cfg.report.gallery), *between_validations(ws, run)]
-    texts = {"warning": cfg.report.warning, "summary": summary(rows)}
+    best, worst, drawn = pick_gallery(ciders, cfg.report.gallery, cfg.seed)
+    galleries = {"best": best, "worst": worst, "random": drawn}
+    plots = {
+        "curves": curves.run_plots(history, seed),
+        "discriminator": curves.quantity_plots(history, curves.DISCRIMINATOR, seed),
+        "distributions": [*curves.reward_bands(history), *histograms(run)],
+    }
+    about = About(f"cgtgan: {cfg.name}", SUBTITLE, cfg.report.warning, summary(rows), _facts(ws, run), _notes(run))
     return Report(
-        About(f"cgtgan: {cfg.name}", SUBTITLE, **texts, facts=_facts(ws, run), notes=_notes(run)),
+        replace(about, made_by=OmegaConf.to_yaml(OmegaConf.create(as_dict(cfg)))),
         rows,
-        _plots(run),
-        changes,
-        [Section(*words, [_for_card(items[i]) for i in ids]) for words, ids in lists if ids],
+        plots,
+        curves.health(history),
+        [*since_initialisation(run, items, cfg.report.gallery), *between_validations(ws, run)],
+        {key: [_for_card(items[i]) for i in ids] for key, ids in galleries.items()},
         _listed(ws, run, items),
-        config_yaml=OmegaConf.to_yaml(OmegaConf.create(as_dict(cfg))),
     )
-
-
-def _plots(run: Run) -> list[Section[Any]]:
-    rows, seed = run.history, run.settings["seed"]
-    discriminator, health = curves.quantity_plots(rows, curves.DISCRIMINATOR, seed), curves.health(rows)
-    sections = (
-        Section("curves", "Curves", "", curves.run_plots(rows, seed)),
-        Section("discriminator", "The discriminator", DISCRIMINATOR, discriminator, health),
-        Section("distributions", "Distributions", "", [*curves.reward_bands(rows), *histograms(run)]),
-    )
-    return [section for section in sections if section.items]
 
 
 # -------------------------------------------------------------------------------------------------- tables and numbers

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -28,7 +28,6 @@ from cgtgan.reporting.tables import MethodRow, TestSet, format_score, signed_sco
 
 TEMPLATES = Path(__file__).parent / "templates"
 OPEN_PLOTS = 8  # of the comparison, drawn before the rest is folded away
-Item = TypeVar("Item")
 WrittenCaption = tuple[Sequence[str], str, Sequence[float]]  # names of variants, their caption, its raw CIDErs
 
 
@@ -75,19 +74,8 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Section(Generic[Item]):
-    """A heading, a sentence, and plots or pictures below it; `key` is its address on the page."""
-
-    key: str
-    title: str
-    note: str
-    items: Sequence[Item]
-    facts: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class About:
-    """The words about a page: what stands above its tables, and at its end `notes` and the `command` that made it."""
+    """The words about a page. `made_by`: the settings of the run as YAML, or the command of the comparison."""
 
     title: str
     subtitle: str = ""
@@ -95,7 +83,7 @@ class About:
     summary: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
-    command: str = ""
+    made_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,22 +101,28 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Report:
-    """The page of one run. The first row marked `ours` makes the summary line."""
+    """The page of one run. Keys of `plots`: curves, discriminator, distributions; of `galleries`: best, worst, random.
+
+    `health`: the discriminator in numbers.
+    """
 
     about: About
     rows: Sequence[MethodRow] = ()
-    plots: Sequence[Section[Plot | Histogram]] = ()
+    plots: Mapping[str, Sequence[Plot | Histogram]] = field(default_factory=dict)
+    health: Mapping[str, str] = field(default_factory=dict)
     changes: Sequence[Changes] = ()
-    galleries: Sequence[Section[GalleryItem]] = ()
+    galleries: Mapping[str, Sequence[GalleryItem]] = field(default_factory=dict)
     pictures: Pictures = Pictures()
-    config_yaml: str = ""
+
+
+ComparedPicture = tuple[GalleryItem, Sequence[WrittenCaption]]
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The page of many runs. `settings`: variant -> field -> value, of the fields that differ.
 
-    `runs`: (variant, seed, raw CIDEr, last logged step, folder).
+    `galleries`: title -> note, pictures. `runs`: (variant, seed, raw CIDEr, last logged step, folder).
     """
 
     about: About
@@ -136,7 +130,7 @@ class Comparison:
     resamples: int = 0
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     plots: Sequence[Plot] = ()
-    galleries: Sequence[Section[tuple[GalleryItem, Sequence[WrittenCaption]]]] = ()
+    galleries: Mapping[str, tuple[str, Sequence[ComparedPicture]]] = field(default_factory=dict)
     runs: Sequence[tuple[str, int, float | None, int | None, Path]] = ()
 
 

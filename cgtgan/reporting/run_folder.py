@@ -15,8 +15,8 @@ from cgtgan.runtime.artifacts import read_json
 from cgtgan.runtime.tracking import read_metrics
 
 REWARDS = {
-    "clip_agg": "CLIP-agg", "clip_cos": "CLIP-cos", "mixed": "CLIP-agg and CLIP-cos", "naturalness_only": "no semantics",
-    "semantics_only": "CLIP-agg",
+    "clip_agg": "CLIP-agg", "clip_cos": "CLIP-cos", "mixed": "CLIP-agg and CLIP-cos",
+    "naturalness_only": "no semantics", "semantics_only": "CLIP-agg",
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import pytest
 from pages import watch
 from test_report_page import CONTRAST
 
-from cgtgan.reporting.page import About, Comparison, GalleryItem, Section, render_comparison
+from cgtgan.reporting.page import About, Comparison, GalleryItem, render_comparison
 from cgtgan.reporting.tables import MethodRow, Origin, TestSet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,10 +199,10 @@ def test_names_are_text_whatever_they_are(opened: Callable[..., Any], tmp_path: 
     row = MethodRow(HOSTILE, HOSTILE, {"CIDEr": [1.0]}, seeds={"CIDEr": [0]}, origin=Origin("cgtgan"))
     picture = GalleryItem(HOSTILE, None, HOSTILE, [HOSTILE]), [([HOSTILE], HOSTILE, [1.0])]
     page = Comparison(
-        About(HOSTILE, warning=HOSTILE, summary=HOSTILE, facts={HOSTILE: HOSTILE}, notes=[HOSTILE], command=HOSTILE),
+        About(HOSTILE, warning=HOSTILE, summary=HOSTILE, facts={HOSTILE: HOSTILE}, notes=[HOSTILE], made_by=HOSTILE),
         sets=[TestSet(HOSTILE, [row])],
         settings={HOSTILE: {HOSTILE: HOSTILE}},
-        galleries=[Section("gallery1", HOSTILE, HOSTILE, [picture])],
+        galleries={HOSTILE: (HOSTILE, [picture])},
         runs=[(HOSTILE, 0, None, None, Path(HOSTILE))],
     )
     file = tmp_path / "page.html"

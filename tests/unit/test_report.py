@@ -21,17 +21,7 @@ from rich.console import Console
 from cgtgan.errors import InputError
 from cgtgan.reporting.methods import COLUMNS, FIGURES, published_scores
 from cgtgan.reporting.one_run import summary
-from cgtgan.reporting.page import (
-    About,
-    Change,
-    Changes,
-    GalleryItem,
-    Pictures,
-    Report,
-    Section,
-    render_gallery,
-    render_report,
-)
+from cgtgan.reporting.page import About, Change, Changes, GalleryItem, Pictures, Report, render_gallery, render_report
 from cgtgan.reporting.pictures import THUMBNAIL_PIXELS, pick_gallery, thumbnails
 from cgtgan.reporting.svg import Curve, Histogram, Plot, draw, smooth
 from cgtgan.reporting.tables import MethodRow, console_table, markdown_table, score_table
@@ -117,6 +107,7 @@ def report(tmp_path: Path) -> Report:
         summary=summary(rows),
         facts={"Decoding": "greedy", HOSTILE: HOSTILE},
         notes=[HOSTILE],
+        made_by=f"seed: 0\nname: '{HOSTILE}'\n",
     )
     plots = [
         Plot("CIDEr by step", "CIDEr", [Curve(HOSTILE, [0, 100, 200], [0.1, 1.5, 2.4])], HOSTILE),
@@ -131,18 +122,11 @@ def report(tmp_path: Path) -> Report:
     return Report(
         about,
         rows,
-        plots=[
-            Section("curves", "Curves", HOSTILE, plots, {"Right on samples": HOSTILE}),
-            Section("distributions", HOSTILE, "", [histogram]),
-        ],
+        plots={"curves": plots, "discriminator": plots[:1], "distributions": [histogram]},
+        health={"Right on samples": HOSTILE},
         changes=[Changes("Before and after", HOSTILE, "init", HOSTILE, [change])],
-        galleries=[
-            Section("best", HOSTILE, HOSTILE, [best]),
-            Section("worst", "Worst captions", "", [worst]),
-            Section("random", "Random captions", "", [item(picture, caption="")]),
-        ],
+        galleries={"best": [best], "worst": [worst], "random": [item(picture, caption="")]},
         pictures=Pictures([listed], HOSTILE, {7: ("data:image/png;base64,AAAA", True)}, HOSTILE),
-        config_yaml=f"seed: 0\nname: '{HOSTILE}'\n",
     )
 
 
@@ -174,17 +158,17 @@ def test_the_page_loads_nothing_from_elsewhere(report: Report) -> None:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert re.findall("script-src ([^;]*)", policy) == [f"'sha256-{digest}'"]
     assert json.loads(data)["pictures"][0][1] == [HOSTILE, HOSTILE]
-    gallery = Page(render_gallery("t", report.galleries[0].items))
+    gallery = Page(render_gallery("t", report.galleries["best"]))
     assert gallery.all("script") == []
     assert "script-src" not in next(
         attributes["content"] for attributes in gallery.all("meta") if attributes.get("http-equiv")
     )
-    assert str(Path(report.galleries[0].items[0].image).parent) not in html  # no path of this machine
+    assert str(Path(report.galleries["best"][0].image).parent) not in html  # no path of this machine
     assert all(attributes["href"][1:] in [a.get("id") for _, a in page.tags] for attributes in page.all("a"))
 
 
 def test_hostile_text_is_shown_as_text(report: Report) -> None:
-    for html in (render_report(report), render_gallery(HOSTILE, [*report.galleries[0].items, item(Path("<b>.png"))])):
+    for html in (render_report(report), render_gallery(HOSTILE, [*report.galleries["best"], item(Path("<b>.png"))])):
         page = Page(html)
         assert HOSTILE in page.text
         assert len(page.all("script")) == html.count("<script") == html.count("</script") == len(page.scripts)

@@ -23,7 +23,7 @@ from cgtgan.reporting.curves import (
 )
 from cgtgan.reporting.export import csv_text
 from cgtgan.reporting.one_run import _left_out, between_validations, histograms, method_rows, since_initialisation
-from cgtgan.reporting.page import About, GalleryItem, Report, Section, render_report
+from cgtgan.reporting.page import About, GalleryItem, Report, render_report
 from cgtgan.reporting.run_folder import Run
 from cgtgan.reporting.tables import markdown_table, score_table, score_tables
 from cgtgan.reporting.variants import find_runs, gather
@@ -146,7 +146,7 @@ def test_a_reward_term_and_a_metric_of_the_user_are_shown(own: Run) -> None:
         [8.0, 9.0, 10.0],
     )
     rows = method_rows(run)
-    html = render_report(Report(About("t"), rows, plots=[Section("curves", "Curves", "", [plot])]))
+    html = render_report(Report(About("t"), rows, plots={"curves": [plot]}))
     assert '<th scope="col">words<small>&nbsp;</small></th>' in html
     assert "<td>9.25</td>" in html
     assert "<h3>Reward: brevity</h3>" in html
