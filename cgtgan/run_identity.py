@@ -63,6 +63,7 @@ REWARD_PRESETS = {
     "clip_cos": (0.5, 1.0, 0.5),
     "mixed": (0.5, 0.5, 0.5),
     "naturalness_only": (0.5, 0.0, 0.0),
+    "semantics_only": (0.5, 0.0, 1.0),
 }
 
 

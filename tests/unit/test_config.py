@@ -28,10 +28,11 @@ GROUPS = [
     name for name in YAMLS if "/" in name and not name.startswith(("ablation/", "experiment/", "hydra/", "sweep/"))
 ]
 EXPERIMENTS = [name.removeprefix("experiment/") for name in YAMLS if name.startswith("experiment/")]
-# What an option needs besides itself.
+# What an option needs in addition.
 NEEDS = {
     "dataset/demo": ["experiment=demo"],
     "dataset/folder": ["dataset.root=photos"],
+    "dataset/coco_sample": ["dataset.root=photos"],
     "clip_backbone/custom": ["clip_backbone.model=my_encoder.py:Encoder"],
     "dataset/custom": ["dataset.reader=my_data.py:read"],
     "corpus/demo": ["experiment=demo"],
@@ -151,7 +152,7 @@ def test_demo_recipe_and_its_deltas(typed):
     own = {
         "demo_external": {"corpus.name", "corpus.kind"},
         "demo_clip_cos": {"reward_weights.name", "reward_weights.clip_weight"},
-        "demo_no_naturalness": {"reward_weights.max_weight", "reward_weights.delay_steps"},
+        "demo_no_naturalness": {"reward_weights.name", "reward_weights.max_weight", "reward_weights.delay_steps"},
         "demo_no_semantics": {"reward_weights.name", "reward_weights.max_weight"},
     }
     for name, expected in own.items():
@@ -212,7 +213,7 @@ SENTENCES = {
     "ablation=no_disc": (
         "ablation=no_disc is not accepted (did you mean no_discriminator?): it must be one of no_discriminator, none"
     ),
-    "aggregation_t=100": "one of t100, t175; any other temperature is aggregation_t.t=NUMBER",
+    "aggregation_t=100": "one of t100, t150, t175; any other temperature is aggregation_t.t=NUMBER",
     "decode=null": "decode=null is not accepted: it must be one of beam, best_of_n, greedy, sample",
     "hydra/launcher=slrm": "hydra/launcher=slrm is not accepted (did you mean slurm?)",
     # Hydra's own
