@@ -1,15 +1,16 @@
-"""Aggregation over the corpus: ours beside the published formula, torch's fused attention and the machine's matrix product, in one run.
+"""Aggregation over the corpus: ours, the published formula, torch's fused attention, the bare products, in one run.
 
-Usage: python benchmarks/aggregate.py [--images 2048] [--corpus 20000 100000 500000] [--dim 768] [--t 100] [--device cpu]
+Usage: python benchmarks/aggregate.py [--images 2048] [--corpus 20000 100000 500000] [--dim 768] [--t 100]
+                                      [--device cpu]
 
-For each corpus size M, seconds an image of
-  ours       aggregate_text_embeddings, corpus float16 and memory-mapped: reading, converting and normalising included
-  published  the formula as published: one image at a time, similarities and exponentials in float64, no maximum (a few images)
-  sdpa       scaled_dot_product_attention in float32; converting and normalising the whole corpus for it is measured apart
-  matmul     the two float32 matrix products alone, in tiles, nothing else: the limit
-then ours against each, the largest relative error of ours against float64, the time of three temperatures in one pass and of the 100
-nearest sentences against one temperature, and the peak of anonymous memory while ours runs (mapped pages of the corpus are the system's).
-Embeddings are random, in a cone as CLIP's are.
+For each corpus size M, seconds per image of
+  ours       aggregate_text_embeddings, corpus float16 and memory-mapped: reading, converting, normalising included
+  published  the published formula: one image at a time, float64, no running maximum (a few images)
+  sdpa       scaled_dot_product_attention in float32; converting and normalising the corpus for it is timed separately
+  matmul     the two float32 matrix products alone, in tiles: the limit
+Then the ratios of ours to each, the largest relative error of ours against float64, the time of three temperatures in
+one pass and of the 100 nearest sentences, both against one temperature, and the peak of anonymous memory of ours
+(mapped pages of the corpus belong to the system). Embeddings are random, in a cone as CLIP's are.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 
 def published(images: Tensor, texts: Tensor, t: float) -> Tensor:
-    """The formula, an image at a time, as METHOD describes the released program."""
+    """The formula, one image at a time, as METHOD describes the released program."""
     unit_images = images / images.norm(dim=1, keepdim=True)
     unit_texts = (texts / texts.norm(dim=1, keepdim=True)).double()
     rows = []
@@ -152,8 +153,8 @@ def measure(images: Tensor, path: str, t: float, device: str, repeats: int) -> s
         f"M = {len(texts):7,}   ours {own:.5f}   published {theirs:.4f}   sdpa {fused:.5f}   matmul {limit:.5f}\n"
         f"    ours is {theirs / own:.0f} times as fast as published, {fused / own:.2f} times as sdpa "
         f"({(fused + preparation) / own:.2f} with its preparation), {limit / own:.2f} of the matmul rate\n"
-        f"    error {error:.1e} (sdpa {fused_error:.1e}); 3 temperatures take {three / own:.2f} times one, the 100 nearest "
-        f"{nearest / own:.2f} times all; peak memory {memory / 1e6:.0f} MB"
+        f"    error {error:.1e} (sdpa {fused_error:.1e}); 3 temperatures take {three / own:.2f} times one, "
+        f"the 100 nearest {nearest / own:.2f} times all; peak memory {memory / 1e6:.0f} MB"
     )
 
 
@@ -167,10 +168,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     images = cone(args.images, args.dim, 1).to(args.device)
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.device}: {args.images} images, D = {args.dim}, t = {args.t:g}"
-    )
-    print("seconds an image:")
+    machine = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.device}"
+    print(f"{machine}: {args.images} images, D = {args.dim}, t = {args.t:g}")
+    print("seconds per image:")
     for size in args.corpus:
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/corpus.safetensors"

@@ -1,10 +1,10 @@
-"""Greedy captions a second: ours beside transformers' `generate`, same model, same captions token for token, in one run.
+"""Greedy captions per second: ours and transformers' `generate`, same model, same tokens, in one run.
 
 Usage: python benchmarks/decode.py [--batches 1 8 64 256] [--tokens 11] [--rounds 3] [--device cpu]
 
-GPT-2 small with random weights and ten prefix tokens, at most 20 tokens. Random weights never stop, so for both alike the stop token wins
-wherever the last state lies far enough along one direction, which the positions move it along: captions end in different places, after
---tokens tokens on average.
+GPT-2 small with random weights and ten prefix tokens, at most 20 tokens. Random weights never stop. So both decoders
+take the stop token wherever the last state lies far enough along one direction, which changes with the position:
+captions end in different places, after --tokens tokens on average.
 """
 
 from __future__ import annotations

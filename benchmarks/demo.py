@@ -1,8 +1,8 @@
-"""How long `make demo` takes after installation, and how much memory: the whole pipeline in a fresh folder, with its children (Java).
+"""Time and memory of `make demo` after installation: the whole pipeline in a fresh folder, with its children (Java).
 
 Usage: python benchmarks/demo.py [--experiment demo] [override ...]
-Prints the stages' seconds, the total, and the highest sum of resident memory of the process tree (sampled ten times a second; pages that
-processes share are counted once each, so it is an upper bound).
+Prints the seconds of each stage, the total, and the highest sum of resident memory of the process tree. It is sampled
+ten times per second; pages that processes share count once for each, so it is an upper bound.
 """
 
 from __future__ import annotations

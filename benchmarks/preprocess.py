@@ -1,12 +1,13 @@
-"""preprocess beside encoding one image and one caption at a time, as the released program does, in one run.
+"""preprocess against encoding one image and one caption at a time, as the released program does, in one run.
 
-Usage: python benchmarks/preprocess.py [--images 512] [--captions 2048] [--model ViT-B/32] [--photos FOLDER] [--device auto]
+Usage: python benchmarks/preprocess.py [--images 512] [--captions 2048] [--model ViT-B/32] [--photos FOLDER]
+                                       [--device auto]
 
-The CLIP has OpenAI's sizes and random weights. Photographs are those of --photos, repeated, or drawn ones of 640 x 480 pixels as JPEG;
-captions have the length of COCO's. Prints for images and for captions
-  one at a time   clip's own pipeline: decode, resize, encode a batch of one; captions padded to 77 tokens (a part of the items)
+The CLIP has OpenAI's sizes and random weights. Photographs are those of --photos, repeated, or drawn JPEGs of 640 x 480
+pixels; captions have the length of COCO's. Prints for images and for captions
+  one at a time   clip's own pipeline: decode, resize, encode a batch of one; captions padded to 77 tokens (a sample)
   ours            the stage itself, from files to the written artifact, in the default configuration
-  encoder alone   the same batches from memory, nothing else: the share of it in ours, the rest is overhead
+  encoder alone   the same batches from memory, nothing else; the rest of ours is overhead
 and, for --jpeg-draft, what decoding JPEGs at half their size saves and changes.
 """
 
@@ -126,9 +127,9 @@ def settings(home: Path, model: str, device: str, **dataset: Any) -> Config:
 
 def table(title: str, unit: str, one: float, ours: float, alone: float) -> None:
     print(f"{title:<9} one at a time {one:7.2f} {unit}/s   ours {ours:7.2f}   encoder alone {alone:7.2f}", end="   ")
+    share = ours / alone
     print(
-        f"ours is {ours / one:.2f} times as fast; encoder {ours / alone:.0%} of our time, overhead {1 - ours / alone:.0%}",
-        flush=True,
+        f"ours is {ours / one:.2f} times as fast; encoder {share:.0%} of our time, overhead {1 - share:.0%}", flush=True
     )
 
 
@@ -151,9 +152,8 @@ def main() -> None:
         backbone: Any = open_backbone(ws)
         paths = [i.path for i in dataset_split(ws, "train").images]
         sentences = corpus_sentences(ws)[0]
-        print(
-            f"{args.model}, random weights, {ws.device}, {torch.get_num_threads()} threads, {ws.workers(len(paths))} workers"
-        )
+        threads, workers = torch.get_num_threads(), ws.workers(len(paths))
+        print(f"{args.model}, random weights, {ws.device}, {threads} threads, {workers} workers")
 
         few = paths[: min(48, len(paths))]
         started = time.perf_counter()
@@ -197,9 +197,8 @@ def main() -> None:
             draft = image_embeddings(draft_ws, "train").vectors.float()
             rate = len(paths) / (time.perf_counter() - started)
             cosine = torch.nn.functional.cosine_similarity(exact, draft)
-            print(
-                f"jpeg_draft: {rate:.2f} images/s; cosine with the exact embedding {cosine.mean():.6f}, at least {cosine.min():.6f}"
-            )
+            agreement = f"cosine with the exact embedding {cosine.mean():.6f}, at least {cosine.min():.6f}"
+            print(f"jpeg_draft: {rate:.2f} images/s; {agreement}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""One GAN step at the paper's sizes: ours beside a transcription of the published step, each in a process of its own, in one run.
+"""One GAN step at the paper's sizes: ours and a transcription of the published step, each in its own process.
 
-Usage: python benchmarks/train_step.py --tokenizers FOLDER [--images 16] [--samples 5] [--tokens 20] [--precision float32 bf16]
-                                       [--device cpu] [--steps 3]
+Usage: python benchmarks/train_step.py --tokenizers FOLDER [--images 16] [--samples 5] [--tokens 20]
+                                       [--precision float32 bf16] [--device cpu] [--steps 3]
 
-FOLDER has gpt2/ and roberta/, each with vocab.json and merges.txt. GPT-2 small, RoBERTa-base and the text tower of CLIP ViT-L/14 with
-random weights; corpus sentences of 8 to 15 words. `--tokens 20`: no caption ends before its last position, as random weights have it;
-another number: a stop token is so likely that captions have about so many tokens on average (a trained generator's end near 11).
+FOLDER has gpt2/ and roberta/, each with vocab.json and merges.txt. GPT-2 small, RoBERTa-base and the text tower of CLIP
+ViT-L/14 have random weights; corpus sentences have 8 to 15 words. `--tokens 20`: no caption ends before its last
+position, as with random weights. With another number the stop token is made so likely that captions have about that
+many tokens on average (a trained generator's have near 11).
 
-For each: seconds a step (median of --steps after one that is not counted), the share of each part, the peak of resident memory (GPU
-memory on a GPU) of the whole process with its models, gradients and optimiser states. Then ours against the floor: the matrix products
-of our step, counted by torch, at the rate that this machine reaches in a large matrix product of the same kind.
+For each: seconds per step (median of --steps after one that is not counted), the share of each part, and the peak of
+resident memory (GPU memory on a GPU) of the whole process with its models, gradients and optimiser states. Then ours
+against the floor: the matrix products of our step, counted by torch, at the rate that this machine reaches in a large
+matrix product of the same kind.
 """
 
 from __future__ import annotations
@@ -140,15 +142,18 @@ def make(args: argparse.Namespace) -> tuple[Config, TrainingParts, Callable[[int
 
 
 class Published:
-    """The step as METHOD describes the released program: a cached loop that keeps its graph, a second loop for the greedy captions, one
-    tokeniser call a caption, texts of 77 tokens for CLIP, D over samples once to learn and once to score. Dropout off, as ours."""
+    """The step as METHOD describes the released program, with dropout off as in ours.
+
+    A cached loop that keeps its graph, a second loop for the greedy captions, one tokeniser call per caption, texts of
+    77 tokens for CLIP, D over samples once to learn and once to score.
+    """
 
     def __init__(self, cfg: Config, parts: TrainingParts):
         self.cfg, self.p = cfg, parts
         self.weights = cfg.reward_weights
 
     def draw(self, image: Tensor, greedy: bool) -> tuple[Tensor, Tensor]:
-        """Ids (R, 20) and mean log-probs (R,) of R images; nothing leaves the batch, the loop ends when all captions have."""
+        """Ids (R, 20) and mean log-probs (R,) of R images. The batch keeps all rows until all captions have ended."""
         g = self.p.bundle.model
         read, cache = g.prefix(image), DynamicCache(config=g.gpt.config)
         ids, log_probs, alive = [], [], torch.ones(len(image), device=image.device)
@@ -296,7 +301,8 @@ def main() -> None:
             sys.exit(done.stderr)
         found[kind] = json.loads(done.stdout.splitlines()[-1])
     table = Table(
-        title=f"{args.images} images x {args.samples}, at most {LENGTH} tokens, {args.device}, {torch.get_num_threads()} threads"
+        title=f"{args.images} images x {args.samples}, at most {LENGTH} tokens, {args.device}, "
+        f"{torch.get_num_threads()} threads"
     )
     columns = (
         "step",
