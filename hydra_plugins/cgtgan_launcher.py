@@ -85,7 +85,7 @@ class _JobLauncher(Launcher):
         try:
             import submitit  # noqa: F401
         except ImportError:
-            from cgtgan.cli import ConfigError
+            from cgtgan.errors import ConfigError
 
             fix = "pip install -e '.[slurm]'"
             raise ConfigError(f"hydra/launcher needs the extra `slurm`, which is not installed: {fix}") from None

@@ -17,8 +17,7 @@ from typing import Any
 import psutil
 import submitit
 
-from cgtgan.cli import ConfigError
-from cgtgan.errors import UserError
+from cgtgan.errors import ConfigError, UserError
 
 STOP_S = 30.0  # after Ctrl-C: time for jobs of this machine to write their checkpoints
 

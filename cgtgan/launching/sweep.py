@@ -13,11 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from cgtgan import cli
 from cgtgan.config import Config
-from cgtgan.errors import Stopped, UserError
+from cgtgan.errors import ConfigError, Stopped, UserError
 from cgtgan.launching import job_file
 from cgtgan.launching.queues import JobState, LocalQueue, SlurmQueue, job_states, open_queue
 from cgtgan.launching.worker import Job, task_settings
 from cgtgan.run_identity import run_folder, variant_name
+from cgtgan.setting_errors import config_sentence
 
 RESULT_GRACE_S = 20.0  # after a job ended well: its job.json may still be on the way over a network file system
 LOST_JOB_S = 120.0  # after the queue no longer knows a job: it is given up
@@ -84,13 +85,13 @@ def _checked(compose: Callable[[list[str]], DictConfig], overrides: Sequence[Seq
             assert isinstance(cfg, Config)
             cli.check(cfg)
         except Exception as error:  # Hydra, OmegaConf or our checks: the settings are wrong, or it is a bug
-            sentence = str(error) if isinstance(error, UserError) else cli.config_sentence(error, list(words))
+            sentence = str(error) if isinstance(error, UserError) else config_sentence(error, list(words))
             if sentence is None:
                 raise
-            raise cli.ConfigError(f"{label}: {sentence}; nothing is submitted" if several else sentence) from None
+            raise ConfigError(f"{label}: {sentence}; nothing is submitted" if several else sentence) from None
         folder = run_folder(cfg).absolute()
         if folder in points:
-            raise cli.ConfigError(
+            raise ConfigError(
                 f"{points[folder].label} and {label} have the same run folder, {folder}: give each one of its own with "
                 "variant=NAME or name=NAME, or leave one out; nothing is submitted"
             )
@@ -128,7 +129,7 @@ def _plan(cluster: str, points: Sequence[Point]) -> tuple[list[Point], list[Poin
         record = records[point.folder]
         if state := active.get(point.folder):
             if record.get("settings") != job_file.settings_fingerprint(point.cfg) or record["cluster"] != cluster:
-                raise cli.ConfigError(
+                raise ConfigError(
                     f"{point.label}: job {record['job_id']} ({state.text}) works in {point.folder} with other settings"
                     f"{'' if record['cluster'] == cluster else ' or another launcher'}: cancel it, or give this one a "
                     "folder of its own with variant=NAME; nothing is submitted"

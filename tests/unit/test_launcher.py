@@ -16,7 +16,7 @@ import pytest
 
 from cgtgan import cli
 from cgtgan.config import Config, RewardTermConfig, WandbConfig
-from cgtgan.errors import InputError
+from cgtgan.errors import ConfigError, InputError
 from cgtgan.launching import job_file
 from cgtgan.launching.queues import open_queue
 
@@ -121,7 +121,7 @@ def test_fields_out_of_range_are_refused(fields: dict[str, float], message: str)
         "mem_gb": None,
     }
     open_queue("local", settings)
-    with pytest.raises(cli.ConfigError) as refused:
+    with pytest.raises(ConfigError) as refused:
         open_queue("local", settings | fields)
     assert str(refused.value).startswith(message)
 
