@@ -325,6 +325,7 @@ class ServeConfig:
     host: str = setting("127.0.0.1", ("an address or a name of this machine", lambda v: bool(v.strip())))
     port: int = setting(8000, ("0 (any free one) to 65535", lambda v: 0 <= v <= 65535))
     max_megabytes: float = setting(20.0, POSITIVE)  # of an uploaded file
+    request_seconds: float = setting(60.0, POSITIVE)  # in which a request must have arrived whole
     captions: int = setting(3, AT_LEAST_1)
     nearest: int = setting(5, AT_LEAST_1)
 

@@ -26,6 +26,7 @@ from cgtgan.assets.images import dataset_split
 from cgtgan.assets.workspace import Workspace
 from cgtgan.captioning.captioner import Captioner
 from cgtgan.captioning.decoding import describe
+from cgtgan.captioning.request_timeout import protocol
 from cgtgan.captioning.web import Demo, create_app, in_address
 from cgtgan.config import ClipBackboneConfig, Config, DemoClipConfig, ServeConfig
 from cgtgan.data.image_files import find_images
@@ -55,7 +56,8 @@ def run(cfg: Config) -> None:
             ws.tracker.say(f"serve.host={cfg.serve.host}: everybody who reaches this machine there can use the page")
         ws.tracker.say(f"http://{host}:{sock.getsockname()[1]}/ shows the page; Ctrl-C ends it")
         with stop_requests() as request:  # uvicorn closes the page on SIGINT and SIGTERM, then passes them on
-            uvicorn.Server(uvicorn.Config(app, **UVICORN)).run(sockets=[sock])
+            settings = UVICORN | {"http": protocol(cfg.serve.request_seconds)}
+            uvicorn.Server(uvicorn.Config(app, **settings)).run(sockets=[sock])
     if request.code:
         raise Stopped(f"received {signal.Signals(request.signal).name}: the page is closed", request.code)
 

@@ -237,6 +237,35 @@ def test_an_upload_that_breaks_off_is_no_bug_of_ours(server: Server) -> None:
     assert "Traceback" not in server.printed
 
 
+def test_half_sent_requests_do_not_keep_others_out(home: Path) -> None:
+    """64 connections are the limit.
+
+    Some send half a head, some half a body, some nothing; each is closed after a time.
+    """
+    server = Server(home, "experiment=demo_tiny", "serve.request_seconds=2")
+    half = (
+        b"POST /caption HTTP/1.1\r\nHost: loc",
+        b"POST /caption HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx",
+        b"",
+    )
+    with contextlib.ExitStack() as held:
+        for number in range(64):
+            held.enter_context(connected(server)).sendall(half[number % 3])
+        deadline = time.monotonic() + 30
+        statuses = set()
+        while 200 not in statuses:
+            assert time.monotonic() < deadline
+            with contextlib.suppress(httpx.TransportError):
+                statuses.add(httpx.get(server.url).status_code)
+            time.sleep(0.1)
+        with httpx.Client() as client:  # a connection that waits between two whole requests is not closed for it
+            assert client.get(server.url).status_code == 200
+            time.sleep(2.5)
+            assert client.get(server.url).status_code == 200
+    assert server.end(signal.SIGTERM) == 128 + signal.SIGTERM
+    assert "Traceback" not in server.printed
+
+
 # ----------------------------------------------------------------------------------------------------------- its guards
 
 
