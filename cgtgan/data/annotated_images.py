@@ -17,6 +17,7 @@ from cgtgan.data.annotations import (
     id_order,
     images_in_file,
     name_lines,
+    numbers_of,
     split_list,
     split_list_file,
 )
@@ -40,7 +41,8 @@ def annotated_split(
     ids, captions = _listed(config, name, root, captions_wanted)
     index = _scan(config, name, root)
     ids = sorted(ids, key=id_order)[: config.max_images]
-    paths = {i: index[as_number(i)] for i in ids if as_number(i) in index}
+    alone = numbers_of(ids)
+    paths = {i: path for i in ids if (path := index.get(i) or index.get(as_number(i) if as_number(i) in alone else i))}
     absent = [i for i in ids if i not in paths]
     if len(absent) > config.max_bad_images:
         raise _absent_images(config, name, root, absent, len(ids))
@@ -70,9 +72,9 @@ def training_captions(config: DatasetConfig, root: Path) -> list[Any]:
 
 
 def _of_listed_images(config: DatasetConfig, lists: Path, rows: list[tuple[ImageId, Any]]) -> list[tuple[ImageId, Any]]:
-    listed = {KINDS[config.kind].image_id(line) for line in split_list(lists, "train", LISTS)}
-    chosen = [row for row in rows if as_number(row[0]) in listed]
-    bare = listed - {as_number(image_id) for image_id, _ in chosen}
+    listed = set(KINDS[config.kind].image_ids(split_list(lists, "train", LISTS)).values())
+    chosen = [row for row in rows if not listed.isdisjoint((row[0], as_number(row[0])))]
+    bare = listed - {same for image_id, _ in chosen for same in (image_id, as_number(image_id))}
     first = min(bare, key=id_order, default=None)
     if not chosen:
         raise InputError(
@@ -89,7 +91,7 @@ def _listed(config: DatasetConfig, name: str, root: Path, captions_wanted: bool)
     """Ids of a split and, where wanted, their captions."""
     kind, lists = KINDS[config.kind], _lists_folder(config, root)
     if lists is not None:
-        ids = list(dict.fromkeys(kind.image_id(line) for line in split_list(lists, name, LISTS)))
+        ids = list(dict.fromkeys(kind.image_ids(split_list(lists, name, LISTS)).values()))
         captions: CaptionsById = {}
         for path, field in _caption_files(config, name, root, True) if captions_wanted else ():
             rows = captions_in_file(_read(config, path, field), path, name)
@@ -133,8 +135,11 @@ def _lists_folder(config: DatasetConfig, root: Path) -> Path | None:
 
 def _under_listed_ids(captions: CaptionsById, ids: list[ImageId]) -> CaptionsById:
     """The same captions under the ids of the list: one of both may have names where the other has numbers."""
-    listed = {as_number(i): i for i in ids}
-    return {listed.get(as_number(i), i): texts for i, texts in captions.items()}
+    listed, meant = set(ids), numbers_of(ids)
+    under: CaptionsById = {}
+    for image_id, texts in captions.items():
+        under.setdefault(image_id if image_id in listed else meant.get(as_number(image_id), image_id), []).extend(texts)
+    return under
 
 
 def _caption_files(config: DatasetConfig, name: str, root: Path, split_lists: bool) -> list[tuple[Path, str]]:
@@ -159,7 +164,7 @@ def _folders(config: DatasetConfig, name: str, root: Path) -> list[Path]:
 def _scan(config: DatasetConfig, name: str, root: Path) -> dict[ImageId, Path]:
     """id -> path of every picture in the split's folders: one scan per folder, no look at single files."""
     kind = KINDS[config.kind]
-    index: dict[ImageId, Path] = {}
+    found: dict[str, Path] = {}
     for folder in _folders(config, name, root):
         if not folder.is_dir():
             continue
@@ -167,8 +172,11 @@ def _scan(config: DatasetConfig, name: str, root: Path) -> dict[ImageId, Path]:
             for entry in entries:
                 stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122 (120,000 Path objects would take seconds)
                 if suffix.lower() in IMAGE_SUFFIXES and not stem.startswith("."):
-                    index[kind.image_id(entry.name)] = folder / entry.name
-    return index
+                    found[entry.name] = folder / entry.name
+    index: dict[ImageId, Path] = {}
+    if not kind.id_ends_name:
+        index |= {os.path.splitext(file)[0]: path for file, path in found.items()}  # noqa: PTH122
+    return index | {image_id: found[file] for file, image_id in kind.image_ids(found).items()}
 
 
 def _absent_images(config: DatasetConfig, name: str, root: Path, absent: list[ImageId], total: int) -> MissingFileError:

@@ -7,8 +7,10 @@ Karpathy:  {"images": [{"split", "filename", "cocoid"?, "sentences": [{"raw"}]}]
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 from cgtgan.config import SPLITS
@@ -92,6 +94,17 @@ def images_in_file(content: Any, path: Path, split: str) -> dict[ImageId, str | 
     return {unified[image_id]: name for image_id, name in names.items()}
 
 
+def captions_and_names(content: Any, path: Path) -> tuple[CaptionsById, dict[ImageId, str | None]]:
+    """Of a whole file, every split: captions by id; and the file name (or None) of each image it lists, same ids."""
+    captions: CaptionsById = {}
+    names: dict[ImageId, str | None] = {}
+    for split in SPLITS if is_karpathy(content) else ("all",):
+        captions |= captions_by_image(captions_in_file(content, path, split), path)
+        names |= images_in_file(content, path, split)
+    meant = numbers_of(captions)
+    return captions, {i if i in captions else meant.get(as_number(i), i): name for i, name in names.items()}
+
+
 def _karpathy_images(content: dict[str, Any], path: Path, split: str) -> list[tuple[str, dict[str, Any]]]:
     """(its place in the file, the image's entry) of every image of `split`."""
     images: list[tuple[str, dict[str, Any]]] = []
@@ -112,24 +125,42 @@ def _karpathy_images(content: dict[str, Any], path: Path, split: str) -> list[tu
 
 def _karpathy_id(image: dict[str, Any], place: str) -> ImageId:
     """COCO's own id where there is one; else the file's name without its ending, as in Flickr30k."""
-    return checked_id(image["cocoid"] if "cocoid" in image else Path(image["filename"]).stem, place)
+    stem = PurePosixPath(image["filename"].replace("\\", "/")).stem
+    return checked_id(image.get("cocoid", stem), place)
 
 
 # ---------------------------------------------------------------------------------------------------- image ids
 
 
 def unify_ids(ids: Iterable[ImageId]) -> dict[ImageId, ImageId]:
-    """Map every id to itself, or to its integer if all of them are integers or digits."""
+    """Map every id to its integer if all of them are integers or digits and stay apart, else to itself.
+
+    007 and 7 beside each other are two names.
+    """
     distinct = set(ids)
     numbers = {i: as_number(i) for i in distinct}
-    return numbers if all(isinstance(i, int) for i in numbers.values()) else {i: i for i in distinct}
+    if not all(isinstance(i, int) for i in numbers.values()):
+        return {i: i for i in distinct}
+    if len({numbers[i] for i in distinct if isinstance(i, str)}) < sum(isinstance(i, str) for i in distinct):
+        return {i: str(i) for i in distinct}
+    return numbers
 
 
 def as_number(image_id: ImageId) -> ImageId:
-    """A name of ASCII digits as its integer, anything else as it is; more than 18 digits are a hash: a name."""
-    if isinstance(image_id, str) and len(image_id) <= 18 and image_id.isascii() and image_id.isdigit():
+    """A name of ASCII digits as its integer, another with composed letters; more than 18 digits are a hash: a name."""
+    if not isinstance(image_id, str):
+        return image_id
+    if len(image_id) <= 18 and image_id.isascii() and image_id.isdigit():
         return int(image_id)
-    return image_id
+    return unicodedata.normalize("NFC", image_id)
+
+
+def numbers_of(ids: Iterable[ImageId]) -> dict[ImageId, ImageId]:
+    """Number -> the id that it means, names under themselves; a number that two ids share (007 and 7) is left out."""
+    meant: dict[ImageId, set[ImageId]] = {}
+    for image_id in ids:
+        meant.setdefault(as_number(image_id), set()).add(image_id)
+    return {number: same.pop() for number, same in meant.items() if len(same) == 1}
 
 
 def id_order(image_id: ImageId) -> tuple[bool, ImageId]:
@@ -140,7 +171,11 @@ def id_order(image_id: ImageId) -> tuple[bool, ImageId]:
 def checked_id(value: Any, place: str) -> ImageId:
     """`value` if it is an id; `InputError` naming the place where it is not."""
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
-        raise InputError(f"{place}: the image id {value!r} must be an integer or a name")
+        raise InputError(f"{place}: the image id {value!r:.80} must be an integer or a name")
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        raise InputError(f"{place}: the image id {str(value)[:30]}... is no number of 64 bits: write it as a string")
+    if isinstance(value, str) and not value.isprintable() and re.search("[\ud800-\udfff\x00]", value):
+        raise InputError(f"{place}: the image id {value!r:.80} has characters that no file name has")
     return value
 
 

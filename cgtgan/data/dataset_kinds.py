@@ -5,7 +5,7 @@ A new kind is one record of `KINDS`, its name in `config.DATASET_KINDS`, and one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cgtgan.config import SPLITS
@@ -33,9 +33,21 @@ class DatasetKind:
 
     def image_id(self, file_name: str) -> ImageId:
         """COCO_val2014_000000000042.jpg -> 42 where the id ends the name; else the name without folder and ending."""
-        stem = file_name.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
+        stem = _stem(file_name)
         number = as_number(stem.rsplit("_", 1)[-1] if self.id_ends_name else stem)
-        return number if isinstance(number, int) else stem
+        return number if isinstance(number, int) else as_number(stem)
+
+    def image_ids(self, file_names: Iterable[str]) -> dict[str, ImageId]:
+        """File name -> `image_id`. Where the whole name is the id, 007.jpg and 7.jpg stay apart, as names."""
+        ids = {name: self.image_id(name) for name in file_names}
+        stems: dict[ImageId, set[str]] = {}
+        for name, image_id in ids.items():
+            stems.setdefault(image_id, set()).add(_stem(name))
+        return {name: i if self.id_ends_name or len(stems[i]) == 1 else _stem(name) for name, i in ids.items()}
+
+
+def _stem(file_name: str) -> str:
+    return file_name.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
 def _usual_caption_files(karpathy: str | None = None) -> dict[str, tuple[str, ...]]:

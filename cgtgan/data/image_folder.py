@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
+import unicodedata
 from pathlib import Path
 
-from cgtgan.config import SPLITS, DatasetConfig
-from cgtgan.data.annotations import (
-    CaptionsById,
-    ImageId,
-    as_number,
-    captions_by_image,
-    captions_in_file,
-    id_order,
-    images_in_file,
-    is_karpathy,
-    split_list,
-)
+from cgtgan.config import DatasetConfig
+from cgtgan.data.annotations import CaptionsById, ImageId, captions_and_names, id_order, split_list
 from cgtgan.data.image_files import IMAGE_SUFFIXES, pictures_below
+from cgtgan.data.image_names import match_names, plain_name
 from cgtgan.data.user_files import missing_file, printable, read_user_json
 from cgtgan.errors import InputError, MissingFileError
 
@@ -59,7 +50,8 @@ def _pictures(base: Path) -> dict[ImageId, Path]:
     """Relative path without ending -> path; pictures that differ in the ending alone keep it."""
     by_stem: dict[ImageId, list[Path]] = {}
     for path in pictures_below(base, IMAGE_SUFFIXES):
-        by_stem.setdefault(printable(path.relative_to(base).with_suffix("")), []).append(path)
+        stem = unicodedata.normalize("NFC", printable(path.relative_to(base).with_suffix("")))  # a Mac's names are NFD
+        by_stem.setdefault(stem, []).append(path)
     alone = {stem: paths[0] for stem, paths in by_stem.items() if len(paths) == 1}
     alike = [path for paths in by_stem.values() if len(paths) > 1 for path in paths]
     return alone | {printable(path.relative_to(base)): path for path in alike}
@@ -67,13 +59,8 @@ def _pictures(base: Path) -> dict[ImageId, Path]:
 
 def _with_references(files: dict[ImageId, Path], base: Path, path: Path) -> tuple[dict[ImageId, Path], CaptionsById]:
     """The pictures under the ids of the reference file at `path`, and its captions."""
-    content = read_user_json(path, "dataset.references")
-    captions: CaptionsById = {}
-    names: dict[ImageId, str | None] = {}
-    for split in SPLITS if is_karpathy(content) else ("all",):
-        captions.update(captions_by_image(captions_in_file(content, path, split), path))
-        names |= {as_number(i): file_name for i, file_name in images_in_file(content, path, split).items()}
-    files = _under_reference_ids(files, {i: names.get(as_number(i)) or str(i) for i in captions}, base, path)
+    captions, names = captions_and_names(read_user_json(path, "dataset.references"), path)
+    files = _under_reference_ids(files, {i: names.get(i) or str(i) for i in captions}, base, path)
     stray = captions.keys() - files.keys()
     if captions and len(stray) == len(captions):
         raise InputError(
@@ -90,25 +77,10 @@ def _with_references(files: dict[ImageId, Path], base: Path, path: Path) -> tupl
 def _under_reference_ids(
     files: dict[ImageId, Path], reference_names: dict[ImageId, str], base: Path, path: Path
 ) -> dict[ImageId, Path]:
-    """The same pictures under the ids of the references, each of which comes with its picture's name (or its id).
-
-    A picture is recognised by its path below `base`, else by the last part of it, else by the number that ends it; the
-    ending may be left out.
-    """
-    reference_of: dict[ImageId, ImageId] = {}
-    keys_of = {
-        i: [_name_keys(printable(f.relative_to(base))), _name_keys(printable(f.relative_to(base).with_suffix("")))]
-        for i, f in files.items()
-    }
-    for way in range(3):
-        free: dict[str | None, list[ImageId]] = {}
-        for reference_id in reference_names.keys() - set(reference_of.values()):
-            free.setdefault(_name_keys(reference_names[reference_id])[way], []).append(reference_id)
-        free.pop(None, None)
-        for image_id in files.keys() - reference_of.keys():
-            fitting = {reference_id for keys in keys_of[image_id] for reference_id in free.get(keys[way], [])}
-            if len(fitting) == 1:
-                reference_of[image_id] = fitting.pop()
+    """The same pictures under the ids of the references, each of which comes with its picture's name (or its id)."""
+    relative = {i: file.relative_to(base) for i, file in files.items()}
+    names = {i: (printable(below), printable(below.with_suffix(""))) for i, below in relative.items()}
+    reference_of = match_names(names, reference_names)
     renamed: dict[ImageId, Path] = {}
     for image_id, file in files.items():
         new_id = reference_of.get(image_id, image_id)
@@ -118,15 +90,6 @@ def _under_reference_ids(
     return renamed
 
 
-def _name_keys(name: str) -> tuple[str, str, str | None]:
-    """A picture's path, its last part, and the number that ends this."""
-    name = name.replace("\\", "/")
-    last = name.rsplit("/", 1)[-1]
-    stem, dot, ending = last.rpartition(".")
-    number = re.search(r"[0-9]+$", stem if dot + ending.lower() in IMAGE_SUFFIXES else last)
-    return name, last, number and (number[0].lstrip("0") or "0")
-
-
 def _listed(files: dict[ImageId, Path], base: Path, lines: list[str], config: DatasetConfig) -> dict[ImageId, Path]:
     """The pictures that the lines of a split list name."""
     exact: dict[str, ImageId] = {}
@@ -134,12 +97,12 @@ def _listed(files: dict[ImageId, Path], base: Path, lines: list[str], config: Da
     for image_id, file in files.items():
         relative = file.relative_to(base)
         exact |= {printable(relative): image_id, str(image_id): image_id}
-        for key in (printable(relative.with_suffix("")), file.name):
-            loose.setdefault(key, set()).add(image_id)
+        for key in (printable(relative), printable(relative.with_suffix("")), file.name):
+            loose.setdefault(plain_name(key), set()).add(image_id)
     lists = f"listed by dataset.karpathy={config.karpathy}"
     chosen: dict[str, ImageId] = {}
     for line in lines:
-        fitting = {exact[line]} if line in exact else loose.get(line, set())
+        fitting = {exact[line]} if line in exact else loose.get(plain_name(line), set())
         if len(fitting) > 1:
             one, two = sorted(str(files[i]) for i in fitting)[:2]
             raise InputError(f"{line}, {lists}, may be {one} or {two}: list its path below {base}")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cgtgan.config import DatasetConfig
 from cgtgan.data.corpora import clean_captions, read_raw
+from cgtgan.data.datasets import load_split
 from cgtgan.data.image_files import open_image
 from cgtgan.data.loading import decoded, load_pixels
 from cgtgan.data.user_files import read_user_json
@@ -224,3 +228,103 @@ def test_html_entities_are_the_characters_that_clip_reads() -> None:
     assert clean_captions("coco", raw) == expected
     assert clean_captions("none", ["R&amp;B singer"]) == ["R&B singer."]
     assert clean_captions("coco", ["R&amp;B singer"], released=True) == ["R&amp;B singer."]
+
+
+# ---------------------------------------------------------------------------------------------------- names and ids
+
+
+def folder_references(root: Path, names: list[str], content: Any) -> dict[str, list[str] | None]:
+    """File name -> the captions that its picture gets in a folder of pictures."""
+    (root / "images").mkdir()
+    for name in names:
+        Image.new("RGB", (9, 9)).save(root / "images" / name)
+    (root / "refs.json").write_text(json.dumps(content))
+    config = DatasetConfig(kind="folder", references="refs.json", val_fraction=0.0, test_fraction=1.0)
+    split = load_split(config, "test", root)
+    return {image.path.name: split.references.get(image.image_id) for image in split.images}
+
+
+def captions(*ids: int | str) -> list[dict[str, Any]]:
+    return [{"image_id": i, "caption": f"of {i}"} for i in ids]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "e3b0c44298fc1",
+        "9f86d081884c7d3",
+        "abc12",
+        "3f2c1d9e-8a7b-4c3d-9e1f-000000000012",
+        "000000000000000000012",
+        "day12of13",
+    ],
+)
+def test_the_number_that_ends_a_hash_is_no_image_id(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="its ids, or file_name, must name these pictures"):
+        folder_references(tmp_path, [f"{name}.png"], captions(*range(14)))
+
+
+@pytest.mark.parametrize("name", ["12", "012", "IMG_12", "COCO_val2014_000000000012", "img12", "photo 12", "a-12"])
+def test_the_number_that_ends_a_name_is_an_image_id(tmp_path: Path, name: str) -> None:
+    assert folder_references(tmp_path, [f"{name}.png"], captions(*range(14))) == {f"{name}.png": ["of 12"]}
+
+
+def test_leading_zeros_tell_two_pictures_apart(tmp_path: Path) -> None:
+    given = folder_references(tmp_path, ["007.png", "7.png"], captions("007", "7"))
+    assert given == {"007.png": ["of 007"], "7.png": ["of 7"]}
+
+
+def test_leading_zeros_tell_two_pictures_apart_by_file_name(tmp_path: Path) -> None:
+    images = [{"id": "007", "file_name": "a.png"}, {"id": "7", "file_name": "b.png"}]
+    given = folder_references(tmp_path, ["a.png", "b.png"], {"images": images, "annotations": captions("007", "7")})
+    assert given == {"a.png": ["of 007"], "b.png": ["of 7"]}
+
+
+def test_leading_zeros_tell_two_pictures_of_a_karpathy_file_apart(tmp_path: Path) -> None:
+    names = ("007.jpg", "7.jpg")
+    images = [{"filename": n, "split": "test", "sentences": [{"raw": f"of {n}"}]} for n in names]
+    (tmp_path / "dataset_flickr30k.json").write_text(json.dumps({"images": images}))
+    (tmp_path / "flickr30k_images").mkdir()
+    for name in names:
+        Image.new("RGB", (9, 9)).save(tmp_path / "flickr30k_images" / name)
+    config = DatasetConfig(kind="flickr30k", karpathy="dataset_flickr30k.json")
+    split = load_split(config, "test", tmp_path)
+    assert {i.path.name: split.references[i.image_id] for i in split.images} == {n: [f"of {n}"] for n in names}
+    (tmp_path / "flickr30k_images/7.jpg").unlink()
+    with pytest.raises(MissingFileError, match=r"1 of 2 test images are not in .*, first 7:"):
+        load_split(config, "test", tmp_path)
+
+
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "listed"),
+    [(f"{NFD}.png", f"{NFC}.png"), (f"{NFC}.png", f"{NFD}.png"), ("a b.png", "pics\\a b.png"), ("A.PNG", "a.png")],
+)
+def test_names_of_a_mac_and_of_windows_find_their_pictures(tmp_path: Path, on_disk: str, listed: str) -> None:
+    content = {"images": [{"id": 1, "file_name": listed}], "annotations": captions(1)}
+    assert folder_references(tmp_path, [on_disk], content) == {on_disk: ["of 1"]}
+
+
+def test_lists_and_karpathy_files_of_a_mac_and_of_windows(tmp_path: Path) -> None:
+    images = [{"filename": f"images\\{NFC}.jpg", "split": "test", "sentences": [{"raw": "a dog"}]}]
+    (tmp_path / "dataset_flickr30k.json").write_text(json.dumps({"images": images}))
+    for folder in ("flickr30k_images", "pics/sub"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / folder / f"{NFD}.jpg")
+    split = load_split(DatasetConfig(kind="flickr30k", karpathy="dataset_flickr30k.json"), "test", tmp_path)
+    assert [(i.path.name, split.references[i.image_id]) for i in split.images] == [(f"{NFD}.jpg", ["a dog"])]
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/my_test.txt").write_text(f"sub\\{NFC}.jpg\r\n")
+    split = load_split(DatasetConfig(kind="folder", images="pics", karpathy="lists"), "test", tmp_path)
+    assert [i.path.name for i in split.images] == [f"{NFD}.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("image_id", "reason"),
+    [("a\ud800b", "characters that no file name has"), (10**30, "no number of 64 bits"), (True, "integer or a name")],
+)
+def test_impossible_image_ids_are_refused(tmp_path: Path, image_id: Any, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        folder_references(tmp_path, ["1.png"], [{"image_id": image_id, "caption": "a"}])
