@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cgtgan.config import Config
-from cgtgan.errors import MissingFileError, UserError
+from cgtgan.errors import InputError, MissingFileError, UserError
 from cgtgan.reporting.run_folder import Run
 from cgtgan.run_identity import scientific_settings
 from cgtgan.runtime.artifacts import canonical_json, read_json
@@ -55,6 +55,7 @@ def find_runs(patterns: Sequence[str], split: str) -> Selection:
     """
     selection, seen = Selection(), set()
     for pattern in patterns:
+        _refuse_whole_disk(pattern)
         matches = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207 (absolute patterns too)
         if not matches:
             selection.left_out.append((pattern, "nothing is there"))
@@ -71,6 +72,14 @@ def find_runs(patterns: Sequence[str], split: str) -> Selection:
         left_out = f"; {selection.sentence()}" if selection.left_out else ""
         raise MissingFileError(f"{missing}, run stage=evaluate first{left_out}")
     return selection
+
+
+def _refuse_whole_disk(pattern: str) -> None:
+    """Raise `InputError` for `**` directly below the root of the disk or a home folder: such a search takes hours."""
+    start, wild, _ = pattern.partition("**")
+    folder = Path(start).expanduser().resolve()
+    if wild and folder in (Path(folder.anchor), Path.home()):
+        raise InputError(f"runs={pattern} would search all of {folder}: name the folder of the runs, such as runs/**")
 
 
 def natural(text: str) -> list[Any]:

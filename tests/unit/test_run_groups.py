@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from run_folders import make_run, write
 
-from cgtgan.errors import MissingFileError
+from cgtgan.errors import InputError, MissingFileError
 from cgtgan.reporting.variants import NAMED, Selection, differing, distinguish, find_runs, gather, natural
 
 ONE = {"cgtgan": [1.0, 2.0]}
@@ -83,6 +83,12 @@ def test_none_left_is_an_error_that_says_why(root: Path) -> None:
         find_runs([f"{root}/exp/t80/*"], "val")
     with pytest.raises(MissingFileError, match="nothing is there"):
         find_runs([f"{root}/no*where"], "test")
+
+
+@pytest.mark.parametrize("pattern", ["/**", "/**/seed=*", "~/**", "/tmp/../**"])
+def test_the_whole_disk_is_not_searched(pattern: str) -> None:
+    with pytest.raises(InputError, match=r"would search all of .*: name the folder of the runs, such as runs/\*\*"):
+        find_runs([pattern], "test")
 
 
 def test_what_a_comparison_and_a_multirun_write_is_no_complaint(root: Path) -> None:
