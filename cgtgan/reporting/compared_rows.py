@@ -14,7 +14,7 @@ from cgtgan.errors import InputError
 from cgtgan.evaluation.bootstrap import SystemScores, paired_bootstrap
 from cgtgan.reporting.methods import METHODS
 from cgtgan.reporting.run_folder import Run
-from cgtgan.reporting.tables import MethodRow, Origin, TestSet
+from cgtgan.reporting.tables import MethodRow, Origin, RowsBySet
 from cgtgan.reporting.variants import Variant, distinguish
 from cgtgan.runtime.artifacts import canonical_json, fingerprint
 
@@ -131,16 +131,16 @@ def _row(entry: Entry, title: str) -> MethodRow:
     )
 
 
-def tables_of(sets: Sets) -> list[TestSet]:
+def tables_of(sets: Sets) -> RowsBySet:
     """The tables, with the paper's row where a variant's setting is the paper's."""
     titles = [f"{dataset}, {split} split" for dataset, split, _ in sets]
-    tables = []
+    tables: dict[str, list[MethodRow]] = {}
     for (key, rows), title in zip(sets.items(), titles, strict=True):
         counts = {run.scores(entry.method).get("images") or 0 for entry in rows for run in entry.runs.values()}
         images = " or ".join(f"{n:,}" for n in sorted(counts) if n)
         name = f"{title}, {images} images" if images else title
         name += f", references {key[2]}" if titles.count(title) > 1 else ""
-        tables.append(TestSet(name, [*(entry.row for entry in rows), *_published(rows)]))
+        tables[name] = [*(entry.row for entry in rows), *_published(rows)]
     return tables
 
 

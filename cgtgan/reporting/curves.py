@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -137,9 +138,8 @@ def reward_bands(rows: History) -> list[Plot]:
     """The baseline of each reward over training; its band is the mean distance of the samples from it."""
     plots = []
     terms = {"semantic": ("Semantic reward", "reward"), "naturalness": ("Naturalness", "logit")}
-    for term, (title, unit) in (
-        terms | {name: (f"Reward: {name}", "reward") for name in further_rewards([rows])}
-    ).items():
+    terms |= {name: (f"Reward: {name}", "reward") for name in further_rewards([rows])}
+    for term, (title, unit) in terms.items():
         mean, advantage, distance = f"reward/{term}", f"advantage/{term}", f"advantage/{term}_abs"
         logged = [row for row in rows if None not in (row.get(mean), row.get(advantage), row.get(distance))]
         if any(row[distance] for row in logged):
@@ -204,5 +204,4 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 def _common(lists: Sequence[Sequence[str]]) -> int:
     """How many items all lists begin with."""
-    columns = zip(*lists)  # noqa: B905 (to the shortest)
-    return next((i for i, items in enumerate(columns) if len(set(items)) > 1), min(map(len, lists)))
+    return len(list(takewhile(lambda items: len(set(items)) == 1, zip(*lists, strict=False))))

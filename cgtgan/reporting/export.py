@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 
 from cgtgan.reporting import tables
-from cgtgan.reporting.tables import Cell, MethodRow, TestSet, baseline_names, measured_metrics
+from cgtgan.reporting.tables import Cell, MethodRow, RowsBySet, baseline_names, measured_metrics
 
 COLUMNS: Sequence[str] = (
     "test_set", "experiment", "variant", "method", "row", "decoding", "metric", "n", "mean", "std", "seeds", "values",
@@ -18,7 +18,7 @@ COLUMNS: Sequence[str] = (
 )  # fmt: skip
 
 
-def csv_text(sets: Sequence[TestSet]) -> str:
+def csv_text(sets: RowsBySet) -> str:
     """One line per row and metric; scores are fractions with all their digits, an unknown value is empty.
 
     `seeds` and `values` are separated by blanks and belong together; `n`, `mean` and `std` (n-1) leave out values that
@@ -27,9 +27,9 @@ def csv_text(sets: Sequence[TestSet]) -> str:
     file = io.StringIO()
     table = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
     table.writeheader()
-    for test_set in sets:
-        for row in test_set.rows:
-            table.writerows({"test_set": test_set.name, **_csv_fields(row, metric)} for metric in row.scores)
+    for name, rows in sets.items():
+        for row in rows:
+            table.writerows({"test_set": name, **_csv_fields(row, metric)} for metric in row.scores)
     return file.getvalue()
 
 
@@ -50,19 +50,19 @@ def _csv_fields(row: MethodRow, metric: str) -> dict[str, object]:
     return fields
 
 
-def markdown(sets: Sequence[TestSet]) -> str:
+def markdown(sets: RowsBySet) -> str:
     """The tables of scores and of differences as GitHub Markdown."""
     parts = []
-    for test_set in sets:
-        parts.append(f"{test_set.name}; mean ± standard deviation (n-1) over seeds, x 100 where the metric is\n")
-        parts += map(tables.markdown_table, tables.score_tables(test_set.rows))
-        metrics, rows = tables.difference_table(test_set.rows)
-        if rows:
-            baselines = " / ".join(sorted(baseline_names(test_set.rows)))
+    for name, rows in sets.items():
+        parts.append(f"{name}; mean ± standard deviation (n-1) over seeds, x 100 where the metric is\n")
+        parts += map(tables.markdown_table, tables.score_tables(rows))
+        metrics, tested = tables.difference_table(rows)
+        if tested:
+            baselines = " / ".join(sorted(baseline_names(rows)))
             parts.append(f"difference to {baselines}: 95% interval over test images, p\n")
             lines = [
                 [row.name, *("-" if c is None else f"{c.value} ({c.images}), {c.p}" for c in cells)]
-                for row, cells in rows
+                for row, cells in tested
             ]
             parts.append(tables.markdown_lines([""], metrics, lines))
     return "\n".join(parts)
@@ -85,20 +85,20 @@ def latex_escaped(text: str) -> str:
     return re.sub("-(?=-)", "-{}", "".join(_SPECIAL.get(c, c) for c in line))  # two hyphens would become a dash
 
 
-def latex_table(sets: Sequence[TestSet], *, made_by: Sequence[str] = ()) -> str:
+def latex_table(sets: RowsBySet, *, made_by: Sequence[str] = ()) -> str:
     r"""A booktabs `tabular` for each test set, to be \input; comments above it hold `made_by` and explain the signs."""
     comments = [*made_by, "Needs \\usepackage{booktabs}."]
     comments.append("Scores x 100 (not counts and lengths); mean \\pm standard deviation (n-1) over seeds.")
     comments.append("Bold: the best score measured here without pairs.")
-    if baselines := sorted({name for test_set in sets for name in baseline_names(test_set.rows)}):
+    if baselines := sorted({name for rows in sets.values() for name in baseline_names(rows)}):
         names, test = " / ".join(baselines), "the 95% interval of the paired bootstrap"
         comments.append(f"^{{+}}, ^{{-}}: above, below {names}; {test}")
         comments.append(
             "over test images excludes 0. In parentheses: not over other seeds, or their spread is unknown."
         )
     lines = [f"% {' '.join(comment.split())}" for comment in comments]
-    for test_set in sets:
-        lines += ["", f"% {' '.join(test_set.name.split())}", *_tabular(test_set.rows)]
+    for name, rows in sets.items():
+        lines += ["", f"% {' '.join(name.split())}", *_tabular(rows)]
     return "\n".join(lines) + "\n"
 
 

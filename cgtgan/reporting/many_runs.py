@@ -15,12 +15,13 @@ from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config, DemoWorldConfig, ReportConfig, as_dict
 from cgtgan.data.datasets import Split
 from cgtgan.errors import UserError
+from cgtgan.reporting import tables
 from cgtgan.reporting.compared_rows import Entry, against_baseline, entries, tables_of
 from cgtgan.reporting.curves import variant_plots
 from cgtgan.reporting.export import csv_text, latex_table, markdown
 from cgtgan.reporting.page import About, ComparedPicture, Comparison, WrittenCaption, item_of, render_comparison
 from cgtgan.reporting.run_folder import Run
-from cgtgan.reporting.tables import TestSet, console_table, format_score, score_cell, score_tables, signed_interval
+from cgtgan.reporting.tables import MethodRow, RowsBySet, format_score, signed_interval
 from cgtgan.reporting.variants import OUTPUT, Variant, as_typed, differing, find_runs, gather
 from cgtgan.runtime.artifacts import fingerprint, write_text
 from cgtgan.runtime.tracking import Tracker
@@ -43,8 +44,9 @@ def compare(cfg: Config) -> Path:
     notes += _notes(variants, rows)
     notes += [selection.sentence()] if selection.left_out else []
     differ = differing([variant.settings for variant in variants]).items()
+    about = replace(_about(cfg, variants), facts=_facts(variants, sets, baselines), notes=notes)
     page = Comparison(
-        replace(_about(cfg, variants), summary=_summary(sets[0]), facts=_facts(variants, sets, baselines), notes=notes),
+        replace(about, summary=_summary(next(iter(sets.values())))),
         sets,
         cfg.report.resamples,
         {v.name: {name: as_typed(values[i]) for name, values in differ} for i, v in enumerate(variants) if differ},
@@ -57,10 +59,10 @@ def compare(cfg: Config) -> Path:
     write_text(places[".tex"], latex_table(sets, made_by=[page.about.made_by, page.about.facts["Code"]]))
     write_text(places[".md"], markdown(sets))
     write_text(places[".html"], render_comparison(page))
-    for test_set in sets:
-        tracker.say(test_set.name)
-        for table in score_tables(test_set.rows):
-            tracker.show(console_table(table))
+    for name, table_rows in sets.items():
+        tracker.say(name)
+        for table in tables.score_tables(table_rows):
+            tracker.show(tables.console_table(table))
     for text in filter(None, [page.about.warning, page.about.summary, *notes]):
         tracker.say(text)
     tracker.say(f"report: {places['.html']}, with {', '.join(places[suffix].name for suffix in FILES)} in its folder")
@@ -95,10 +97,10 @@ def _about(cfg: Config, variants: Sequence[Variant]) -> About:
     return About(f"cgtgan: {names}", "Runs side by side", warning, made_by=_command(cfg))
 
 
-def _facts(variants: Sequence[Variant], sets: Sequence[TestSet], baselines: Sequence[str]) -> dict[str, str]:
+def _facts(variants: Sequence[Variant], sets: RowsBySet, baselines: Sequence[str]) -> dict[str, str]:
     runs = [run for variant in variants for run in variant.runs]
     seeds = sorted({run.settings["seed"] for run in runs})
-    decodings = {row.decoding for test_set in sets for row in test_set.rows if row.part != "published"} - {"none"}
+    decodings = {row.decoding for rows in sets.values() for row in rows if row.part != "published"} - {"none"}
     return {
         "Runs": f"{len(runs)}, of {len(variants)} {'variant' if len(variants) == 1 else 'variants'}",
         "Experiments": ", ".join(dict.fromkeys(variant.experiment for variant in variants)),
@@ -109,15 +111,15 @@ def _facts(variants: Sequence[Variant], sets: Sequence[TestSet], baselines: Sequ
     }
 
 
-def _summary(test_set: TestSet) -> str:
+def _summary(rows: Sequence[MethodRow]) -> str:
     """Which variant has the highest CIDEr, and how far above the baseline."""
-    trained = [row for row in test_set.rows if row.origin.method == "cgtgan"]
+    trained = [row for row in rows if row.origin.method == "cgtgan"]
     scored = [(mean, row) for row in trained if (mean := row.mean("CIDEr")) is not None]
     if not scored:
         return ""
     _, row = max(scored, key=lambda pair: pair[0])
     best = f"Highest CIDEr of {len(scored)} variants: {row.name}" if len(scored) > 1 else row.name
-    cell, seeds = score_cell(row, "CIDEr"), len(row.scores["CIDEr"])
+    cell, seeds = tables.score_cell(row, "CIDEr"), len(row.scores["CIDEr"])
     text = f"{best}, {cell.mean}" + (f" {cell.spread} ({cell.note or f'{seeds} seeds'})" if seeds > 1 else "")
     if (difference := row.differences.get("CIDEr")) is not None:
         over = "test images and seeds" if difference.seeds else "test images"

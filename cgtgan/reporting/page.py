@@ -24,7 +24,7 @@ from cgtgan.data.image_files import DAMAGED_IMAGE
 from cgtgan.reporting import tables
 from cgtgan.reporting.pictures import embed
 from cgtgan.reporting.svg import Histogram, Plot, draw
-from cgtgan.reporting.tables import MethodRow, TestSet, format_score, signed_score
+from cgtgan.reporting.tables import MethodRow, RowsBySet, format_score, signed_score
 
 TEMPLATES = Path(__file__).parent / "templates"
 OPEN_PLOTS = 8  # of the comparison, drawn before the rest is folded away
@@ -126,7 +126,7 @@ class Comparison:
     """
 
     about: About
-    sets: Sequence[TestSet] = ()
+    sets: RowsBySet = field(default_factory=dict)
     resamples: int = 0
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     plots: Sequence[Plot] = ()
@@ -161,10 +161,12 @@ def render_report(report: Report) -> str:
 
 def render_comparison(page: Comparison) -> str:
     """The comparison as one HTML document. Raises InputError when a curve's steps and values differ in length."""
-    sets, tested = [], {metric for test_set in page.sets for row in test_set.rows for metric in row.differences}
-    for name, rows in ((test_set.name, test_set.rows) for test_set in page.sets):
-        sets.append((name, tables.score_tables(rows), tables.baseline_names(rows), *tables.difference_table(rows)))
-    measured = dict.fromkeys(metric for test_set in page.sets for metric in tables.measured_metrics(test_set.rows))
+    sets = [
+        (name, tables.score_tables(rows), tables.baseline_names(rows), *tables.difference_table(rows))
+        for name, rows in page.sets.items()
+    ]
+    every = [row for rows in page.sets.values() for row in rows]
+    measured, tested = tables.measured_metrics(every), {metric for row in every for metric in row.differences}
     untested = [metric for metric in measured if metric not in tested] if tested else []
     return render_template("comparison.html.j2", page=page, sets=sets, untested=untested, open_plots=OPEN_PLOTS)
 

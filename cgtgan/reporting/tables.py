@@ -106,14 +106,8 @@ class MethodRow:
         return MARKS[difference.sign, difference.firm], f"{above} {self.baseline}, {over}"
 
 
-@dataclass(frozen=True)
-class TestSet:
-    """Rows that were scored on the same images against the same references, in the order of the table."""
-
-    __test__ = False  # no test class, whatever pytest makes of its name
-
-    name: str
-    rows: Sequence[MethodRow]
+# Name of a test set -> the rows that were scored on its images against its references, in the order of the table.
+RowsBySet = Mapping[str, Sequence[MethodRow]]
 
 
 def measured_metrics(rows: Iterable[MethodRow]) -> list[str]:

@@ -18,7 +18,7 @@ from pages import watch
 from test_report_page import CONTRAST
 
 from cgtgan.reporting.page import About, Comparison, GalleryItem, render_comparison
-from cgtgan.reporting.tables import MethodRow, Origin, TestSet
+from cgtgan.reporting.tables import MethodRow, Origin
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -200,7 +200,7 @@ def test_names_are_text_whatever_they_are(opened: Callable[..., Any], tmp_path: 
     picture = GalleryItem(HOSTILE, None, HOSTILE, [HOSTILE]), [([HOSTILE], HOSTILE, [1.0])]
     page = Comparison(
         About(HOSTILE, warning=HOSTILE, summary=HOSTILE, facts={HOSTILE: HOSTILE}, notes=[HOSTILE], made_by=HOSTILE),
-        sets=[TestSet(HOSTILE, [row])],
+        sets={HOSTILE: [row]},
         settings={HOSTILE: {HOSTILE: HOSTILE}},
         galleries={HOSTILE: (HOSTILE, [picture])},
         runs=[(HOSTILE, 0, None, None, Path(HOSTILE))],

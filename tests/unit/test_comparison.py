@@ -20,14 +20,14 @@ from cgtgan.evaluation.bootstrap import Difference, Interval
 from cgtgan.reporting.compared_rows import against_baseline, entries, tables_of
 from cgtgan.reporting.curves import POINTS, TOGETHER, mean_curve, short_names, variant_plots
 from cgtgan.reporting.export import COLUMNS, csv_text, latex_escaped, latex_table
-from cgtgan.reporting.tables import MethodRow, Origin, TestSet
+from cgtgan.reporting.tables import MethodRow, Origin, RowsBySet
 from cgtgan.reporting.variants import find_runs, gather
 
 RNG = np.random.default_rng(0)
 BASE = RNG.normal(1, 0.5, 60)
 
 
-def made(root: Path, wanted: str | None = None, resamples: int = 500) -> tuple[list[TestSet], list[str], list[str]]:
+def made(root: Path, wanted: str | None = None, resamples: int = 500) -> tuple[RowsBySet, list[str], list[str]]:
     """(tables, names of the baselines, notes)"""
     variants, notes = gather(find_runs([str(root)], "test")), []
     rows = entries(variants, notes)
@@ -35,8 +35,8 @@ def made(root: Path, wanted: str | None = None, resamples: int = 500) -> tuple[l
     return tables_of(rows), baselines, notes
 
 
-def row(sets: list[TestSet], name: str) -> MethodRow:
-    (found,) = [row for test_set in sets for row in test_set.rows if row.name == name]
+def row(sets: RowsBySet, name: str) -> MethodRow:
+    (found,) = [row for rows in sets.values() for row in rows if row.name == name]
     return found
 
 
@@ -68,9 +68,9 @@ def root(tmp_path: Path) -> Path:
 
 def test_rows_have_their_seeds_and_shared_methods_stand_once(root: Path) -> None:
     sets, baselines, notes = made(root)
-    (table,) = sets
-    assert table.name == "demo, test split, 60 images"
-    assert [(r.name, r.origin.method, r.origin.variant) for r in table.rows] == [
+    (rows,) = sets.values()
+    assert list(sets) == ["demo, test split, 60 images"]
+    assert [(r.name, r.origin.method, r.origin.variant) for r in rows] == [
         ("a", "cgtgan", "a"),
         ("b", "cgtgan", "b"),
         ("Initialisation only", "init", ""),
@@ -98,7 +98,7 @@ def test_differences_are_paired_and_only_of_means_of_images(root: Path) -> None:
 def test_the_baseline_is_a_variant_or_a_method(root: Path, wanted: str, name: str) -> None:
     sets, baselines, _ = made(root, wanted)
     assert baselines == [name]
-    assert {r.baseline for table in sets for r in table.rows if r.name != name} == {name}
+    assert {r.baseline for rows in sets.values() for r in rows if r.name != name} == {name}
 
 
 def test_an_unknown_baseline_names_the_choice(root: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_method_that_hangs_on_what_differs_has_a_row_each(tmp_path: Path) -> N
 def test_decodings_are_rows_of_their_own(root: Path) -> None:
     make_run(root, "a", 2, {"cgtgan": list(BASE)}, decoding="beam 3", settings={"reward_weights.name": "x"})
     sets, _, _ = made(root)
-    assert [(r.decoding, list(values(r))) for r in sets[0].rows if r.name == "a"] == [
+    assert [(r.decoding, list(values(r))) for r in next(iter(sets.values())) if r.name == "a"] == [
         ("greedy", [0, 1]),
         ("beam 3", [2]),
     ]
@@ -142,11 +142,8 @@ def test_decodings_are_rows_of_their_own(root: Path) -> None:
 def test_other_references_are_a_table_of_their_own(root: Path) -> None:
     make_run(root, "c", 0, {"cgtgan": list(BASE)}, references="def")
     sets, baselines, _ = made(root)
-    assert [table.name for table in sets] == [
-        "demo, test split, 60 images, references abc",
-        "demo, test split, 60 images, references def",
-    ]
-    assert [r.name for r in sets[1].rows] == ["c"]
+    assert list(sets) == ["demo, test split, 60 images, references abc", "demo, test split, 60 images, references def"]
+    assert [r.name for r in [*sets.values()][1]] == ["c"]
     assert baselines == ["a"]
 
 
@@ -174,13 +171,13 @@ def test_projections_at_two_temperatures_are_two_rows(root: Path) -> None:
     made_from = json.loads(scores.read_text())
     made_from["made_from"]["projection_t"] = 3.0
     scores.write_text(json.dumps(made_from))
-    names = [r.name for r in made(root)[0][0].rows if r.name.startswith("Projection")]
+    names = [r.name for r in next(iter(made(root)[0].values())) if r.name.startswith("Projection")]
     assert len(names) == 2
     assert any("3" in name for name in names)
 
 
 def test_the_paper_s_row_stands_beside_its_setting_alone(root: Path) -> None:
-    assert not any(r.part == "published" for r in made(root)[0][0].rows)
+    assert not any(r.part == "published" for r in next(iter(made(root)[0].values())))
     paper = {
         "dataset.name": "coco",
         "corpus.name": "coco",
@@ -189,9 +186,9 @@ def test_the_paper_s_row_stands_beside_its_setting_alone(root: Path) -> None:
     }
     make_run(root, "p", 0, {"cgtgan": list(BASE)}, settings=paper, references="coco")
     sets, _, _ = made(root)
-    assert [r.name for r in sets[1].rows] == ["p", "CgT-GAN as published"]
+    assert [r.name for r in [*sets.values()][1]] == ["p", "CgT-GAN as published"]
     assert row(sets, "CgT-GAN as published").scores["CIDEr"] == [pytest.approx(1.081)]
-    assert not any(r.part == "published" for r in sets[0].rows)
+    assert not any(r.part == "published" for r in next(iter(sets.values())))
 
 
 # ----------------------------------------------------------------------------------------------------------- CSV, LaTeX
@@ -214,7 +211,7 @@ def test_the_csv_gives_every_number_back(root: Path) -> None:
     sets, _, _ = made(root)
     lines = parsed(csv_text(sets))
     assert csv_text(sets).splitlines()[0] == ",".join(COLUMNS)
-    assert len(lines) == sum(len(r.scores) for r in sets[0].rows)
+    assert len(lines) == sum(len(r.scores) for r in next(iter(sets.values())))
     (line,) = [x for x in lines if (x["row"], x["metric"]) == ("b", "CIDEr")]
     given = dict(zip(map(int, line["seeds"].split()), map(float, line["values"].split()), strict=True))
     assert given == values(row(sets, "b"))
@@ -245,7 +242,7 @@ def test_the_csv_takes_any_name_and_no_number_for_one() -> None:
         compared(HOSTILE, "cgtgan", {"CIDEr": {3: math.nan, 4: 1.5}}),
         compared("paper", "published", {"CIDEr": {0: 1.081}}),
     ]
-    one, paper = parsed(csv_text([TestSet("t,1", rows)]))
+    one, paper = parsed(csv_text({"t,1": rows}))
     assert (one["row"], one["test_set"]) == (HOSTILE, "t,1")
     assert (one["n"], one["mean"], one["std"], one["seeds"], one["values"]) == ("1", "1.5", "", "3 4", "nan 1.5")
     assert (paper["n"], paper["mean"], paper["values"]) == ("", "1.081", "")
@@ -271,7 +268,7 @@ def latex() -> str:
         compared("human", "human", {"CIDEr": {0: 2.8}}, part="bound"),
         compared("paper", "published", {"CIDEr": {0: 3.081}}),
     ]
-    return latex_table([TestSet("coco_test, 100%", rows)], made_by=["python run.py 'runs=a%b\nc'", "cgtgan 1 (abc)"])
+    return latex_table({"coco_test, 100%": rows}, made_by=["python run.py 'runs=a%b\nc'", "cgtgan 1 (abc)"])
 
 
 def test_the_latex_table_is_whole() -> None:

@@ -160,12 +160,13 @@ def test_a_metric_of_the_user_is_compared_over_runs(tmp_path: Path) -> None:
         make_run(tmp_path / f"exp/v/seed={seed}", seed=seed, name="exp")
         add_own_term_and_metric(tmp_path / f"exp/v/seed={seed}")
     variants = gather(find_runs([str(tmp_path)], "test"))
-    (table,) = tables_of(entries(variants, []))
-    columns = [[metric for metric, _ in part.columns] for part in score_tables(table.rows)]
+    tables = tables_of(entries(variants, []))
+    (rows,) = tables.values()
+    columns = [[metric for metric, _ in part.columns] for part in score_tables(rows)]
     assert columns == [["CIDEr"], ["CLIPScore", "words"]]
-    (row,) = [row for row in table.rows if row.origin.method == "cgtgan"]
+    (row,) = [row for row in rows if row.origin.method == "cgtgan"]
     assert (row.seeds["words"], row.scores["words"]) == ([0, 1], [9.25, 9.25])
-    assert ",cgtgan,v,greedy,words,2,9.25,0.0,0 1,9.25 9.25," in csv_text([table])
+    assert ",cgtgan,v,greedy,words,2,9.25,0.0,0 1,9.25 9.25," in csv_text(tables)
 
 
 def test_health_is_the_first_and_the_last_quarter(own: Run) -> None:
