@@ -1,13 +1,14 @@
-"""COCO's two caption formats: results (image id and caption) and references, read with errors that name the place."""
+"""Results files (image id and caption, COCO's format) and references, read with errors that name the place."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cgtgan.data.annotations import ImageId
+from cgtgan.data.annotations import ImageId, as_number, captions_and_names, checked_id, numbers_of
+from cgtgan.data.image_names import match_names
 from cgtgan.data.user_files import read_user_json
 from cgtgan.errors import InputError
 from cgtgan.runtime.artifacts import write_text
@@ -31,7 +32,7 @@ def _rows(rows: Any, path: Path, where: str) -> list[tuple[ImageId, str]]:
                 f"{path}: {where}[{n}] is {str(row)[:80]!r}: an entry needs an image_id (integer or string) and a "
                 "caption (string)"
             )
-    return [(row["image_id"], row["caption"]) for row in rows]
+    return [(checked_id(row["image_id"], f"{path}, {where}[{n}]"), row["caption"]) for n, row in enumerate(rows)]
 
 
 def load_results(path: str | Path) -> dict[ImageId, str]:
@@ -64,22 +65,43 @@ def save_results(path: str | Path, captions: Mapping[Any, str]) -> None:
 
 
 def load_references(path: str | Path) -> dict[ImageId, list[str]]:
-    """Read references in COCO's captions format ({"images", "annotations"}), plain or gzip: image id -> captions, file
-    order.
+    """References in a layout of `data/annotations.py` (COCO's, a list, Karpathy's), plain or gzip: id -> captions, in
+    the file's order.
 
-    An image listed under "images" without any annotation gets an empty list, so that scoring can report it; "images"
-    may be absent. Raises: MissingFileError; InputError for HTML, broken JSON or another shape.
+    An image without a caption has an empty list, so that scoring can report it; "images" may be absent.
+    Raises: MissingFileError; InputError for HTML, broken JSON or another shape.
     """
+    return load_named_references(path)[0]
+
+
+def load_named_references(path: str | Path) -> tuple[dict[ImageId, list[str]], dict[ImageId, str]]:
+    """`load_references`, and the file name of each image whose name the file gives."""
     path = Path(path)
     document = read_user_json(path, "evaluate.references")
-    if not isinstance(document, dict) or "annotations" not in document:
-        raise InputError(f"{path} has no list 'annotations' at its top: give a file in COCO's captions format")
-    images = document.get("images") or []
-    if not isinstance(images, list) or not all(isinstance(i, dict) and type(i.get("id")) in (int, str) for i in images):
-        raise InputError(
-            f"{path}: 'images' is not a list of entries with an 'id': give a file in COCO's captions format"
-        )
-    references: dict[ImageId, list[str]] = {image["id"]: [] for image in images}
-    for image, caption in _rows(document["annotations"], path, "annotations"):
-        references.setdefault(image, []).append(caption)
-    return references
+    if isinstance(document, dict) and not isinstance(document.get("images", []), list):
+        raise InputError(f"{path}: 'images' is not a list of entries with an 'id': give a file in COCO's format")
+    captions, names = captions_and_names(document, path)
+    references = {image: captions.get(image, []) for image in names} | captions
+    if not references:
+        raise InputError(f"{path} (evaluate.references) has no caption")
+    return references, {image: name for image, name in names.items() if name}
+
+
+def under_reference_ids(
+    captions: Mapping[ImageId, str], references: Iterable[ImageId], names: Mapping[ImageId, str], path: Path
+) -> dict[ImageId, str]:
+    """The captions of `path` under the ids of the references: 42, "42", "000000000042" and photos/42.jpg are one image.
+
+    names: the file names of images whose name is known; another is known by its id. Captions that fit no reference
+    keep their ids. Raises `InputError` where two captions belong to one image.
+    """
+    ids = list(references)
+    listed, meant = set(ids), numbers_of(ids)
+    target = {key: key if key in listed else meant.get(as_number(key), key) for key in captions}
+    unknown = [key for key, image in target.items() if image not in listed]
+    target |= match_names({key: [str(key)] for key in unknown}, {i: names.get(i, str(i)) for i in ids if unknown})
+    key_of: dict[ImageId, ImageId] = {}
+    for key, image in target.items():
+        if key != (other := key_of.setdefault(image, key)):
+            raise InputError(f"{path}: the captions of {other!r} and {key!r} are of one image, {image!r}: keep one")
+    return {image: captions[key] for image, key in key_of.items()}
