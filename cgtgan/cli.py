@@ -168,7 +168,7 @@ def _reject_unknown(part: Any, path: str = "") -> None:
 # What a disk or a folder may do to any write. Other OSErrors (a missing file that nobody checked for) are bugs of ours.
 _DISK = (
     *(errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EEXIST),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.EEXIST),
 )
 
 

@@ -26,9 +26,14 @@ class StopRequest:
     signal: int = 0
 
     @property
+    def signal_code(self) -> int:
+        """`code` of a signal alone: a time limit that comes after the last step stops nothing."""
+        return 128 + self.signal if self.signal else 0
+
+    @property
     def code(self) -> int:
         if self.signal:
-            return 128 + self.signal
+            return self.signal_code
         return EX_TEMPFAIL if self.deadline is not None and time.monotonic() - self.started > self.deadline else 0
 
 

@@ -56,8 +56,7 @@ def train(ws: Workspace) -> None:
     try:
         if parts.devices.first:
             start_run(ws, inputs, meta)
-        _loop(ws, inputs, parts, checkpoints, meta, examples)
-        checkpoints.finish()
+        code = _loop(ws, inputs, parts, checkpoints, meta, examples)
         best = {"step": meta["best_step"], "CIDEr": meta["best"]} if inputs.scored else {"step": inputs.steps}
         log_checkpoint(ws, inputs.made_from, best)
     except BaseException as raised:
@@ -67,13 +66,18 @@ def train(ws: Workspace) -> None:
         checkpoints.close()
         ws.tracker.finish(error)
         parts.devices.close()
+    if code:
+        raise stopped(code, f"after the last step, {inputs.steps}, in {ws.run}")
 
 
 def _loop(
     ws: Workspace, inputs: TrainingInputs, parts: TrainingParts, checkpoints: Checkpoints, meta: dict[str, Any],
     examples: Examples | None,
-) -> None:  # fmt: skip
-    """Steps, validations and checkpoints, from the step after `meta`'s to the last."""
+) -> int:  # fmt: skip
+    """Steps, validations and checkpoints, from the step after `meta`'s to the last.
+
+    Returns 0, or the exit code for a signal that came in the last step, when there is nothing left to stop.
+    """
     t, steps, devices = ws.cfg.train, inputs.steps, parts.devices
     validate_every = inputs.validate_every(t)
     if meta["step"]:
@@ -95,12 +99,14 @@ def _loop(
             code = stop.code if devices.world == 1 else max(devices.gather([stop.code]))
             if improved or step == steps or code or checkpoints.due(step):
                 meta |= {"wandb_id": ws.tracker.wandb_id, "health": health.rows}
-                checkpoints.write(parts, meta, best=improved or not inputs.scored)
+                checkpoints.write(parts, meta)
             if code and step < steps:
                 checkpoints.finish()
                 raise stopped(code, f"after step {step} of {steps} in {ws.run}")
             validated = f"  val CIDEr {100 * meta['best']:.1f}" if meta["best"] >= 0 else ""
             bar.advance(note=f"cos {metrics['reward/cos']:.1f}  D loss {metrics['train/d_loss']:.2f}{validated}")
+        checkpoints.finish()
+    return max(devices.gather([stop.signal_code]))
 
 
 def _validate(

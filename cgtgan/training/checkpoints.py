@@ -5,19 +5,21 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_model
 
 from cgtgan.assets.backbone import backbone_description, save_demo_clip
+from cgtgan.assets.checkpoints import LINKS, STATE, link_targets, settle_links, step_folders
 from cgtgan.assets.training_state import load_state, read_meta, save_state, state_tensors
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import as_dict
 from cgtgan.errors import InputError, UserError
 from cgtgan.models.clip_backbone import ClipBackbone, DemoBackbone
-from cgtgan.runtime.artifacts import atomic_path, file_fingerprint, read_json, sweep_leftovers, write_json
+from cgtgan.runtime.artifacts import atomic_path, read_json, sweep_leftovers, write_json
+from cgtgan.runtime.fingerprints import file_fingerprint, kept_fingerprint
 from cgtgan.training.parts import TrainingParts
 
 
@@ -51,31 +53,36 @@ class Background:
             raise error
 
 
-def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], links: Iterable[str]) -> Path:
-    """Make `folder/step_<n>` with `write(path)` and let `links` (last, best) point to it.
-
-    The two newest folders and those with a link are kept.
-    """
-    target = folder / f"step_{step:06d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep_leftovers(folder)
+def write_checkpoint(checkpoints: Path, step: int, write: Callable[[Path], None]) -> None:
+    """Make `checkpoints/step_<n>` with `write(path)`, unless it is there, and settle the links."""
+    target = checkpoints / f"step_{step:06d}"
     if not target.exists():
         with atomic_path(target) as beside:
             beside.mkdir()
             write(beside)
-    for link in links:
-        beside = folder / f".{link}.tmp"
-        beside.unlink(missing_ok=True)
-        beside.symlink_to(target.name)
-        beside.replace(folder / link)
-    needed = {p.readlink().name for p in folder.iterdir() if p.is_symlink()}
-    needed |= {
-        p.name for p in sorted(folder.glob("step_*"))[-2:]
-    }  # should the newest be damaged, the one before it is used
-    for old in folder.glob("step_*"):
+    settle(checkpoints)
+
+
+def settle(checkpoints: Path) -> None:
+    """Bring the folder into order, whenever the last job was killed: links, and no folder that nothing needs.
+
+    The two newest folders and those with a link are kept: should the newest be damaged, the one before it is used.
+    """
+    sweep_leftovers(checkpoints)
+    for link, target in link_targets(checkpoints).items():
+        place = checkpoints / link
+        if place.is_dir() and not place.is_symlink() and target.is_dir():  # a copy that followed the links
+            shutil.rmtree(place)
+    settle_links(checkpoints)
+    for link in (checkpoints / name for name in LINKS):
+        if link.is_symlink() and not link.exists():  # to a folder that was damaged
+            link.unlink()
+    needed = {p.readlink().name for p in checkpoints.iterdir() if p.is_symlink()}
+    folders = step_folders(checkpoints)
+    needed |= {p.name for p in folders[:2]}
+    for old in folders:
         if old.name not in needed:
             shutil.rmtree(old)
-    return target
 
 
 class Checkpoints:
@@ -86,16 +93,18 @@ class Checkpoints:
         self.writer = Background()
         self.written = time.monotonic()
         self.newest = self._newest()
+        if self.newest is not None and ws.rank.number == 0:
+            settle(self.folder)
 
     def _newest(self) -> Path | None:
         """The newest whole folder; damaged ones are named, and set aside."""
         damaged = None
-        for folder in sorted(self.folder.glob("step_*"), reverse=True):
+        for folder in step_folders(self.folder):
             try:
                 for name, wanted in read_json(folder / "checkpoint.json").get("files", {}).items():
-                    if file_fingerprint(folder / name) != wanted:
+                    if kept_fingerprint(folder / name) != wanted:
                         raise InputError(f"{folder / name} is not as it was written")
-                read_meta(folder / "training.safetensors")
+                read_meta(folder / STATE)
             except (UserError, OSError) as error:
                 damaged = folder
                 if self.ws.rank.number == 0 and folder.exists():
@@ -117,7 +126,7 @@ class Checkpoints:
 
     def meta(self) -> dict[str, Any]:
         """What the newest checkpoint says of the run."""
-        return read_meta(self.folder / "last" / "training.safetensors")
+        return read_meta((self.newest or self.folder / "last") / STATE)
 
     def resume(self, parts: TrainingParts) -> dict[str, Any]:
         """Put everything back as the newest checkpoint has it; returns what it says of the run."""
@@ -127,19 +136,15 @@ class Checkpoints:
             return fresh
         load_model(parts.bundle.model, str(newest / "generator.safetensors"))
         modules = {name: module for name, module in parts.modules.items() if name != "generator"}
-        return fresh | load_state(newest / "training.safetensors", modules, parts.optimizers)
+        return fresh | load_state(newest / STATE, modules, parts.optimizers)
 
     def due(self, step: int) -> bool:
         t = self.ws.cfg.train
         late = t.checkpoint_minutes is not None and time.monotonic() - self.written > 60 * t.checkpoint_minutes
         return step % t.checkpoint_every == 0 or late
 
-    def write(self, parts: TrainingParts, meta: Mapping[str, Any], *, best: bool) -> None:
-        """Copy the state now, write it while the next steps go on.
-
-        `best` first: killed between the two links, the run goes on from the newest folder and comes to the same `best`
-        again.
-        """
+    def write(self, parts: TrainingParts, meta: Mapping[str, Any]) -> None:
+        """Copy the state now, write it while the next steps go on."""
         self.written = time.monotonic()
         if not parts.devices.first:
             return
@@ -150,11 +155,10 @@ class Checkpoints:
 
         def write(path: Path) -> None:
             bundle.save(path)
-            save_state(path / "training.safetensors", tensors, meta)
+            save_state(path / STATE, tensors, meta)
             describe_checkpoint(self.ws, path, parts.backbone, meta["step"])
 
-        links = ["best", "last"] if best else ["last"]
-        self.writer.start(lambda: write_checkpoint(self.folder, meta["step"], write, links))
+        self.writer.start(lambda: write_checkpoint(self.folder, meta["step"], write))
 
     def finish(self) -> None:
         """Wait until everything is on disk; raises what went wrong there."""
@@ -168,7 +172,7 @@ def best_validation(ws: Workspace) -> float | None:
     """The run's best validation CIDEr, a fraction; None without validation, and in every process but the first."""
     if ws.rank.number:
         return None
-    best = read_meta(ws.run / "checkpoints" / "last" / "training.safetensors")["best"]
+    best = read_meta(ws.run / "checkpoints" / "last" / STATE)["best"]
     return None if best < 0 else float(best)
 
 

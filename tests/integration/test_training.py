@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -47,9 +48,9 @@ def run(home: Path, *overrides: str, code: int = 0, processes: int = 1) -> str:
     done = subprocess.run(
         command(home, *overrides, processes=processes), cwd=home, capture_output=True, text=True, timeout=300
     )
-    said = done.stdout + done.stderr
-    assert done.returncode == code, said
-    return said
+    output = done.stdout + done.stderr
+    assert done.returncode == code, output
+    return output
 
 
 def run_folder(home: Path) -> Path:
@@ -63,7 +64,7 @@ def metrics(home: Path) -> list[dict[str, Any]]:
 
 
 def results(home: Path) -> dict[str, Any]:
-    """Everything that must not hang on how the job went: weights, optimisers, metrics, validation captions."""
+    """Everything that must not depend on how the job went: weights, optimisers, metrics, validation captions."""
     folder = run_folder(home)
     found: dict[str, Any] = {"metrics": metrics(home)}
     for link in ("last", "best"):
@@ -115,10 +116,10 @@ def test_a_signal_stops_with_a_checkpoint_and_the_same_command_goes_on(
 ) -> None:
     job = started(home, "train.checkpoint_every=1000", rows=4)
     job.send_signal(which)
-    said = job.communicate(timeout=60)[0]
-    assert job.returncode == 128 + which, said
-    assert f"received {which.name}: stopped after step" in said
-    assert "Traceback" not in said
+    output = job.communicate(timeout=60)[0]
+    assert job.returncode == 128 + which, output
+    assert f"received {which.name}: stopped after step" in output
+    assert "Traceback" not in output
     (state,) = run_folder(home).glob("checkpoints/step_*")
     assert 4 <= int(state.name[5:]) < STEPS
     assert f"going on after step {int(state.name[5:])}" in run(home, "train.checkpoint_every=1000")
@@ -148,16 +149,140 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(whole: Path, h
         content = bytearray(last.read_bytes())
         content[len(content) // 2] ^= 1
         last.write_bytes(content)
-        said = run(home)
-        assert f"{file} is not as it was written" in said
-        assert "going on after step 18" in said
+        output = run(home)
+        assert f"{file} is not as it was written" in output
+        assert "going on after step 18" in output
         assert results(home) == results(whole)
         assert (run_folder(home) / "checkpoints" / "damaged_step_000020").is_dir()
     for checkpoint in run_folder(home).glob("checkpoints/step_*"):
         (checkpoint / "training.safetensors").write_bytes(b"")
-    said = run(home, code=1)
-    assert "has no whole checkpoint any more: remove it" in said
-    assert "Traceback" not in said
+    output = run(home, code=1)
+    assert "has no whole checkpoint any more: remove it" in output
+    assert "Traceback" not in output
+
+
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+
+moment, step = sys.argv[1], f"step_{int(sys.argv[2]):06d}"
+del sys.argv[1:3]
+replace, remove = Path.replace, shutil.rmtree
+newest = []
+
+def replace_or_die(path, target):
+    name = Path(target).name
+    if name == step and moment == "before the rename":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if newest == [step] and moment == f"before the link {name}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    done = replace(path, target)
+    if name.startswith("step_"):
+        newest[:] = [name]
+    if name == step and moment == "after the rename":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+def remove_or_die(path, *rest, **settings):
+    if newest == [step] and moment == "before old ones go" and Path(path).name.startswith("step_"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return remove(path, *rest, **settings)
+
+Path.replace, shutil.rmtree = replace_or_die, remove_or_die
+from cgtgan.__main__ import main
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "step"),
+    [
+        ("before the rename", 10),
+        ("after the rename", 2),  # there is no link yet
+        ("after the rename", STEPS),  # training is done, and the links point to an earlier step
+        ("before the link best", 5),
+        ("before the link last", 12),
+        ("before old ones go", STEPS),
+    ],
+)
+def test_killed_at_any_moment_of_a_checkpoint_the_same_command_ends_as_if_undisturbed(
+    whole: Path, home: Path, moment: str, step: int
+) -> None:
+    started = command(home)
+    killed = [sys.executable, "-c", KILLED, moment, str(step), *started[2:]]
+    done = subprocess.run(killed, cwd=home, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    run(home)
+    assert results(home) == results(whole)
+    kept = [sorted(p.name for p in run_folder(h).glob("checkpoints/*")) for h in (home, whole)]
+    assert kept[0] == kept[1]
+
+
+LAST_STEP = """
+import os, signal, sys
+from cgtgan.stages import train
+
+step, number = train.gan_step, int(sys.argv.pop(1))
+
+def signalled(cfg, parts, at, *rest, **settings):
+    if at == cfg.train.steps:
+        os.kill(os.getpid(), number)
+    return step(cfg, parts, at, *rest, **settings)
+
+train.gan_step = signalled
+from cgtgan.__main__ import main
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_last_step_is_the_exit_code_and_the_state_is_whole(
+    whole: Path, home: Path, which: signal.Signals
+) -> None:
+    stopped = [sys.executable, "-c", LAST_STEP, str(int(which)), *command(home)[2:]]
+    done = subprocess.run(stopped, cwd=home, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 128 + which, done.stdout + done.stderr
+    assert f"received {which.name}: stopped after the last step, {STEPS}, in" in done.stderr
+    assert results(home) == results(whole)
+    assert "train: done already" in run(home)
+
+
+FULL = """
+import resource, sys
+from cgtgan.stages import train
+
+step = train.gan_step
+
+def on_a_full_disk(cfg, parts, at, *rest, **settings):
+    if at == 7:  # no file may be larger than this: the weights of a checkpoint are
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+    return step(cfg, parts, at, *rest, **settings)
+
+train.gan_step = on_a_full_disk
+from cgtgan.__main__ import main
+
+sys.exit(main())
+"""
+
+
+def test_a_full_disk_under_the_checkpoints_is_one_sentence_and_the_retry_ends_the_same(whole: Path, home: Path) -> None:
+    full = [sys.executable, "-c", FULL, *command(home)[2:]]
+    done = subprocess.run(full, cwd=home, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 1
+    (sentence,) = done.stderr.splitlines()
+    assert re.search(r"^error: .*/checkpoints/step_0000\d\d: File too large: fix that place", sentence), sentence
+    assert "going on after step" in run(home)
+    assert results(home) == results(whole)
+
+
+def test_what_others_share_has_the_rights_of_the_umask(whole: Path) -> None:
+    """safetensors gives the owner alone rights: a colleague could not read a shared `artifacts_dir`."""
+    before = os.umask(0)
+    os.umask(before)
+    for file in (f for f in whole.rglob("*") if f.is_file() and not f.is_symlink()):
+        assert file.stat().st_mode & 0o777 == 0o666 & ~before, file
 
 
 def test_time_between_checkpoints_may_be_given_in_minutes(whole: Path, home: Path) -> None:
@@ -187,10 +312,10 @@ def test_two_processes_learn_what_one_learns(whole: Path, home: Path, overrides:
 def test_one_process_goes_on_where_two_were_stopped(whole: Path, home: Path) -> None:
     job = started(home, rows=4, processes=2)
     children = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(children[-1]), signal.SIGUSR1)  # one of them is told; both stop
-    said = job.communicate(timeout=100)[0]
+    os.kill(int(children[-1]), signal.SIGUSR1)  # one of them gets the signal; both stop
+    output = job.communicate(timeout=100)[0]
     assert job.returncode != 0
-    assert "received SIGUSR1: stopped after step" in said
+    assert "received SIGUSR1: stopped after step" in output
     assert "going on after step" in run(home)
     for a, b in zip(metrics(home), metrics(whole), strict=True):
         assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
@@ -213,10 +338,10 @@ def test_a_process_that_dies_ends_the_job(home: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     jobs[1].kill()
-    said = jobs[0].communicate(timeout=60)[0]
-    assert jobs[0].returncode == 1, said
-    assert "process 0 of 2 lost another one of this job" in said
-    assert "Traceback" not in said
+    output = jobs[0].communicate(timeout=60)[0]
+    assert jobs[0].returncode == 1, output
+    assert "process 0 of 2 lost another one of this job" in output
+    assert "Traceback" not in output
     jobs[1].wait()
     if jobs[1].stdout:
         jobs[1].stdout.close()
@@ -237,8 +362,8 @@ class socket_port:
 
 
 def test_more_processes_than_images_of_a_part_are_refused(home: Path) -> None:
-    said = run(home, "train.batch_size=2", "train.accumulation=2", "variant=small", processes=2, code=1)
-    assert "train.batch_size=2 in 2 parts is less than one image for each of 2 processes" in said
+    output = run(home, "train.batch_size=2", "train.accumulation=2", "variant=small", processes=2, code=1)
+    assert "train.batch_size=2 in 2 parts is less than one image for each of 2 processes" in output
 
 
 def test_collapse_is_a_warning_or_an_error(whole: Path, home: Path) -> None:
@@ -249,12 +374,12 @@ def test_collapse_is_a_warning_or_an_error(whole: Path, home: Path) -> None:
         "variant=raw",
         "train.generator_optimizer.lr=1e-9",
     ]
-    said = run(home, *settings)
-    assert "warning, step 10: most images of a batch get the same caption" in said
-    assert "train.kl_weight" in said
-    said = run(home, *settings, "variant=raw2", "train.stop_on_collapse=true", code=1)
-    assert "train.stop_on_collapse asks" in said
-    assert "Traceback" not in said
+    output = run(home, *settings)
+    assert "warning, step 10: most images of a batch get the same caption" in output
+    assert "train.kl_weight" in output
+    output = run(home, *settings, "variant=raw2", "train.stop_on_collapse=true", code=1)
+    assert "train.stop_on_collapse asks" in output
+    assert "Traceback" not in output
 
 
 def test_a_hub_or_a_cache_of_it_gives_the_generator_to_start_from(
@@ -274,9 +399,9 @@ def test_a_hub_or_a_cache_of_it_gives_the_generator_to_start_from(
     ]
     trained = metrics(whole)[-2]
     assert abs(row["reward/cos"] - trained["reward/cos"]) < 3
-    said = run(home, "train.init_from=us/nothing", "variant=none", code=1)
-    assert "train.init_from=us/nothing" in said
-    assert "Traceback" not in said
+    output = run(home, "train.init_from=us/nothing", "variant=none", code=1)
+    assert "train.init_from=us/nothing" in output
+    assert "Traceback" not in output
 
 
 OWN_TERM = """
@@ -313,8 +438,8 @@ def test_a_run_with_a_term_of_the_users_own_goes_on_with_the_same_code_alone(hom
 
 def test_precision_is_part_of_a_run(whole: Path, home: Path) -> None:
     shutil.copytree(whole / "runs", home / "runs", symlinks=True)
-    said = run(home, "train.precision=bf16", code=1)
-    assert "precision was float32, is bf16" in said
+    output = run(home, "train.precision=bf16", code=1)
+    assert "precision was float32, is bf16" in output
     run(home, "train.precision=bf16", "variant=half", "train.steps=2")
     weights = load_file(next(home.glob("runs/*/half/seed=0/checkpoints/last/generator.safetensors")))
     assert {v.dtype for v in weights.values()} == {torch.float32}

@@ -2,11 +2,8 @@
 
 import copy
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +13,23 @@ from safetensors import safe_open
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from cgtgan.assets.checkpoints import STATE, checkpoint_in
 from cgtgan.assets.optimizer import Optimizer
 from cgtgan.assets.training_state import load_state, read_meta, save_state, state_tensors
 from cgtgan.config import Config, OptimizerConfig, RewardTermConfig
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.models.clip_backbone import DemoBackbone
 from cgtgan.models.generator_bundle import load_generator
+from cgtgan.runtime.artifacts import write_json
+from cgtgan.runtime.fingerprints import file_fingerprint
 from cgtgan.training.checkpoints import write_checkpoint
 from cgtgan.training.own_terms import load_own_terms
 from cgtgan.training.parts import TrainingParts
 from tests.tiny_gan import one_step, step_inputs, tiny_parts, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ROOT = Path(__file__).resolve().parents[2]
+
+
 # ----------------------------------------------------------------------------------------------------------- a GAN step
 
 
@@ -240,71 +241,77 @@ def test_what_is_not_finite_stops_before_a_weight_changes(where: str, bad: float
 # -------------------------------------------------------------------------------------------------------------- folders
 
 
-def checkpoint(folder: Path, step: int, *links: str) -> list[str]:
-    """Write one and list what is there."""
+def checkpoint(folder: Path, step: int, best_step: int = 0) -> list[str]:
+    """Write one, as training does whose best validation was at `best_step` (0: none); list the folder."""
 
     def write(path: Path) -> None:
-        (path / "state").write_text(str(step))
+        (path / "generator.json").write_text(str(step))
+        meta = {"step": step, "best_step": best_step, "best": 0.5 if best_step else -1.0}
+        save_state(path / STATE, state_tensors({}, {}), meta)
 
-    write_checkpoint(folder, step, write, links)
+    write_checkpoint(folder, step, write)
+    return names(folder)
+
+
+def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
 def test_links_point_to_whole_folders_and_the_best_is_kept(tmp_path: Path) -> None:
-    assert checkpoint(tmp_path, 10, "last", "best") == ["best", "last", "step_000010"]
-    assert checkpoint(tmp_path, 20, "last") == ["best", "last", "step_000010", "step_000020"]
-    assert checkpoint(tmp_path, 30, "last") == ["best", "last", "step_000010", "step_000020", "step_000030"]
-    assert (tmp_path / "best/state").read_text() == "10"
-    assert (tmp_path / "last/state").read_text() == "30"
-    assert checkpoint(tmp_path, 40, "last") == [
-        "best",
-        "last",
-        "step_000010",
-        "step_000030",
-        "step_000040",
-    ]  # the last two, and the best
-    assert checkpoint(tmp_path, 50, "last", "best") == ["best", "last", "step_000040", "step_000050"]
+    assert checkpoint(tmp_path, 10, 10) == ["best", "last", "step_000010"]
+    assert checkpoint(tmp_path, 20, 10) == ["best", "last", "step_000010", "step_000020"]
+    assert checkpoint(tmp_path, 30, 10) == ["best", "last", "step_000010", "step_000020", "step_000030"]
+    assert (tmp_path / "best/generator.json").read_text() == "10"
+    assert (tmp_path / "last/generator.json").read_text() == "30"
+    # the last two, and the best
+    assert checkpoint(tmp_path, 40, 10) == ["best", "last", "step_000010", "step_000030", "step_000040"]
+    assert checkpoint(tmp_path, 50, 50) == ["best", "last", "step_000040", "step_000050"]
     assert not (tmp_path / "last").readlink().is_absolute()  # the run folder may be moved
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from cgtgan.training import checkpoints as checkpoint
-where = sys.argv[2]
-def write(path):
-    (path / "state").write_text("20")
-    if where == "inside":
-        os.kill(os.getpid(), signal.SIGKILL)
-if where == "between":  # the folder is there, no link points to it yet
-    checkpoint.Path.symlink_to = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
-if where == "before the swap":
-    replace = Path.replace
-    def swap(a, b):
-        return os.kill(os.getpid(), signal.SIGKILL) if str(b).endswith("last") else replace(a, b)
-    checkpoint.Path.replace = swap
-if where == "before removing":
-    checkpoint.shutil.rmtree = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.write_checkpoint(Path(sys.argv[1]), 20, write, ["last"])
-"""
+def test_without_validation_the_last_is_the_best_and_a_million_comes_after_the_steps_before_it(tmp_path: Path) -> None:
+    for step in (999_998, 999_999, 1_000_000):
+        checkpoint(tmp_path, step)
+    assert [(tmp_path / link).readlink().name for link in ("best", "last")] == ["step_1000000"] * 2
+    assert names(tmp_path) == ["best", "last", "step_1000000", "step_999999"]
 
 
-@pytest.mark.parametrize(
-    ("where", "found"), [("inside", "10"), ("between", "10"), ("before the swap", "10"), ("before removing", "20")]
-)
-def test_killed_at_any_moment_last_is_whole(tmp_path: Path, where: str, found: str) -> None:
-    checkpoint(tmp_path, 5, "last")
-    checkpoint(tmp_path, 10, "last")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), where], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert (tmp_path / "last/state").read_text() == found
-    assert checkpoint(tmp_path, 20, "last") == [
-        "last",
-        "step_000010",
-        "step_000020",
-    ]  # the same step is made or taken again
-    assert (tmp_path / "last/state").read_text() == "20"
-    assert checkpoint(tmp_path, 30, "last", "best") == ["best", "last", "step_000020", "step_000030"]
+@pytest.mark.parametrize("lost", [("last",), ("best",), ("best", "last"), ("stale",)])
+@pytest.mark.parametrize("start", ["", "checkpoints", "checkpoints/best", "checkpoints/last"])
+def test_who_looks_for_a_checkpoint_finds_the_newest_whatever_a_kill_left_of_the_links(
+    tmp_path: Path, lost: tuple[str, ...], start: str
+) -> None:
+    folder = tmp_path / "checkpoints"
+    checkpoint(folder, 10, 10)
+    checkpoint(folder, 20, 10)
+    checkpoint(folder, 30, 30)
+    for link in ("best", "last") if lost == ("stale",) else lost:
+        (folder / link).unlink()
+        if lost == ("stale",):
+            (folder / link).symlink_to("step_000020")
+    assert checkpoint_in(tmp_path / start) == folder / "step_000030"
+    assert [(folder / link).readlink().name for link in ("best", "last")] == ["step_000030"] * 2
+
+
+def test_a_copy_that_followed_the_links_is_read_and_goes_on(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "one", 10, 10)
+    checkpoint(tmp_path / "one", 20, 10)
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")  # folders in the place of links
+    assert checkpoint_in(tmp_path / "copy", "last") == tmp_path / "copy" / "step_000020"
+    assert checkpoint(tmp_path / "copy", 30, 10) == ["best", "last", "step_000010", "step_000020", "step_000030"]
+    assert (tmp_path / "copy" / "last").readlink().name == "step_000030"
+
+
+@pytest.mark.parametrize("name", ["generator.safetensors", "tokenizer.json", "clip/clip.safetensors"])
+def test_a_flipped_bit_of_a_checkpoint_is_noticed_once_it_changed(tmp_path: Path, name: str) -> None:
+    for file in ("generator.json", "generator.safetensors", "tokenizer.json", "clip/clip.safetensors", STATE):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(bytes(100))
+    files = {str(p.relative_to(tmp_path)): file_fingerprint(p) for p in tmp_path.rglob("*") if p.is_file()}
+    write_json(tmp_path / "checkpoint.json", {"files": files})
+    assert checkpoint_in(tmp_path) == tmp_path
+    (tmp_path / STATE).write_bytes(b"!" * 100)  # only training needs it
+    assert checkpoint_in(tmp_path) == tmp_path
+    (tmp_path / name).write_bytes(bytes(99) + b"\1")
+    with pytest.raises(InputError, match=rf"{name} is not as it was written"):
+        checkpoint_in(tmp_path)
