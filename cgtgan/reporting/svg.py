@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -72,11 +72,9 @@ class Histogram:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Drawing:
+class Drawing(NamedTuple):
     """A plot ready for the template; `svg` is empty when there is nothing to draw."""
 
-    title: str
     unit: str
     svg: Markup
     note: str
@@ -108,9 +106,9 @@ def _lines(plot: Plot) -> Drawing:
     steps = [x for curve in points for x, _ in curve]
     notes = _notes(plot.note, sum(len(curve.values) for curve in plot.curves) - len(steps))
     if not steps:
-        return Drawing(plot.title, plot.y_label, Markup(), " ".join(notes))
+        return Drawing(plot.y_label, Markup(), notes)
     if any(len(curve.values) >= SMOOTH_FROM for curve in plot.curves):
-        notes.append("Faint: as logged; solid: moving average over a twentieth of the run.")
+        notes = f"{notes} Faint: as logged; solid: moving average over a twentieth of the run.".lstrip()
     lasts = [f"{curve[-1][1]:.3g}" if curve else "no value" for curve in points]
     ends = "; ".join(f"{curve.label} ends at {last}" for curve, last in zip(plot.curves, lasts, strict=True))
     alt = f"Line chart of {plot.y_label} from step {min(steps):,} to {max(steps):,}: {ends}."
@@ -139,7 +137,7 @@ def _lines(plot: Plot) -> Drawing:
         return lines
 
     legend = [f"{_short(curve.label)} (last {last})" for curve, last in zip(plot.curves, lasts, strict=True)]
-    return Drawing(plot.title, plot.y_label, _svg(plot.title, "step", legend, alt, fill), " ".join(notes))
+    return Drawing(plot.y_label, _svg(plot.title, "step", legend, alt, fill), notes)
 
 
 def _histogram(plot: Histogram) -> Drawing:
@@ -147,7 +145,7 @@ def _histogram(plot: Histogram) -> Drawing:
     values = {label: column for label, column in values.items() if len(column)}
     notes = _notes(plot.note, sum(map(len, plot.values.values())) - sum(map(len, values.values())))
     if not values:
-        return Drawing(plot.title, plot.x_label, Markup(), " ".join(notes))
+        return Drawing(plot.x_label, Markup(), notes)
     everything = np.concatenate(list(values.values()))
     if (everything == everything.round()).all() and np.ptp(everything) <= 2 * BINS:  # counts: one bar per number
         edges = np.arange(everything.min() - 0.5, everything.max() + 1)
@@ -168,14 +166,13 @@ def _histogram(plot: Histogram) -> Drawing:
         return drawn
 
     legend = [f"{_short(label)} (median {b:.3g})" for label, (_, b, _) in quartiles.items()]
-    return Drawing(plot.title, "images", _svg(plot.title, plot.x_label, legend, alt, fill), " ".join(notes))
+    return Drawing("images", _svg(plot.title, plot.x_label, legend, alt, fill), notes)
 
 
-def _notes(note: str, missing: int) -> list[str]:
-    notes = [note.rstrip(".") + "."] if note else []
-    if missing:
-        notes.append(f"{missing} {'value is' if missing == 1 else 'values are'} not finite and left out.")
-    return notes
+def _notes(note: str, missing: int) -> str:
+    given = f"{note.rstrip('.')}." if note else ""
+    left_out = f"{missing} {'value is' if missing == 1 else 'values are'} not finite and left out." if missing else ""
+    return f"{given} {left_out}".strip()
 
 
 def _short(name: str) -> str:

@@ -63,10 +63,12 @@ def find_runs(patterns: Sequence[str], split: str) -> Selection:
             folders = list(_run_folders(Path(match)))
             if not folders and "**" not in pattern and should_report(Path(match)):
                 selection.left_out.append((match, "no run"))
-            for folder in folders:
-                if (place := folder.resolve()) not in seen:
-                    seen.add(place)
-                    _take(Run(folder, split), selection)
+            for run in (Run(folder, split) for folder in folders if folder.resolve() not in seen):
+                seen.add(run.folder.resolve())
+                if why := _why_left_out(run):
+                    selection.left_out.append((str(run.folder), why))
+                else:
+                    selection.runs.append(run)
     if not selection.runs:
         missing = f"runs={','.join(patterns)}: no run with scores of the {split} split is found there"
         left_out = f"; {selection.sentence()}" if selection.left_out else ""
@@ -106,23 +108,16 @@ def should_report(match: Path) -> bool:
     return match.is_dir() and match.name != OUTPUT and "multirun" not in match.parts and not _in_a_run(match)
 
 
-def _take(run: Run, selection: Selection) -> None:
-    name = str(run.folder)
+def _why_left_out(run: Run) -> str:
     try:
-        seed, experiment = run.settings["seed"], run.settings["name"]
-        scored = {method: run.scores(method)["scores"] for method in run.scored}
+        identity = run.settings["seed"], run.settings["name"]
+        scored = [run.scores(method)["scores"] for method in run.scored]
     except (KeyError, TypeError):
-        selection.left_out.append((name, "its settings.json or scores.json is not one of a run"))
+        return "its settings.json or scores.json is not one of a run"
     except UserError as error:
-        selection.left_out.append((name, str(error)))
-    else:
-        if seed is None or experiment is None or not scored:
-            selection.left_out.append((name, _unscored(run)))
-        else:
-            selection.runs.append(run)
-
-
-def _unscored(run: Run) -> str:
+        return str(error)
+    if scored and None not in identity:
+        return ""
     others = sorted(p.parent.parent.name for p in run.folder.glob("evaluation/*/*/scores.json"))
     if others:
         return f"scored on {', '.join(dict.fromkeys(others))}, not on {run.split}"
@@ -138,36 +133,30 @@ def gather(selection: Selection) -> list[Variant]:
     Runs of one name whose settings differ in more than the seed become separate variants: their names say what differs.
     """
     defaults = scientific_settings(Config())
-    gathered: dict[tuple[str, str], dict[str, list[Run]]] = {}
+    gathered: dict[tuple[str, str], dict[str, dict[int, Run]]] = {}  # (experiment, variant) -> settings -> seed -> run
     shared: dict[str, dict[str, Any]] = {}
     for run in selection.runs:
-        given = {**defaults, **run.settings, **_precision(run)}
+        path = run.folder / "inputs.json"  # it says what train.precision came to, which is part of what was trained
+        inputs = read_json(path) if path.is_file() else {}
+        given = defaults | run.settings | {k: v for k, v in inputs.items() if k == "precision"}
         settings = {k: v for k, v in given.items() if k not in ("seed", "name")}
         key = canonical_json(settings)
         shared[key] = settings
         variant = run.folder.parent.name if run.folder.name.startswith("seed=") else run.folder.name
-        seeds = gathered.setdefault((run.settings["name"], variant), {}).setdefault(key, [])
-        if same := [r for r in seeds if r.settings["seed"] == run.settings["seed"]]:
-            selection.left_out.append((str(run.folder), f"the same run as {same[0].folder}: a seed counts once"))
-        else:
-            seeds.append(run)
-    several = len({experiment for experiment, _ in gathered}) > 1
-    alone = len({experiment for experiment, _ in gathered}) == len(gathered)
+        seeds = gathered.setdefault((run.settings["name"], variant), {}).setdefault(key, {})
+        first = seeds.setdefault(run.settings["seed"], run)
+        if first is not run:
+            selection.left_out.append((str(run.folder), f"the same run as {first.folder}: a seed counts once"))
+    experiments = {experiment for experiment, _ in gathered}
+    several, alone = len(experiments) > 1, len(experiments) == len(gathered)
     variants = []
     for (experiment, variant), parts in gathered.items():
         name = experiment if several and alone else f"{experiment} / {variant}" if several else variant
         suffixes = distinguish([shared[key] for key in parts])
-        for (key, runs), suffix in zip(parts.items(), suffixes, strict=True):
-            runs = sorted(runs, key=lambda run: run.settings["seed"])
+        for (key, seeds), suffix in zip(parts.items(), suffixes, strict=True):
+            runs = [seeds[seed] for seed in sorted(seeds)]
             variants.append(Variant(f"{name} ({suffix})" if suffix else name, experiment, variant, shared[key], runs))
     return variants
-
-
-def _precision(run: Run) -> dict[str, Any]:
-    """What `train.precision` came to: no setting, but part of what was trained."""
-    path = run.folder / "inputs.json"
-    inputs = read_json(path) if path.is_file() else {}
-    return {"precision": inputs["precision"]} if "precision" in inputs else {}
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
