@@ -299,10 +299,10 @@ WRONG_VALUES = {  # noticed after composition, whatever started the run
 @pytest.mark.parametrize("overrides", SENTENCES)
 def test_a_wrong_setting_is_answered_in_one_sentence(run_py, capsys, overrides):
     assert run_py(*overrides.split(" "), stage=pytest.fail) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert SENTENCES[overrides] in said
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith("error: ")
+    assert SENTENCES[overrides] in output
+    assert output.count("\n") == 1
 
 
 @pytest.mark.parametrize("overrides", WRONG_VALUES)
@@ -367,12 +367,12 @@ def test_one_failed_job_does_not_take_the_others(run_py, capsys):
         done.append(cfg.seed)
 
     assert run_py("-m", "experiment=demo", "seed=0,1,2,-1,3", stage=stage) == 2
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert done == [0, 3]
-    assert said.count("error: x is missing\n") == 1
-    assert said.count("Traceback") == 1
-    assert "seed=-1 is not accepted" in said
-    assert said.endswith(
+    assert output.count("error: x is missing\n") == 1
+    assert output.count("Traceback") == 1
+    assert "seed=-1 is not accepted" in output
+    assert output.endswith(
         "error: 3 failed:\n  experiment=demo seed=1\n  experiment=demo seed=2\n  experiment=demo seed=-1\n"
     )
 
@@ -449,7 +449,7 @@ def test_help_and_errors_name_the_program_as_it_was_called(monkeypatch, capsys, 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["train.num_sample=3"], 2, "error: no setting train.num_sample; did you mean train.num_samples?\n"),
         (["seed=abc"], 2, "error: seed=abc is not accepted: it must be a whole number (0 to 2**31-1)\n"),
@@ -458,7 +458,7 @@ def test_help_and_errors_name_the_program_as_it_was_called(monkeypatch, capsys, 
         (["corpus=demo"], 2, "the demo's corpus only fits dataset=demo\n"),
     ],
 )
-def test_a_wrong_setting_ends_before_torch_within_two_seconds(tmp_path, no_torch, arguments, code, said):
+def test_a_wrong_setting_ends_before_torch_within_two_seconds(tmp_path, no_torch, arguments, code, message):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = command_line(*arguments, cwd=tmp_path, path=no_torch)
     after = resource.getrusage(
@@ -466,7 +466,7 @@ def test_a_wrong_setting_ends_before_torch_within_two_seconds(tmp_path, no_torch
     )  # of the processor: the time on the clock depends on the machine's load
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
     assert done.returncode == code
-    assert done.stderr.endswith(said)
+    assert done.stderr.endswith(message)
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
 
