@@ -1,6 +1,4 @@
-"""Embeddings -> captions: best-of-n against the same by hand, draws that do not depend on the batch, and what is reported
-of a decoding.
-"""
+"""Embeddings -> captions: best-of-n against a plain loop, draws independent of the batch, how a decoding is named."""
 
 from __future__ import annotations
 
