@@ -72,12 +72,17 @@ def _launchers() -> set[str]:
 
 # ---------------------------------------------------------------------------------------- the words of the command line
 
-# Settings whose value is a path. A run folder contains '=' (seed=0), a folder of photographs has blanks.
+# Settings whose value is a path. A run folder contains '=' (seed=0), a folder of photographs has blanks, brackets and
+# letters that are not ASCII, and a folder may be called 2014 or 1e3.
 _PATHS = (
     *("checkpoint", "captions", "images", "output", "runs", "dataset.root", "dataset.reader", "dataset.released"),
-    *("corpus.path", "train.init_from", "clip_backbone.model", "evaluate.references", "report.output"),
-    *("report.baseline", "runs_dir", "artifacts_dir"),
+    *("dataset.images", "dataset.references", "dataset.karpathy", "dataset.train_annotations"),
+    *("dataset.val_annotations", "dataset.test_annotations", "corpus.path", "train.init_from", "clip_backbone.model"),
+    *("clip_backbone.cache", "clip_backbone.tokenizer", "generator.language_model", "discriminator.encoder"),
+    *("evaluate.references", "report.output", "report.baseline", "runs_dir", "artifacts_dir"),
 )
+# What Hydra's grammar reads as this very text.
+_PLAIN_PATH = re.compile(r"null||(?!(?:true|false|inf|nan)$)(?:[./]*/)?[A-Za-z_][A-Za-z0-9_./:-]*", re.IGNORECASE)
 _FLAGS = (
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
@@ -101,8 +106,9 @@ def _corrected(word: str, multirun: bool) -> str:
     if field in ("runs", "report.runs") and re.fullmatch(r"\[[^'\"$]*\]", value):
         return f"{field}=[" + ",".join(f"'{pattern.strip()}'" for pattern in value[1:-1].split(",")) + "]"
     is_list = value[:1] in ("[", "'", '"') or (multirun and "," in value)
-    if field in _PATHS and not is_list and "${" not in value and not re.fullmatch(r"[\w./~:-]*", value):
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    if field in _PATHS and not is_list and "${" not in value and not _PLAIN_PATH.fullmatch(value):
+        # a backslash is doubled before a quote alone
+        escaped = re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + (match[2] and "\\'"), value)
         return f"{field}='{escaped}'"
     return word
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
+from cgtgan.cli import corrected
 from cgtgan.config import DatasetConfig
 from cgtgan.data.corpora import clean_captions, read_raw
 from cgtgan.data.datasets import load_split
@@ -328,3 +330,46 @@ def test_lists_and_karpathy_files_of_a_mac_and_of_windows(tmp_path: Path) -> Non
 def test_impossible_image_ids_are_refused(tmp_path: Path, image_id: Any, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         folder_references(tmp_path, ["1.png"], [{"image_id": image_id, "caption": "a"}])
+
+
+# -------------------------------------------------------------------------------------------- paths on the command line
+
+
+@pytest.mark.parametrize("field", ["images", "corpus.path", "dataset.root", "dataset.images", "checkpoint", "runs_dir"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            "photos",
+            "../a/b.jpg",
+            "a:b",
+            "données/grüße",
+            "日本/写真",
+            "😀",
+            f"{NFD}.jpg",
+            "runs/seed=0",
+            "a b",
+            "a[1] (2)",
+        ),
+        *(
+            "2014",
+            "007",
+            "1e3",
+            ".5",
+            "nan",
+            "true",
+            "~/x",
+            "C:\\x\\y",
+            "ends\\",
+            "it's",
+            "a\\'b",
+            "#a",
+            "a,b",
+            "{a}",
+            "-",
+        ),
+    ],
+)
+def test_any_path_reaches_its_setting(field: str, path: str) -> None:
+    (word,) = corrected([f"{field}={path}"])
+    assert OverridesParser.create().parse_override(word).value() == path
