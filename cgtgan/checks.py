@@ -221,6 +221,10 @@ _RULES: tuple[tuple[Callable[[Config], Any], str], ...] = (
         "{train.baseline} and {train.num_samples} contradict each other: it needs 2 or more",
     ),
     (
+        lambda c: c.stage in ("train", "pipeline") and c.train.kl_weight and c.train.dropout,
+        "{train.kl_weight} and {train.dropout} contradict each other: there is no KL penalty with dropout",
+    ),
+    (
         lambda c: c.train.accumulation > c.train.batch_size,
         "{train.accumulation} and {train.batch_size} contradict each other: every part needs an image",
     ),

@@ -245,6 +245,8 @@ class InitializeConfig:
     epochs: int = setting(1, AT_LEAST_1)
     batch_size: int = setting(16, AT_LEAST_1)
     noise_std: float = setting(0.0, NOT_NEGATIVE)
+    # raw: the noise is added to raw vectors; unit: normalise, add, normalise, as CapDec, ViECap and IFCap do
+    noise: str = setting("raw", one_of("raw", "unit"))
     checkpoint_every: int = setting(500, AT_LEAST_1)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=2e-5, warmup_steps=5000, eps=1e-6, grad_clip=0.0)
@@ -265,6 +267,7 @@ class TrainConfig:
     init_from: str | None = None  # our checkpoint, the authors' model.pt or a hub name, instead of `initialize`
     reward_scale: float | None = setting(None, POSITIVE)  # null: the backbone's own exp(logit_scale)
     kl_weight: float = setting(0.0, NOT_NEGATIVE)  # KL penalty towards the initial generator
+    kl: str = setting("k3", one_of("k1_reward", "k2", "k3"))  # which divergence it pulls: METHOD, item 43
     dropout: bool = False  # dropout while sampling and in the discriminator, as in the released code (METHOD, slip 8)
     released: list[str] = field(default_factory=list)  # of RELEASED_SLIPS (METHOD, slips 4, 11, 13)
     accumulation: int = setting(1, AT_LEAST_1)  # parts into which a step's images are split: less memory, the same step

@@ -91,8 +91,9 @@ def variant_name(cfg: Config) -> str:
     parts += [] if t.use_initialization else ["noinit"]
     parts += [] if t.use_discriminator else ["nodisc"]
     parts += [] if cfg.generator.mapper == "mlp" else [cfg.generator.mapper]
-    parts += [f"noise{_number(cfg.initialize.noise_std)}"] if cfg.initialize.noise_std else []
-    parts += [f"kl{_number(t.kl_weight)}"] if t.kl_weight else []
+    noise = [f"noise{_number(cfg.initialize.noise_std)}"] if cfg.initialize.noise_std else []
+    parts += noise if cfg.initialize.noise == "raw" else [*noise, cfg.initialize.noise]
+    parts += [f"kl{_number(t.kl_weight)}", *([] if t.kl == "k3" else [t.kl])] if t.kl_weight else []
     parts += [] if t.baseline == "greedy" else [t.baseline]
     return "_".join(p.replace("/", "-") for p in parts)
 

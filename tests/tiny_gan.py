@@ -29,7 +29,13 @@ SENTENCES = [
 
 
 def tiny_parts(
-    *, mapper: str = "mlp", dropout: bool = False, kl_weight: float = 0.0, discriminator: bool = True, lr: float = 1e-3
+    *,
+    mapper: str = "mlp",
+    dropout: bool = False,
+    kl_weight: float = 0.0,
+    kl: str = "k3",
+    discriminator: bool = True,
+    lr: float = 1e-3,
 ) -> tuple[Config, TrainingParts]:
     """Everything a step of the GAN needs, tiny, from seed 0."""
     cfg = Config()
@@ -44,7 +50,8 @@ def tiny_parts(
     cfg.generator = GeneratorConfig(language_model="scratch", layers=2, max_length=6, **sizes, **prefix)
     cfg.discriminator = DiscriminatorConfig(encoder="scratch", layers=1, **sizes)
     cfg.reward_weights.delay_steps, cfg.reward_weights.ramp_steps = 0, 0
-    cfg.train.dropout, cfg.train.kl_weight, cfg.train.num_samples = dropout, kl_weight, 3
+    cfg.train.dropout, cfg.train.num_samples = dropout, 3
+    cfg.train.kl_weight, cfg.train.kl = kl_weight, kl
     rate = OptimizerConfig(lr=lr)
     clip = DemoClipConfig(dim=8, width=8, text_layers=1)
     with torch.random.fork_rng():

@@ -60,12 +60,16 @@ def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, fina
     return final_ratio + (1 - final_ratio) * max(0.0, 1 - (done - warmup_steps) / span)
 
 
-def kl_to_reference(token_log_probs: Tensor, reference_token_log_probs: Tensor, mask: Tensor) -> Tensor:
-    """KL penalty: the k3 estimate of KL(policy || reference) per token (Schulman 2020), the mean over a caption's
-    tokens, (...,) >= 0.
+def kl_to_reference(
+    token_log_probs: Tensor, reference_token_log_probs: Tensor, mask: Tensor, estimate: str = "k3"
+) -> Tensor:
+    """An estimate of KL(policy || reference) per token (Schulman 2020), the mean over a caption's tokens, (...,).
 
     Token log-probs (..., L) of the drawn tokens under both models; mask (..., L) true up to and including the stop
-    token.
+    token. With r = log reference - log policy: `k1` is -r; `k2` r^2/2 >= 0; `k3` exp(r) - 1 - r >= 0. All three
+    estimate that divergence (k2 is biased). As losses on drawn tokens they pull others: the mean gradient is 0 for k1,
+    which belongs into the reward; that of KL(policy || reference) for k2; that of KL(reference || policy) for k3.
     """
     ratio = (reference_token_log_probs.detach() - token_log_probs) * mask
-    return (torch.expm1(ratio) - ratio).sum(-1) / mask.sum(-1)
+    per_token = {"k1": lambda: -ratio, "k2": lambda: ratio.square() / 2, "k3": lambda: torch.expm1(ratio) - ratio}
+    return per_token[estimate]().sum(-1) / mask.sum(-1)

@@ -155,7 +155,7 @@ def gan_step(cfg: Config, parts: TrainingParts, step: int, batch: Batch, *, logg
     for number, micro in enumerate(micro_batches, start=1):
         # 1. captions of the generator as it is: K samples and the greedy one per image
         with devices.autocast():
-            sampled, greedy = _draw(parts.bundle.model, micro, dropout=t.dropout)
+            sampled, greedy = _draw(parts.bundle.model, micro, t)
         samples, greedies = parts.bundle.texts(sampled.token_ids), parts.bundle.texts(greedy.token_ids)
         clock.mark("drawing")
 
@@ -186,7 +186,7 @@ def gan_step(cfg: Config, parts: TrainingParts, step: int, batch: Batch, *, logg
     metrics = _apply_updates(parts, step, means)
     clock.mark("optimisers")
     semantic_loss, naturalness_loss = metrics["train/semantic_loss"], metrics["train/naturalness_loss"]
-    kl_penalty = t.kl_weight * metrics.get("train/kl", 0.0)
+    kl_penalty = t.kl_weight * metrics.get("train/kl_loss", metrics.get("train/kl", 0.0))
     metrics["train/g_loss"] = w * semantic_loss + (1 - w) * naturalness_loss + kl_penalty
     metrics["train/semantic_weight"] = w
     metrics.setdefault("train/d_loss", 0.0)
@@ -201,9 +201,10 @@ def _semantic_weight(cfg: Config, step: int) -> float:
     return semantic_weight(step, max_weight=r.max_weight, delay_steps=r.delay_steps, ramp_steps=r.ramp_steps)
 
 
-def _draw(generator: CaptionGenerator, batch: Batch, *, dropout: bool) -> tuple[Captions, Captions]:
-    if not dropout:
-        return generator.eval().sample_and_greedy(batch.image, batch.seeds, log_probs=False)
+def _draw(generator: CaptionGenerator, batch: Batch, t: TrainConfig) -> tuple[Captions, Captions]:
+    if not t.dropout:
+        log_probs = bool(t.kl_weight) and t.kl == "k1_reward"
+        return generator.eval().sample_and_greedy(batch.image, batch.seeds, log_probs=log_probs)
     sampled = generator.train().sample_with_graph(batch.image, batch.seeds)
     return sampled, generator.eval().greedy(batch.image, log_probs=False)
 
@@ -229,11 +230,17 @@ def reinforce(
         with torch.no_grad(), devices.autocast():
             reference = parts.reference.token_log_probs(batch.image, sampled.drawn)[0].flatten(0, 1)
 
+    kl_is_loss, kl_advantage = bool(t.kl_weight) and t.kl != "k1_reward", torch.empty(0)
+    if t.kl_weight and not kl_is_loss:
+        k1 = sampled.log_probs - (reference.sum(-1) / mask.sum(-1)).view_as(sampled.log_probs)
+        kl_advantage = (advantages(-k1) if batch.samples > 1 else -k1).flatten()
+        advantage = advantage + t.kl_weight * kl_advantage
+
     def chunk_loss(token_log_probs: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
         log_probs = token_log_probs.sum(-1) / mask.sum(-1)
         loss = policy_gradient_loss(advantage[rows], log_probs) * len(rows)
-        if t.kl_weight:
-            loss = loss + t.kl_weight * kl_to_reference(token_log_probs, reference[rows], mask).sum()
+        if kl_is_loss:
+            loss = loss + t.kl_weight * kl_to_reference(token_log_probs, reference[rows], mask, t.kl).sum()
         return loss / num_captions
 
     if t.dropout:
@@ -247,7 +254,12 @@ def reinforce(
     means.add("train/caption_tokens", mask.sum(-1))
     means.add("caption/finished", (drawn == generator.stop_token_id).any(-1))
     if len(reference) and not t.dropout:
-        means.add("train/kl", kl_to_reference(token_log_probs, reference, mask))
+        means.add("train/kl", kl_to_reference(token_log_probs, reference, mask))  # k3 is the estimate to look at
+        if t.kl_weight and t.kl != "k3":
+            penalty = (
+                kl_to_reference(token_log_probs, reference, mask, t.kl) if kl_is_loss else -kl_advantage * log_probs
+            )
+            means.add("train/kl_loss", penalty)
     means.add_rewards(rewards, advantage_of)
 
 

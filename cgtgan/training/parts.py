@@ -61,7 +61,9 @@ class TrainingParts:
 
     def check_finite(self, name: str, optimizer: Optimizer, step: int, metrics: Mapping[str, float]) -> None:
         """Raise `InputError` before an update whose losses or gradient are not finite; the step's batch is saved."""
-        losses = {"generator": ("semantic_loss", "naturalness_loss", "kl"), "discriminator": ("d_loss",)}[name]
+        losses = {"generator": ("semantic_loss", "naturalness_loss", "kl", "kl_loss"), "discriminator": ("d_loss",)}[
+            name
+        ]
         watched = {f"train/{x}": metrics[f"train/{x}"] for x in losses if f"train/{x}" in metrics}
         watched[f"{name}'s gradient norm"] = metrics[f"train/{name[0]}_grad_norm"]
         if all(map(math.isfinite, watched.values())):

@@ -2,11 +2,13 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from cgtgan.method.reinforce import (
     advantages,
@@ -146,3 +148,62 @@ def test_kl_estimates_the_divergence() -> None:
     drawn = torch.multinomial(p, 200_000, replacement=True).view(1, 1, -1)
     found = kl_to_reference(p.log()[drawn], q.log()[drawn], torch.ones_like(drawn, dtype=torch.bool))
     assert found.item() == pytest.approx((p * (p / q).log()).sum().item(), rel=0.02)
+
+
+# A vocabulary of three tokens and captions of one: every expectation is a sum of three terms.
+POLICY, REFERENCE = torch.tensor([0.3, -1.2, 0.9]), torch.log_softmax(torch.tensor([-0.4, 0.8, 0.1]), dim=0)
+
+
+def gradient(of: Callable[[Tensor], Tensor]) -> list[float]:
+    """d of(log policy) / d logits"""
+    logits = POLICY.clone().requires_grad_()
+    of(torch.log_softmax(logits, dim=0)).backward()
+    assert logits.grad is not None
+    return logits.grad.tolist()
+
+
+def exact(divergence: str) -> list[float]:
+    if divergence == "KL(policy || reference)":
+        return gradient(lambda log_p: (log_p.exp() * (log_p - REFERENCE)).sum())
+    return gradient(lambda log_p: (REFERENCE.exp() * (REFERENCE - log_p)).sum())
+
+
+def expected_loss(log_p: Tensor, estimate: str) -> Tensor:
+    """The mean, over what the policy draws, of the loss on the drawn token; the drawing has no gradient."""
+    per_token = kl_to_reference(log_p[:, None], REFERENCE[:, None], torch.ones(3, 1, dtype=torch.bool), estimate)
+    return (log_p.exp().detach() * per_token).sum()
+
+
+@pytest.mark.parametrize(
+    ("estimate", "divergence"), [("k2", "KL(policy || reference)"), ("k3", "KL(reference || policy)")]
+)
+def test_as_a_loss_each_estimate_has_the_exact_gradient_of_its_divergence(estimate: str, divergence: str) -> None:
+    assert gradient(lambda log_p: expected_loss(log_p, estimate)) == pytest.approx(exact(divergence), rel=1e-5)
+    other = {"k2": "KL(reference || policy)", "k3": "KL(policy || reference)"}[estimate]
+    assert gradient(lambda log_p: expected_loss(log_p, estimate)) != pytest.approx(exact(other), rel=0.05)
+
+
+def test_k1_as_a_loss_has_no_gradient_and_in_the_reward_that_of_the_kl_to_the_reference() -> None:
+    assert gradient(lambda log_p: expected_loss(log_p, "k1")) == pytest.approx([0, 0, 0], abs=1e-7)
+
+    def expected_reward_loss(log_p: Tensor) -> Tensor:
+        """Over every pair of drawn tokens: two samples of an image, each the other's baseline."""
+        total = torch.zeros(())
+        for a in range(3):
+            for b in range(3):
+                drawn = torch.tensor([a, b])
+                k1 = kl_to_reference(
+                    log_p[drawn, None], REFERENCE[drawn, None], torch.ones(2, 1, dtype=torch.bool), "k1"
+                )
+                loss = policy_gradient_loss(advantages(-k1[None]), log_p[drawn][None])
+                total = total + (log_p[a] + log_p[b]).exp().detach() * loss
+        return total
+
+    assert gradient(expected_reward_loss) == pytest.approx(exact("KL(policy || reference)"), rel=1e-5)
+
+
+@pytest.mark.parametrize("estimate", ["k1", "k3"])
+def test_k1_and_k3_are_unbiased(estimate: str) -> None:
+    log_p = torch.log_softmax(POLICY, dim=0)
+    divergence = (log_p.exp() * (log_p - REFERENCE)).sum().item()
+    assert expected_loss(log_p, estimate).item() == pytest.approx(divergence, rel=1e-6)

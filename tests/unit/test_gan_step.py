@@ -87,12 +87,12 @@ def without_sharing(_cfg: Config, parts: TrainingParts) -> None:
         without_sharing,
     ],
 )
-@pytest.mark.parametrize("kl_weight", [0.0, 0.3])
+@pytest.mark.parametrize(("kl_weight", "kl"), [(0.0, "k3"), (0.3, "k3"), (0.3, "k2"), (0.3, "k1_reward")])
 def test_the_way_through_a_step_does_not_change_it(
-    change: Callable[[Config, TrainingParts], object], kl_weight: float
+    change: Callable[[Config, TrainingParts], object], kl_weight: float, kl: str
 ) -> None:
-    expected, expected_rows = after(lambda *_: None, kl_weight=kl_weight)
-    found, rows = after(change, kl_weight=kl_weight)
+    expected, expected_rows = after(lambda *_: None, kl_weight=kl_weight, kl=kl)
+    found, rows = after(change, kl_weight=kl_weight, kl=kl)
     for name, value in expected.items():
         # Adam's first steps move a weight by the rate whatever its gradient's size: where that is rounding, they differ
         assert float((found[name] - value).abs().mean()) < 2e-6, name
@@ -136,6 +136,40 @@ def test_sampling_with_dropout_carries_the_gradient_of_the_pass_that_drew() -> N
     generator = parts.bundle.model.train()
     drawn = generator.sample_with_graph(image, [[7] * 3] * 2)  # one image twice, one seed: only the masks differ
     assert len(set(drawn.log_probs.flatten().tolist())) > 3
+
+
+@pytest.mark.parametrize("kl", ["k1_reward", "k2", "k3"])
+def test_the_kl_penalty_of_a_step_has_the_gradient_of_its_definition(kl: str) -> None:
+    """With no other reward: w is 0 and there is no discriminator."""
+    cfg, parts = tiny_parts(kl_weight=0.3, kl=kl, discriminator=False)
+    cfg.reward_weights.max_weight = 0.0
+    model, reference = parts.bundle.model.eval(), parts.reference
+    assert reference is not None
+    with torch.no_grad():
+        for p in reference.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    batch = tiny_batch(cfg, parts, 1)
+    drawn = model.sample_and_greedy(batch.image, batch.seeds)[0].drawn
+    log_p, mask = model.token_log_probs(batch.image, drawn)
+    log_q = reference.token_log_probs(batch.image, drawn)[0]
+    if kl == "k1_reward":
+        k1 = ((log_p - log_q).sum(-1) / mask.sum(-1)).detach()
+        others = (k1.sum(1, keepdim=True) - k1) / (k1.shape[1] - 1)
+        by_hand = ((k1 - others) * log_p.sum(-1) / mask.sum(-1)).mean()
+    else:
+        r = log_q.detach() - log_p
+        by_hand = ((r**2 / 2 if kl == "k2" else r.exp() - 1 - r) * mask).sum(-1).div(mask.sum(-1)).mean()
+    wanted = torch.autograd.grad(0.3 * by_hand, [*model.parameters()], allow_unused=True)
+    metrics = one_step(cfg, parts, 1)
+    assert metrics["train/g_loss"] == pytest.approx(0.3 * by_hand.item(), rel=1e-4)
+    norm = torch.nn.utils.get_total_norm([g for g in wanted if g is not None])
+    assert metrics["train/g_grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    clipped = min(1.0, cfg.train.generator_optimizer.grad_clip / norm.item())
+    for p, g in zip(model.parameters(), wanted, strict=True):
+        assert (p.grad is None) == (g is None)
+        if p.grad is not None and g is not None:
+            torch.testing.assert_close(p.grad, clipped * g, rtol=1e-3, atol=1e-6)
+    assert ("train/kl_loss" in metrics) is (kl != "k3")
 
 
 # ------------------------------------------------------------------------------------------------------ released slips
