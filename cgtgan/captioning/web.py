@@ -8,7 +8,6 @@ pixels before they are decoded. Nothing is written, no file has an address, and 
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 import secrets
@@ -31,7 +30,7 @@ from torch import Tensor
 from cgtgan.captioning.captioner import Captioner
 from cgtgan.config import ServeConfig
 from cgtgan.data.corpora import embedded_text
-from cgtgan.data.image_files import DAMAGED_IMAGE, MAX_ASPECT, plain_picture
+from cgtgan.data.image_files import DAMAGED_IMAGE, MAX_ASPECT, PIXEL_ART, data_uri, plain_picture
 from cgtgan.method.aggregation import nearest_texts
 
 # Pillow's format -> its usual name; of what Pillow reads, none that starts another program (EPS) or follows file names.
@@ -39,7 +38,6 @@ FORMATS = {name: name for name in ("JPEG", "PNG", "GIF", "TIFF", "BMP", "AVIF")}
 MAX_PIXELS = 64_000_000  # a telephone's 50 megapixels pass; 200 MB when decoded
 PREVIEW = 640  # longest side, in pixels, of the picture in an answer
 THUMBNAIL = 240  # the same of an example
-PIXEL_ART = 96  # pictures up to this side are enlarged with hard pixels instead of a blur
 NEAREST_FACTOR = 10  # a corpus repeats sentences: this many times more are fetched, and each is listed once
 POLICY = (
     "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -90,17 +88,13 @@ def read_picture(raw: bytes) -> Image.Image:
         raise Refused(415, f"The file cannot be read as a picture ({', '.join(format_names().values())}).") from None
 
 
-def data_uri(image: Image.Image, longest: int) -> str:
-    """The picture as CLIP reads it (Pillow's RGB, not rotated), with at most `longest` pixels per side."""
-    preview = image.convert("RGB")
+def shrunk(image: Image.Image, longest: int) -> tuple[str, bool]:
+    """(data URI, whether it is pixel art) of the picture as CLIP reads it: Pillow's RGB, not rotated."""
+    preview, pixelated = image.convert("RGB"), max(image.size) <= PIXEL_ART
     preview.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    kind, buffer = "PNG" if is_pixel_art(image) else "JPEG", io.BytesIO()
+    kind, buffer = "PNG" if pixelated else "JPEG", io.BytesIO()
     preview.save(buffer, kind, quality=88)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-def is_pixel_art(image: Image.Image) -> bool:
-    return max(image.size) <= PIXEL_ART
+    return data_uri(kind, buffer.getvalue()), pixelated
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
@@ -141,7 +135,7 @@ class Demo:
                 continue
             images.append(image)
         for image, caption in zip(images, self.captioner.caption(pixels), strict=True):
-            self.examples.append(Example(image, caption, data_uri(image, THUMBNAIL), is_pixel_art(image)))
+            self.examples.append(Example(image, caption, *shrunk(image, THUMBNAIL)))
 
     def answer_upload(self, raw: bytes) -> dict[str, Any]:
         with self.lock:
@@ -164,12 +158,9 @@ class Demo:
         if count > 1:
             others = [scored for scored in captioner.captions(encoded, count)[0] if scored.caption != first]
             captions += [(scored.caption, scored.clip_similarity) for scored in others[: count - 1]]
-        return {
-            "captions": captions,
-            "nearest": self._nearest(vector),
-            "picture": data_uri(image, PREVIEW),
-            "pixelated": is_pixel_art(image),
-        }
+        picture, pixelated = shrunk(image, PREVIEW)
+        nearest = self._nearest(vector)
+        return {"captions": captions, "nearest": nearest, "picture": picture, "pixelated": pixelated}
 
     def _pixels(self, image: Image.Image) -> Tensor:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import os
 import struct
@@ -21,6 +22,7 @@ PHOTO_SUFFIXES = IMAGE_SUFFIXES | _HEIC | {".avif"}  # what may be among a user'
 
 # CLIP scales the short side before it crops the long one: 1 x 600,000 pixels would become 13 billion.
 MAX_ASPECT = 50
+PIXEL_ART = 96  # pages enlarge a picture up to this side with hard pixels instead of a blur
 _STRIP = 1 << 22  # pixels converted at once
 
 # What Pillow raises for a damaged picture: it depends on the format.
@@ -67,6 +69,10 @@ def open_image(path: Path, draft: int = 0) -> Image.Image:
         raise MissingFileError(f"the image {printable(path)} does not exist") from error
     except DAMAGED_IMAGE as error:
         raise InputError(f"the image {printable(path)} cannot be read: {error}{decoder_hint(path)}") from error
+
+
+def data_uri(kind: str, raw: bytes) -> str:
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(raw).decode('ascii')}"
 
 
 def check_shape(image: Image.Image) -> None:

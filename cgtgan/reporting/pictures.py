@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 import random
@@ -12,14 +11,13 @@ from typing import Any, TypeVar
 
 from PIL import Image, ImageOps
 
-from cgtgan.data.image_files import DAMAGED_IMAGE, plain_picture
+from cgtgan.data.image_files import DAMAGED_IMAGE, PIXEL_ART, data_uri, plain_picture
 from cgtgan.errors import InputError
 
 Id = TypeVar("Id", int, str, int | str)
 
 EMBED_PIXELS = 320  # longest side of an embedded picture
 THUMBNAIL_PIXELS = (200, 144, 112, 88)  # longest side: the first with which all fit the budget, else the last
-PIXEL_ART = 96  # up to here a picture is enlarged with hard pixels instead of a blur
 EMBED_AS_IS_BYTES = 200_000
 
 
@@ -75,9 +73,7 @@ def _thumbnail(path: Path, side: int) -> tuple[str, bool] | None:
 
 
 def embed(path: Path, side: int = EMBED_PIXELS, quality: int = 85) -> tuple[str, bool]:
-    """(data URI, whether it is pixel art). Small plain files go in byte for byte; others shrunk, upright, and with the
-    pixels that CLIP was given.
-    """
+    """(data URI, whether it is pixel art). Small plain files go in whole; others shrunk, upright, as CLIP sees them."""
     raw = path.read_bytes()
     with Image.open(io.BytesIO(raw)) as image:
         longest = max(image.size)
@@ -86,7 +82,7 @@ def embed(path: Path, side: int = EMBED_PIXELS, quality: int = 85) -> tuple[str,
         plain = plain and not image.has_transparency_data and not image.getexif() and getattr(image, "n_frames", 1) == 1
         if small and plain and len(raw) <= EMBED_AS_IS_BYTES:
             image.load()  # a truncated file shows here, not as a broken picture in the page
-            return _data_uri(image.format or "", raw), longest <= PIXEL_ART
+            return data_uri(image.format or "", raw), longest <= PIXEL_ART
         image.draft("RGB", (2 * side, 2 * side))  # JPEG only: decodes a large one at a fraction of the cost
         image.seek(0)
         image.load()
@@ -94,8 +90,4 @@ def embed(path: Path, side: int = EMBED_PIXELS, quality: int = 85) -> tuple[str,
     upright.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer, kind = io.BytesIO(), "PNG" if small else "JPEG"
     upright.save(buffer, kind, quality=quality, optimize=True)
-    return _data_uri(kind, buffer.getvalue()), longest <= PIXEL_ART
-
-
-def _data_uri(kind: str, raw: bytes) -> str:
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(raw).decode('ascii')}"
+    return data_uri(kind, buffer.getvalue()), longest <= PIXEL_ART
