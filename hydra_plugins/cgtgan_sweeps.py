@@ -1,7 +1,7 @@
 """The group `sweep`: its options are the files of the folder `sweeps/`, which lies beside `conf/` and not in it.
 
-Hydra reads this file at every start of any Hydra program in this environment. So it imports nothing that takes time, and it
-leaves alone every program with another config folder.
+Hydra reads this file at every start of any Hydra program in this environment: it imports nothing that takes time, and
+leaves alone programs whose config folder is not ours.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""initialize: sentences and their embeddings -> a generator that rebuilds a sentence from its own CLIP text embedding."""
+"""initialize: sentences and their embeddings -> a generator that rebuilds a sentence from its CLIP text embedding."""
 
 from __future__ import annotations
 

@@ -41,8 +41,8 @@ def run(cfg: Config) -> float | None:
                 break
             if name == "evaluate" and not dataset_split(ws, ws.cfg.evaluate.split).references:
                 ws.tracker.say(
-                    f"the {ws.cfg.evaluate.split} images have no references, so there is nothing to score; caption pictures with "
-                    f"stage=caption checkpoint={ws.run} images=FOLDER"
+                    f"the {ws.cfg.evaluate.split} images have no references, so there is nothing to score; "
+                    f"caption pictures with stage=caption checkpoint={ws.run} images=FOLDER"
                 )
                 break
             _timed(ws, name, stage)
