@@ -19,11 +19,12 @@ from cgtgan.assets.workspace import Workspace
 from cgtgan.config import as_dict, custom_name
 from cgtgan.data.annotations import as_number
 from cgtgan.errors import InputError, UserError
-from cgtgan.evaluation.coco_files import id_list, load_references, save_results
+from cgtgan.evaluation.coco_files import id_list, load_named_references, load_references, load_results, save_results
 from cgtgan.evaluation.extra_metrics import clip_metric, diversity_metric
 from cgtgan.evaluation.java import find_java
 from cgtgan.evaluation.metrics import ExtraMetric, JavaSettings, Scores, score_many
 from cgtgan.evaluation.own_metrics import own_metric_fingerprints
+from cgtgan.evaluation.records import merged_inputs, merged_scores
 from cgtgan.runtime.artifacts import Embeddings, file_fingerprint, fingerprint, read_json, write_json
 
 
@@ -33,6 +34,11 @@ class ScoredCaptions:
 
     captions: dict[str, dict[Any, str]]
     samples: dict[str, dict[Any, list[str]]]
+
+    def of(self, methods: Sequence[str]) -> ScoredCaptions:
+        """Those of some methods."""
+        drawn = {method: self.samples[method] for method in methods if method in self.samples}
+        return ScoredCaptions({method: self.captions[method] for method in methods}, drawn)
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,13 @@ def references_of(ws: Workspace) -> dict[Any, list[str]]:
     return images.references | {as_number(i) if numbered else i: [] for i in images.bare}
 
 
+def image_names_of(ws: Workspace) -> dict[Any, str]:
+    """File names of the images that `references_of` has, where they are known."""
+    if ws.cfg.evaluate.references is not None:
+        return dict(load_named_references(Path(ws.cfg.evaluate.references).expanduser())[1])
+    return {image.image_id: str(image.path) for image in dataset_split(ws, ws.cfg.evaluate.split).images}
+
+
 def run_identity(
     ws: Workspace, checkpoint: Path, images: Embeddings, references: Mapping[Any, Sequence[str]]
 ) -> dict[str, Any]:
@@ -77,7 +90,7 @@ def run_identity(
         "java": find_java() is not None,  # once it is installed, what failed without it is scored again
         "novel_against": novelty_corpus(ws).fingerprint,
         "self_cider_samples": cfg.self_cider_samples or None,
-        "projection_t": cfg.projection_t,
+        "projection_t": None if cfg.projection_t in ws.cfg.aggregation_t.temperatures else cfg.projection_t,
     }
     return identity | own_metric_identity(ws)
 
@@ -86,19 +99,6 @@ def own_metric_identity(ws: Workspace) -> dict[str, Any]:
     """The content of the files with own metrics; empty without any."""
     fingerprints = own_metric_fingerprints(ws.cfg.evaluate.metrics)
     return {"own_metrics": fingerprints} if fingerprints else {}
-
-
-def is_scored(folder: Path, made_from: Mapping[str, Any]) -> bool:
-    """Whether the scores in a method's folder are of these inputs. A baseline does not depend on the checkpoint."""
-    path = folder / "scores.json"
-    if not path.is_file():
-        return False
-    ignored = {"checkpoint"} if folder.name != "cgtgan" else {"sentences"}
-    ignored |= {"projection_t"} if folder.name != "projection" else set()
-    recorded = read_json(path).get("made_from")
-    return isinstance(recorded, dict) and all(
-        recorded.get(key) == value for key, value in made_from.items() if key not in ignored
-    )
 
 
 def novelty_corpus(ws: Workspace) -> NoveltyCorpus:
@@ -117,18 +117,17 @@ def _novelty_corpus(ws: Workspace) -> NoveltyCorpus:
 
 
 def write_scores(
-    ws: Workspace, home: Path, folder: Path, scored: ScoredCaptions, references: Mapping[Any, Sequence[str]],
-    about: Mapping[str, Any],
+    ws: Workspace, home: Path, places: Mapping[str, Path], scored: ScoredCaptions,
+    references: Mapping[Any, Sequence[str]], metrics: Sequence[str], about: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    """Score the methods together, with temporary files in `home`.
+    """Score the methods together, with temporary files in `home`, and add the scores to those in each one's place.
 
-    Writes captions.json, per_image.json and, last, scores.json of each into a folder of its name in `folder`; `about`
-    is written into scores.json. Says which images were left out and why a score is missing.
+    Writes captions.json, per_image.json and, last, scores.json there; `about` is written into scores.json. Says which
+    images were left out and why a score is missing.
     """
     for stale in home.glob(".scores*"):  # of a killed run: this process holds the folder
         shutil.rmtree(stale, ignore_errors=True)
-    metrics = ws.cfg.evaluate.metrics
-    extra = _extra_metrics(ws, scored, references)
+    extra = _extra_metrics(ws, scored, references, metrics)
     scratch = Path(tempfile.mkdtemp(prefix=".scores", dir=home))
     names = ", ".join(map(custom_name, metrics))
     try:
@@ -139,11 +138,11 @@ def write_scores(
             )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    problem = novelty_corpus(ws).problem
+    problem = novelty_corpus(ws).problem if "diversity" in metrics else None
     for method, result in scores.items():
         if problem and "diversity" not in result.failed:
             result.failed["Novel"] = problem
-        _write_method(folder / method, scored.captions[method], scored.samples.get(method), result, about)
+        _write_record(places[method], scored.captions[method], scored.samples.get(method), result, about)
     if excluded := list(dict.fromkeys(i for result in scores.values() for i in result.excluded)):
         ws.tracker.say(f"{id_list(excluded)} no reference: left out of the scores")
     reasons = {reason for result in scores.values() for reason in result.failed.values()}
@@ -151,39 +150,58 @@ def write_scores(
         ws.tracker.say(reason)
 
 
-def _write_method(
+def _write_record(
     folder: Path,
     captions: Mapping[Any, str],
     samples: Mapping[Any, list[str]] | None,
     result: Scores,
     about: Mapping[str, Any],
 ) -> None:
+    record = record_in(folder)
     save_results(folder / "captions.json", captions)
     if samples is not None:
         rows = [{"image_id": i, "captions": texts} for i, texts in samples.items()]
         write_json(folder / "samples.json", rows, indent=None)
-    write_json(folder / "per_image.json", [{"image_id": i, **row} for i, row in result.per_image.items()], indent=None)
-    summary = {
-        "scores": result.corpus,
-        "failed": result.failed,
-        "excluded": list(result.excluded),
-        "tokenizer": result.tokenizer,
-        "images": len(result.per_image),
-    }
-    write_json(folder / "scores.json", {**summary, **about})
+    elif not record:
+        (folder / "samples.json").unlink(missing_ok=True)
+    earlier = per_image_scores(folder) if record else {}
+    summary, per_image = merged_scores(record, earlier, result)
+    write_json(folder / "per_image.json", [{"image_id": i, **row} for i, row in per_image.items()], indent=None)
+    made_from = merged_inputs(record, about["made_from"], result)
+    write_json(folder / "scores.json", {**summary, **about, "made_from": made_from})
+
+
+def record_in(folder: Path) -> dict[str, Any]:
+    """scores.json of a record; empty without one."""
+    path = folder / "scores.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def per_image_scores(folder: Path) -> dict[Any, dict[str, float]]:
+    """per_image.json of a record by image; empty without one."""
+    path = folder / "per_image.json"
+    rows = read_json(path, list) if path.is_file() else []
+    return {row["image_id"]: {name: value for name, value in row.items() if name != "image_id"} for row in rows}
+
+
+def stored_captions(folder: Path, images: Sequence[Any]) -> dict[Any, str] | None:
+    """captions.json of a record in the order of `images`; None where it has no captions of exactly these."""
+    path = folder / "captions.json"
+    captions = load_results(path) if path.is_file() else {}
+    return {i: captions[i] for i in images} if captions.keys() == set(images) else None
 
 
 def _extra_metrics(
-    ws: Workspace, scored: ScoredCaptions, references: Mapping[Any, Sequence[str]]
+    ws: Workspace, scored: ScoredCaptions, references: Mapping[Any, Sequence[str]], metrics: Sequence[str]
 ) -> dict[str, ExtraMetric]:
     """The metrics that pycocoevalcap does not have, and that need the backbone or the corpus."""
     extra: dict[str, ExtraMetric] = {}
     cfg = ws.cfg.evaluate
-    if "clipscore" in cfg.metrics:
+    if "clipscore" in metrics:
         images = image_embeddings(ws, cfg.split)
         vectors = dict(zip(images.ids, images.vectors, strict=True))
         extra["clipscore"] = clip_metric(scored.captions, references, vectors, _text_encoder(ws), cfg.split)
-    if "diversity" in cfg.metrics:
+    if "diversity" in metrics:
         sentences = novelty_corpus(ws).sentences
         extra["diversity"] = diversity_metric(scored.captions, references, sentences, scored.samples)
     return extra
