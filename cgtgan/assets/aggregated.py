@@ -1,6 +1,7 @@
 """Image and sentence embeddings -> one aggregated text embedding per image, rows as the images.
 
-Work is cut into blocks of images by parts of the corpus, which any number of processes share; the parts of a block merge exactly.
+Work is cut into blocks of images by parts of the corpus, which any number of processes share; the parts of a block
+merge exactly.
 """
 
 from __future__ import annotations
@@ -28,15 +29,17 @@ from cgtgan.method.aggregation import (
     image_block,
 )
 from cgtgan.runtime.artifacts import Embeddings, fingerprint, load_embeddings, read_json, write_embeddings, write_json
+from cgtgan.runtime.producers import with_format
 from cgtgan.runtime.shards import Shards, read_meta
 from cgtgan.runtime.tracking import Bar
 
+AGGREGATED_FORMAT = 1  # raise it where the same embeddings give other targets (runtime/producers.py)
 BLOCK = 4096  # images of a piece of work
 PART = 2**20  # sentences of a piece of work: all of COCO's, a third of Conceptual Captions
 
 
 def aggregated_embeddings(ws: Workspace, name: str, t: float | None = None) -> Embeddings:
-    """(N, D) of a split: the corpus as its images see it (METHOD: Aggregation); `t` in the place of the run's own temperature."""
+    """(N, D) of a split: the corpus as its images see it (METHOD: Aggregation); `t` replaces the run's temperature."""
     if t is not None and t != ws.cfg.aggregation_t.temperatures[0]:
         return aggregated_at_temperatures(ws, name, replace(ws.cfg.aggregation_t, t=t))[0]
     if (given := released_aggregated(ws, name)) is not None:
@@ -45,7 +48,7 @@ def aggregated_embeddings(ws: Workspace, name: str, t: float | None = None) -> E
 
 
 def aggregated_at_temperatures(ws: Workspace, name: str, config: AggregationConfig | None = None) -> list[Embeddings]:
-    """`aggregated_embeddings` at each of `aggregation_t.t`; those that are not made yet are made in one pass over the corpus."""
+    """`aggregated_embeddings` at each of `aggregation_t.t`; missing ones are made in one pass over the corpus."""
     config = config or ws.cfg.aggregation_t
     images, texts = image_embeddings(ws, name), sentence_embeddings(ws)
     producers = {t: _producer(images, texts, config, t) for t in config.temperatures}
@@ -71,7 +74,8 @@ def aggregated_at_temperatures(ws: Workspace, name: str, config: AggregationConf
         shards.remove()
         seconds = time.perf_counter() - started
         ws.tracker.say(
-            f"aggregated {len(images.ids):,} {name} images over {len(texts.ids):,} sentences at t={temperatures} in {seconds:.1f} s"
+            f"aggregated {len(images.ids):,} {name} images over {len(texts.ids):,} sentences at t={temperatures} "
+            f"in {seconds:.1f} s"
         )
     # what a job left that was killed after the last rename
     _shards(ws, images, texts, config, config.temperatures, list(paths.values())).remove()
@@ -88,7 +92,8 @@ def aggregated_at_temperatures(ws: Workspace, name: str, config: AggregationConf
 
 def _producer(images: Embeddings, texts: Embeddings, config: AggregationConfig, t: float) -> dict[str, Any]:
     producer = {"images": images.header.fingerprint, "sentences": texts.header.fingerprint, "t": t}
-    return producer | ({"top_k": config.top_k} if config.top_k else {})
+    producer |= {"top_k": config.top_k} if config.top_k else {}
+    return with_format(producer, AGGREGATED_FORMAT)
 
 
 def _shards(
@@ -206,6 +211,7 @@ def _keep_dropped(shards: Shards, index: int, path: Path) -> None:
 def _say_dropped(ws: Workspace, name: str, t: float, path: Path) -> None:
     dropped = read_json(path.with_suffix(".dropped.json"))
     ws.tracker.say(
-        f"{name}, t={t:g}: outside the {ws.cfg.aggregation_t.top_k} nearest sentences lies {dropped['mean']:.2%} of the weight "
+        f"{name}, t={t:g}: outside the {ws.cfg.aggregation_t.top_k} nearest sentences lies {dropped['mean']:.2%} "
+        "of the weight "
         f"(at most {dropped['max']:.2%}), which is dropped"
     )

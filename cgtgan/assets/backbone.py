@@ -16,17 +16,21 @@ from cgtgan.assets.optimizer import Optimizer
 from cgtgan.assets.training_state import load_state, save_state, state_tensors
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import ClipBackboneConfig, DemoClipConfig, DemoWorldConfig, OptimizerConfig, as_dict
+from cgtgan.data import demo_world
 from cgtgan.data.demo_world import DemoWorld
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.method.batches import EpochOrder, stable_seed
+from cgtgan.models.backbone_identity import backbone_identity
 from cgtgan.models.clip_backbone import ClipBackbone, DemoBackbone
 from cgtgan.models.clip_inputs import normalise
 from cgtgan.models.custom_backbone import absolute_spec
 from cgtgan.models.demo_clip import DemoClip, contrastive_loss
-from cgtgan.models.load_backbone import backbone_identity, load_backbone
+from cgtgan.models.load_backbone import load_backbone
 from cgtgan.models.tokenizers import END_OF_TEXT, TextTokenizer, train_tokenizer
 from cgtgan.runtime.artifacts import atomic_path
+from cgtgan.runtime.producers import settings_of, with_format
 
+DEMO_CLIP_FORMAT = 1  # raise it where the same settings train another CLIP (runtime/producers.py)
 CHECKPOINTS = 10  # of the contrastive training, evenly spread
 
 
@@ -37,10 +41,10 @@ def backbone_producer(ws: Workspace) -> dict[str, Any]:
         world = ws.cfg.dataset.world
         return {
             "kind": "demo",
-            "clip": as_dict(config.demo),
-            "world": {"seed": world.seed, "image_size": world.image_size},
+            "clip": with_format(settings_of(config.demo), DEMO_CLIP_FORMAT),
+            "world": with_format({"seed": world.seed, "image_size": world.image_size}, demo_world.FORMAT_VERSION),
         }
-    return backbone_identity(config)
+    return ws.once("backbone identity", lambda: backbone_identity(config, ws.store.root / "fingerprints"))
 
 
 def open_backbone(ws: Workspace) -> ClipBackbone:

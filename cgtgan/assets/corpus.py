@@ -14,7 +14,6 @@ from cgtgan.assets.encoding import Encoder, check_finite, fill_shards, read_vect
 from cgtgan.assets.images import data_root
 from cgtgan.assets.released import released_corpus, released_sentence_embeddings
 from cgtgan.assets.workspace import Workspace
-from cgtgan.config import as_dict
 from cgtgan.data.annotated_images import training_caption_files, training_captions
 from cgtgan.data.corpora import corpus_path, embedded_text, is_beside_its_images, load_corpus
 from cgtgan.data.dataset_kinds import KINDS
@@ -29,8 +28,13 @@ from cgtgan.runtime.artifacts import (
     save_sentences,
     write_embeddings,
 )
+from cgtgan.runtime.producers import settings_of, with_format
 from cgtgan.runtime.shards import Shards, read_meta
 from cgtgan.runtime.tracking import Bar
+
+# Raise them where the same text is cleaned, or the same sentence embedded, in another way (runtime/producers.py).
+SENTENCES_FORMAT = 1
+SENTENCE_EMBEDDINGS_FORMAT = 1
 
 
 def demo_overlap(ws: Workspace) -> dict[str, Any] | None:
@@ -52,9 +56,10 @@ def corpus_sentences(ws: Workspace) -> tuple[Sequence[str], dict[str, int], dict
         # raises the sentence that says where to get it
         training_captions(ws.cfg.dataset, data_root(ws)) if own else load_corpus(config, files[0])
     fingerprints = [file_fingerprint(file) for file in files]
-    producer = as_dict(config) | {"file": fingerprints if len(files) > 1 else fingerprints[0]}
+    producer = settings_of(config) | {"file": fingerprints if len(files) > 1 else fingerprints[0]}
     for name in ("path", "name"):
         del producer[name]
+    producer = with_format(producer, SENTENCES_FORMAT)
 
     def write(path: Path) -> None:
         corpus = load_corpus(config, files[-1], training_captions(ws.cfg.dataset, data_root(ws)) if own else None)
@@ -72,6 +77,7 @@ def sentence_embeddings(ws: Workspace) -> Embeddings:
         return given
     sentences, _, corpus = corpus_sentences(ws)
     producer = {"sentences": fingerprint(corpus), "backbone": backbone_producer(ws)}
+    producer = with_format(producer, SENTENCE_EMBEDDINGS_FORMAT)
     path = ws.store.path("sentence_embeddings", producer, ".safetensors")
     cut = ws.cfg.clip_backbone.text_shard
     shards = Shards(path, -(-len(sentences) // cut), cut, path.exists)

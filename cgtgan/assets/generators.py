@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,26 @@ from cgtgan.assets.checkpoints import init_checkpoint
 from cgtgan.assets.corpus import corpus_sentences, sentence_embeddings
 from cgtgan.assets.images import data_root, image_embeddings
 from cgtgan.assets.optimizer import Optimizer
+from cgtgan.assets.released import generator_producer
 from cgtgan.assets.training_state import load_state, save_state, state_tensors
 from cgtgan.assets.workspace import Workspace
-from cgtgan.config import InitializeConfig, TrainConfig, as_dict
+from cgtgan.config import InitializeConfig, TrainConfig
 from cgtgan.data.corpora import clean_captions
 from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.datasets import load_pairs
 from cgtgan.errors import InputError
 from cgtgan.method.batches import EpochOrder, stable_seed
+from cgtgan.method.gap import noised
 from cgtgan.models.chunks import pad_rows
+from cgtgan.models.generator import CaptionGenerator
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator, make_generator, make_tokenizer
 from cgtgan.runtime.artifacts import atomic_path, fingerprint
+from cgtgan.runtime.devices import Devices
+from cgtgan.runtime.fingerprints import check_as_written
+from cgtgan.runtime.producers import settings_of, with_format
+from cgtgan.runtime.shards import POLL_SECONDS
+
+GENERATORS_FORMAT = 1  # raise it where the same settings train another generator (runtime/producers.py)
 
 
 @dataclass(frozen=True)
@@ -37,8 +48,11 @@ class Pairs:
     rows: Sequence[int]
 
 
-def initial_generator(ws: Workspace) -> GeneratorBundle:
-    """The generator that knows the corpus and no image: text only; or the one that `train.init_from` names."""
+def initial_generator(ws: Workspace, devices: Devices | None = None) -> GeneratorBundle:
+    """The generator that knows the corpus and no image: text only; or the one that `train.init_from` names.
+
+    devices: all processes of the job, which then make it together; None where this process comes here alone.
+    """
     if ws.cfg.train.init_from:
         return load_generator(init_checkpoint(ws))
     sentences, _, _ = corpus_sentences(ws)
@@ -53,6 +67,7 @@ def initial_generator(ws: Workspace) -> GeneratorBundle:
         sentences,
         Pairs(sentences, embeddings.vectors, range(len(sentences))),
         ws.cfg.initialize,
+        devices,
     )
 
 
@@ -77,7 +92,7 @@ def supervised_generator(ws: Workspace) -> GeneratorBundle:
         producer,
         sentences,
         Pairs(texts, images.vectors, rows),
-        replace(c, steps=steps, noise_std=0.0),
+        replace(c, steps=steps, noise_std=0.0, noise="raw"),
     )
 
 
@@ -104,14 +119,14 @@ def total_steps(t: TrainConfig, images: int) -> int:
 
 
 def _producer(ws: Workspace) -> dict[str, Any]:
-    config = as_dict(ws.cfg.initialize)
+    config = settings_of(ws.cfg.initialize)
     del config["checkpoint_every"]
-    return {
-        "generator": as_dict(ws.cfg.generator),
+    producer = generator_producer(ws.cfg.generator, ws.store) | {
         "initialize": config,
         "dropout": ws.cfg.train.dropout,
         "seed": ws.cfg.seed,
     }
+    return with_format(producer, GENERATORS_FORMAT)
 
 
 def _fresh(ws: Workspace, sentences: Sequence[str], dim: int) -> GeneratorBundle:
@@ -120,47 +135,91 @@ def _fresh(ws: Workspace, sentences: Sequence[str], dim: int) -> GeneratorBundle
 
 
 def _made(
-    ws: Workspace, kind: str, producer: dict[str, Any], sentences: Sequence[str], pairs: Pairs, recipe: InitializeConfig
-) -> GeneratorBundle:
+    ws: Workspace, kind: str, producer: dict[str, Any], sentences: Sequence[str], pairs: Pairs,
+    recipe: InitializeConfig, devices: Devices | None = None,
+) -> GeneratorBundle:  # fmt: skip
     path = ws.store.path(f"generator_{kind}", producer, "")
+    devices = devices or Devices(ws.device)
 
     def write(folder: Path) -> None:
         bundle = _fresh(ws, sentences, pairs.vectors.shape[1])
-        _reconstruct(ws, kind, bundle, pairs, recipe, folder)
+        _reconstruct(ws, kind, bundle, pairs, recipe, folder, devices)
 
-    ws.store.make(path, write)
+    _make_together(ws, devices, path, write)
+    check_as_written(path / "generator.safetensors", f"remove {path} and it is made again")
     return load_generator(path)
 
 
+def _make_together(ws: Workspace, devices: Devices, path: Path, write: Callable[[Path], None]) -> None:
+    """`ArtifactStore.make` by all processes of a job: the first one holds the lock, `write` is called in each."""
+    if devices.world == 1:
+        ws.store.make(path, write)
+        return
+    with ExitStack() as held:
+        # nobody waits in the group for another job's lock: that would look like a process that died
+        while (claim := devices.from_first(lambda: ws.store.claim(path, held))) == "busy":
+            time.sleep(POLL_SECONDS)
+        if claim == "free":
+            write(path)
+        devices.from_first(path.exists)
+
+
 def _reconstruct(
-    ws: Workspace, kind: str, bundle: GeneratorBundle, pairs: Pairs, c: InitializeConfig, path: Path
+    ws: Workspace, kind: str, bundle: GeneratorBundle, pairs: Pairs, c: InitializeConfig, path: Path, devices: Devices
 ) -> None:
     """Cross-entropy of each text given its vector; a killed run goes on from its last state."""
-    seed, device = ws.cfg.seed, ws.device
-    model = bundle.model.to(device).train(ws.cfg.train.dropout)
+    seed = ws.cfg.seed
+    if c.noise == "unit" and not bundle.config.normalize_prefix:
+        ws.tracker.say(
+            "initialize.noise=unit: the generator reads vectors of length 1 here and raw ones later; with "
+            "generator.normalize_prefix=true it reads vectors of length 1 everywhere"
+        )
+    model = bundle.model.to(devices.device).train(ws.cfg.train.dropout)
     row_of = torch.as_tensor(list(pairs.rows))
     steps = initialization_steps(c, len(pairs.texts))
     optimizer = Optimizer(model, c.optimizer, steps)
     order = EpochOrder(len(pairs.texts), seed, kind)
     state = path.with_name(f"{path.name}.training")
-    done = load_state(state, {"generator": model}, {"generator": optimizer})["step"] if state.is_file() else 0
+    there = devices.from_first(state.is_file)
+    done = load_state(state, {"generator": model}, {"generator": optimizer})["step"] if there else 0
     with ws.tracker.progress("initialising on text" if kind == "initial" else "supervised bound", steps, done) as bar:
         for step in range(done + 1, steps + 1):
             chosen = order.batch(step, c.batch_size)
-            embedding = pairs.vectors[row_of[torch.from_numpy(chosen)]].float()
-            if c.noise_std:
-                noise = torch.Generator().manual_seed(stable_seed(seed, "noise", step))
-                embedding = embedding + c.noise_std * torch.randn(embedding.shape, generator=noise)
+            vectors = pairs.vectors[row_of[torch.from_numpy(chosen)]].float()
+            vectors = noised(vectors, c.noise_std, c.noise, stable_seed(seed, "noise", step))
             tokens, mask = pad_rows(_tokenized(bundle, [pairs.texts[int(i)] for i in chosen]))
-            loss = model.reconstruction_loss(embedding.to(device), tokens.to(device), mask.to(device))
-            optimizer.step(loss, step)
-            if step % c.checkpoint_every == 0 and step < steps:
+            if ws.cfg.train.dropout and devices.world > 1:  # each process has its own masks
+                torch.manual_seed(stable_seed(seed, "initialize dropout", step, devices.number))
+            loss = _update(model, optimizer, devices, step, (vectors, tokens, mask))
+            if step % c.checkpoint_every == 0 and step < steps and devices.first:
                 with atomic_path(state) as beside:
                     save_state(beside, state_tensors({"generator": model}, {"generator": optimizer}), {"step": step})
-            bar.advance(note=f"loss {loss.item():.3f}")
-    with atomic_path(path) as beside:
-        bundle.save(beside)
-    state.unlink(missing_ok=True)
+            bar.advance(note=f"loss {loss:.3f}")
+    if devices.first:
+        with atomic_path(path) as beside:
+            bundle.save(beside)
+        state.unlink(missing_ok=True)
+
+
+def _update(
+    model: CaptionGenerator, optimizer: Optimizer, devices: Devices, step: int, batch: tuple[Tensor, Tensor, Tensor]
+) -> float:
+    """One optimiser step on vectors (B, D), tokens and mask (B, L), shared by the processes; the whole batch's loss."""
+    if devices.world == 1:
+        loss = model.reconstruction_loss(*(x.to(devices.device) for x in batch))
+        optimizer.step(loss, step)
+        return loss.item()
+    rows = devices.share(range(len(batch[0])))
+    optimizer.adamw.zero_grad(set_to_none=True)
+    share = torch.zeros((), device=devices.device)
+    if rows:  # the mean over this process's tokens, weighted by their number
+        vectors, tokens, mask = (x[rows[0] : rows[-1] + 1].to(devices.device) for x in batch)
+        share = model.reconstruction_loss(vectors, tokens, mask) * (mask.sum() / batch[2].sum().item())
+        share.backward()
+    devices.sum_gradients(optimizer.parameters)
+    loss = devices.sum(share.detach().clone()).item()
+    optimizer.finish_step(loss, step)
+    return loss
 
 
 def _tokenized(bundle: GeneratorBundle, texts: Sequence[str]) -> list[list[int]]:

@@ -14,16 +14,18 @@ from cgtgan.assets.backbone import backbone_producer, open_backbone
 from cgtgan.assets.encoding import Encoder, check_finite, fill_shards, read_vectors
 from cgtgan.assets.released import released_images, released_split
 from cgtgan.assets.workspace import Workspace
-from cgtgan.config import as_dict
 from cgtgan.data.custom_reader import reader_identity
 from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.datasets import ImageRecord, Split, load_split
-from cgtgan.data.demo_world import write_demo_world
+from cgtgan.data.demo_world import world_folder, world_producer, write_demo_world
 from cgtgan.data.loading import decoded
 from cgtgan.errors import InputError
 from cgtgan.runtime.artifacts import Embeddings, fingerprint, load_embeddings, read_json, write_embeddings, write_json
+from cgtgan.runtime.producers import with_format
 from cgtgan.runtime.shards import Shards, read_meta
 from cgtgan.runtime.tracking import Bar
+
+IMAGE_EMBEDDINGS_FORMAT = 1  # raise it where the same pictures get other vectors (runtime/producers.py)
 
 
 def data_root(ws: Workspace) -> Path:
@@ -35,7 +37,7 @@ def data_root(ws: Workspace) -> Path:
 
 def _demo_world(ws: Workspace) -> Path:
     world = ws.cfg.dataset.world
-    root = ws.store.root / "demo_world" / f"world-{fingerprint(as_dict(world))}"
+    root = world_folder(ws.store.root, world)
     if not (root / "world.json").is_file():
         images = world.train_images + world.val_images + world.test_images
         with ws.store.lock(root), ws.tracker.progress("drawing the demo world", images) as bar:
@@ -53,7 +55,7 @@ def dataset_identity(ws: Workspace) -> dict[str, Any]:
     config = ws.cfg.dataset
     kind = KINDS[config.kind]
     identity: dict[str, Any] = {"kind": config.kind}
-    identity |= {"world": as_dict(config.world)} if kind.drawn else {}
+    identity |= {"world": world_producer(config.world)} if kind.drawn else {}
     return identity | ({"reader": reader_identity(config)} if kind.listing == "reader" else {})
 
 
@@ -67,6 +69,7 @@ def image_embeddings(ws: Workspace, name: str) -> Embeddings:
     listed = fingerprint([[i.image_id, i.path.name, *filter(None, [size(i.path)])] for i in images])
     producer = dataset_identity(ws) | {"split": name, "images": listed, "backbone": backbone_producer(ws)}
     producer |= {"jpeg_draft": True} if ws.cfg.dataset.jpeg_draft else {}
+    producer = with_format(producer, IMAGE_EMBEDDINGS_FORMAT)
     path = ws.store.path("image_embeddings", producer, ".safetensors")
     report = path.with_suffix(".bad.json")
     cut = ws.cfg.clip_backbone.image_shard

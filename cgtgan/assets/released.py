@@ -10,12 +10,14 @@ from typing import Any
 
 from cgtgan.assets.backbone import backbone_description
 from cgtgan.assets.workspace import Workspace
-from cgtgan.config import as_dict
+from cgtgan.config import GeneratorConfig, as_dict
 from cgtgan.data.datasets import Split
 from cgtgan.data.released import ReleasedCorpus, ReleasedImages, ReleasedPairs, read_model, read_released
 from cgtgan.errors import InputError, MissingFileError
+from cgtgan.models.generator_bundle import generator_identity
 from cgtgan.models.released_generator import load_released_generator
 from cgtgan.runtime.artifacts import (
+    ArtifactStore,
     Embeddings,
     atomic_path,
     file_fingerprint,
@@ -26,8 +28,10 @@ from cgtgan.runtime.artifacts import (
     save_sentences,
     write_json,
 )
+from cgtgan.runtime.producers import settings_of, with_format
 
 FIELD = "dataset.released"
+RELEASED_FORMAT = 1  # raise it where the same file is read into something else (runtime/producers.py)
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def _paths(given: Any) -> list[Path]:
 
 
 def _imported(ws: Workspace, path: Path) -> Imported:
-    producer = {"file": file_fingerprint(path)}
+    producer = with_format({"file": file_fingerprint(path)}, RELEASED_FORMAT)
     folder = ws.store.path("released", producer, "")
 
     def write(folder: Path) -> None:
@@ -191,10 +195,20 @@ def _imported(ws: Workspace, path: Path) -> Imported:
 # ------------------------------------------------------------------------------------------------------------------ model.pt
 
 
+def generator_producer(config: GeneratorConfig, store: ArtifactStore) -> dict[str, Any]:
+    """What an artifact records of a generator's settings; a local language model and tokenizer go by content."""
+    settings, weights = settings_of(config), generator_identity(config, store.root / "fingerprints")
+    for field in [field for field, identity in weights.items() if "files" in identity]:
+        del settings[field]  # the folder's own place does not count
+    return {"generator": settings} | ({"weights": weights} if weights else {})
+
+
 def imported_checkpoint(ws: Workspace, path: Path, field: str) -> Path:
     """A checkpoint folder of ours made from their model.pt; tokenizer, heads and caption length come from the generator's config."""
-    backbone, described = as_dict(ws.cfg.clip_backbone), backbone_description(ws.cfg.clip_backbone)
-    producer = {"file": file_fingerprint(path), "generator": as_dict(ws.cfg.generator), "clip_backbone": backbone}
+    described = backbone_description(ws.cfg.clip_backbone)
+    producer = generator_producer(ws.cfg.generator, ws.store)
+    producer |= {"file": file_fingerprint(path), "clip_backbone": settings_of(ws.cfg.clip_backbone)}
+    producer = with_format(producer, RELEASED_FORMAT)
     folder = ws.store.path("released_generator", producer, "")
 
     def write(folder: Path) -> None:

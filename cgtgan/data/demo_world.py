@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -21,12 +22,24 @@ from cgtgan.config import SPLITS, DemoWorldConfig
 from cgtgan.data.demo_drawing import render
 from cgtgan.data.demo_grammar import Scene, describe, digress, draw_scene, narrate
 from cgtgan.errors import InputError
+from cgtgan.runtime.artifacts import fingerprint
+from cgtgan.runtime.producers import settings_of, with_format
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # raise it where the same settings draw another world (runtime/producers.py)
 POOL_WEIGHTS = {"clip": 32, "train": 28, "val": 8, "test": 12, "corpus": 20}  # of 100
 EXTERNAL_SHARES = {"in-domain": 0.35, "narrated": 0.40, "irrelevant": 0.25}
 CLIP_CAPTIONS = 3
 MAX_DRAWS = 2000  # in a row without an acceptable scene or sentence: the pool is empty
+
+
+def world_producer(world: DemoWorldConfig) -> dict[str, Any]:
+    """What an artifact made from the world records of it."""
+    return with_format(settings_of(world), FORMAT_VERSION)
+
+
+def world_folder(artifacts: Path, world: DemoWorldConfig) -> Path:
+    """Where a world is drawn."""
+    return artifacts / "demo_world" / f"world-{fingerprint(world_producer(world))}"
 
 
 def pool_of(scene: Scene) -> str:

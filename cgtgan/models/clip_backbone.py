@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from cgtgan.models.backbone_identity import backbone_identity as backbone_identity
 from cgtgan.models.clip_inputs import CLIP_MEAN, CLIP_STD, ClipPixels, by_length, normalise
 from cgtgan.models.demo_clip import DemoClip
 
@@ -24,6 +26,7 @@ class ClipBackbone(ABC):
     dim: int
     image_size: int
     logit_scale: float
+    logit_bias: float | None = None  # of a model trained by a sigmoid for each pair, such as SigLIP
     pixels: Callable[[Image.Image], Tensor]
     tokens: Callable[[Sequence[str]], list[list[int]]]
     mean: Sequence[float] = CLIP_MEAN
@@ -55,6 +58,15 @@ class ClipBackbone(ABC):
             copies = torch.tensor([len(places) for places in batch], device=self.device)
             out[[place for places in batch for place in places]] = vectors.repeat_interleave(copies, dim=0)
         return out
+
+    def probability(self, cosine: float) -> float | None:
+        """Of picture and text belonging together, where the model was trained to tell it; None where it was not.
+
+        sigmoid(logit_scale * cosine + logit_bias) (Zhai et al. 2023, section 3.2).
+        """
+        if self.logit_bias is None:
+            return None
+        return 1 / (1 + math.exp(-max(-700.0, self.logit_scale * cosine + self.logit_bias)))
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         return normalise(pixels, self.mean, self.std) if pixels.dtype == torch.uint8 else pixels

@@ -124,18 +124,20 @@ class OpenAITokens:
 class TransformersTokens:
     """A transformers tokenizer: texts -> ids, cut to `length`.
 
-    whole: padded to it, for a tower that pools its last position.
+    whole: padded to it, for a tower that pools its last position. lower: in lower case first.
     """
 
     tokenizer: Any
     length: int
     whole: bool
+    lower: bool = False
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
         padding = "max_length" if self.whole else False
-        return self.tokenizer(list(texts), padding=padding, truncation=True, max_length=self.length)["input_ids"]
+        texts = [text.lower() for text in texts] if self.lower else list(texts)
+        return self.tokenizer(texts, padding=padding, truncation=True, max_length=self.length)["input_ids"]
 
 
 def by_length(rows: Sequence[Sequence[int]], size: int) -> list[list[list[int]]]:

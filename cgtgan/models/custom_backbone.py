@@ -13,10 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cgtgan.config import ClipBackboneConfig, custom_parts
-from cgtgan.errors import InputError, MissingFileError
+from cgtgan.errors import InputError
 from cgtgan.models.clip_backbone import ClipBackbone
-from cgtgan.runtime.artifacts import file_fingerprint
-from cgtgan.runtime.custom import custom_errors, custom_file, load_custom
+from cgtgan.runtime.custom import custom_errors, load_custom
 
 FIELD = "clip_backbone.model"
 _NEEDED = ("encode_images", "encode_texts")
@@ -113,31 +112,6 @@ def _load(spec: str, device: torch.device) -> tuple[Any, bool]:
     if isinstance(encoder, nn.Module):
         encoder.eval().requires_grad_(False)
     return encoder, takes_device
-
-
-def custom_identity(config: ClipBackboneConfig) -> dict[str, Any]:
-    """What tells this encoder's embeddings from another's: name, and content of its source and weight files.
-
-    The weight files are the class's `files`, paths relative to the source. Without it, they are the files in the
-    source's folder that have its stem, such as encoder.safetensors for encoder.py.
-    """
-    kind, source = load_custom(config.model, FIELD), custom_file(config.model, FIELD)
-    names = getattr(kind, "files", None)
-    if names is None:
-        names = [p.name for p in sorted(source.parent.glob(f"{source.stem}.*")) if p.is_file() and p != source]
-    weights: dict[str, str] = {}
-    for name in map(str, names):
-        if not (source.parent / name).is_file():
-            raise MissingFileError(
-                f"{FIELD}={config.model}: its `files` names {source.parent / name}, which is missing"
-            )
-        weights[name] = file_fingerprint(source.parent / name)
-    return {
-        "kind": "custom",
-        "name": custom_parts(config.model)[1],
-        "source": file_fingerprint(source),
-        **({"weights": weights} if weights else {}),
-    }
 
 
 def absolute_spec(spec: str) -> str:

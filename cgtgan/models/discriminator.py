@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from transformers import AutoModel, BertModel, PreTrainedModel, RobertaConfig, RobertaModel
 
 from cgtgan.config import DiscriminatorConfig
-from cgtgan.errors import InputError, MissingFileError
+from cgtgan.errors import InputError
 from cgtgan.models.chunks import chunks_by_length, pad_rows
 from cgtgan.models.tokenizers import ROBERTA_SPECIALS, TextTokenizer, load_tokenizer, train_tokenizer
+from cgtgan.models.weights import load_pretrained, model_identities
 
 _PLAIN_ATTENTION = (BertModel, RobertaModel)
 
@@ -100,6 +102,11 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, labels)
 
 
+def discriminator_identity(config: DiscriminatorConfig, records: Path | None = None) -> dict[str, Any]:
+    """`model_identities` of what a discriminator's settings only name."""
+    return model_identities({"encoder": config.encoder, "tokenizer": config.tokenizer}, records)
+
+
 def make_discriminator(
     config: DiscriminatorConfig, sentences: Sequence[str], max_length: int, seed: int
 ) -> Discriminator:
@@ -110,8 +117,8 @@ def make_discriminator(
     if config.tokenizer == "corpus":
         tokenizer = train_tokenizer(sentences, config.vocab_size, ROBERTA_SPECIALS)
     else:
-        name = config.encoder if config.tokenizer == "pretrained" else config.tokenizer
-        tokenizer = load_tokenizer(name, "discriminator.tokenizer", ROBERTA_SPECIALS)
+        field = "encoder" if config.tokenizer == "pretrained" else "tokenizer"
+        tokenizer = load_tokenizer(getattr(config, field), f"discriminator.{field}", ROBERTA_SPECIALS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         discriminator = Discriminator(_encoder(config, tokenizer, max_length + 2), tokenizer, max_length + 2)
@@ -134,14 +141,8 @@ def _encoder(config: DiscriminatorConfig, tokenizer: TextTokenizer, max_tokens: 
         }
         vocab = {"vocab_size": len(tokenizer), "pad_token_id": pad, "type_vocab_size": 1}
         return RobertaModel(RobertaConfig(**vocab, **sizes))
-    try:
-        encoder = AutoModel.from_pretrained(config.encoder, dtype=torch.float32)
-    except (OSError, ValueError) as e:
-        reason = str(e).strip().splitlines()[0]
-        raise MissingFileError(
-            f"discriminator.encoder={config.encoder}: no model is found there ({reason}); give a folder with "
-            "config.json and weights downloaded beforehand, a hub name with the network up, or scratch"
-        ) from None
+    load, name = AutoModel.from_pretrained, config.encoder
+    encoder = load_pretrained(load, name, "discriminator.encoder", "encoder", dtype=torch.float32)
     if getattr(encoder, "pooler", None) is None:
         raise InputError(
             f"discriminator.encoder={config.encoder} is a {type(encoder).__name__} without a pooled output: choose an "

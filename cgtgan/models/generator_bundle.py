@@ -19,6 +19,7 @@ from cgtgan.errors import InputError, MissingFileError
 from cgtgan.models.generator import CaptionGenerator
 from cgtgan.models.mapper import MLPMapper, TransformerMapper
 from cgtgan.models.tokenizers import END_OF_TEXT, TextTokenizer, load_tokenizer, train_tokenizer
+from cgtgan.models.weights import load_pretrained, model_identities
 
 SCRATCH_POSITIONS = 64  # tokens of text that a language model made from scratch can read
 
@@ -74,8 +75,13 @@ def load_generator(folder: Path) -> GeneratorBundle:
 def make_tokenizer(config: GeneratorConfig, sentences: Sequence[str]) -> TextTokenizer:
     if config.tokenizer == "corpus":
         return train_tokenizer(sentences, config.vocab_size, [END_OF_TEXT])
-    name = config.language_model if config.tokenizer == "pretrained" else config.tokenizer
-    return load_tokenizer(name, "generator.tokenizer", [END_OF_TEXT])
+    field = "language_model" if config.tokenizer == "pretrained" else "tokenizer"
+    return load_tokenizer(getattr(config, field), f"generator.{field}", [END_OF_TEXT])
+
+
+def generator_identity(config: GeneratorConfig, records: Path | None = None) -> dict[str, Any]:
+    """`model_identities` of what a generator's settings only name."""
+    return model_identities({"language_model": config.language_model, "tokenizer": config.tokenizer}, records)
 
 
 def make_generator(config: GeneratorConfig, tokenizer: TextTokenizer, clip_dim: int, seed: int) -> GeneratorBundle:
@@ -96,14 +102,8 @@ def _language_model(config: GeneratorConfig, tokenizer: TextTokenizer) -> PreTra
         return GPT2LMHeadModel(
             GPT2Config(vocab_size=len(tokenizer), n_positions=positions, bos_token_id=end, eos_token_id=end, **sizes)
         )
-    try:
-        return AutoModelForCausalLM.from_pretrained(config.language_model, dtype=torch.float32)
-    except (OSError, ValueError) as e:
-        reason = str(e).strip().splitlines()[0]
-        raise MissingFileError(
-            f"generator.language_model={config.language_model}: no model is found there ({reason}); give a folder with "
-            "config.json and weights downloaded beforehand, a hub name with the network up, or scratch"
-        ) from None
+    load, name = AutoModelForCausalLM.from_pretrained, config.language_model
+    return load_pretrained(load, name, "generator.language_model", "language model", dtype=torch.float32)
 
 
 def assemble(

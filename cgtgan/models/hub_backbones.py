@@ -21,6 +21,10 @@ from cgtgan.models.clip_inputs import (
     TransformersTokens,
     unpack_patches,
 )
+from cgtgan.models.weights import load_pretrained
+
+FIELD = "clip_backbone.model"
+_SIGMOID = ("siglip", "siglip2")  # a SigLIP 2 of fixed resolution has type siglip
 
 
 class HuggingFaceBackbone(ClipBackbone):
@@ -41,12 +45,16 @@ class HuggingFaceBackbone(ClipBackbone):
             _set_image_size(processor, self.image_size)
         self.pixels = TransformersPixels(processor)
         # the text towers of SigLIP are not causal, and pool the last position
-        self._whole = settings.model_type in ("siglip", "siglip2")
+        self._whole = settings.model_type in _SIGMOID
         length = min(int(text.max_position_embeddings), int(tokenizer.model_max_length))
-        self.tokens = TransformersTokens(tokenizer, length, self._whole)
+        # SigLIP was trained on lower-cased text, and the tokenizer of some checkpoints leaves that to its user
+        lower = self._whole and getattr(tokenizer, "do_lower_case", None) is not False
+        self.tokens = TransformersTokens(tokenizer, length, self._whole, lower)
         self._masked, self._pad = "attention_mask" in tokenizer.model_input_names, tokenizer.pad_token_id or 0
         scale = getattr(self.model, "logit_scale", None)
         self.logit_scale = 100.0 if scale is None else float(scale.float().exp())
+        bias = getattr(self.model, "logit_bias", None)
+        self.logit_bias = None if bias is None else float(bias.float())
         self.dim = self.encode_tokens(self.tokens(["a"])).shape[1]
 
     def _images(self, pixels: Tensor) -> Tensor:
@@ -68,17 +76,12 @@ def _from_pretrained(name: str) -> tuple[Any, Any, Any, Any]:
     """Config, tokenizer, image processor and model."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
-    try:
-        settings, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
-        # the PIL kind everywhere: the other kind's pixels differ a little, and need torchvision
-        processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-        return settings, tokenizer, processor, AutoModel.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MissingFileError(
-            f"clip_backbone.model={name}: no dual encoder is found there ({reason}); give a hub name with the network "
-            "up, or a folder with config.json, weights, tokenizer and preprocessor_config.json"
-        ) from None
+    settings = load_pretrained(AutoConfig.from_pretrained, name, FIELD, "dual encoder")
+    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, name, FIELD, "tokenizer")
+    # the PIL kind everywhere: the other kind's pixels differ a little, and need torchvision
+    processor = load_pretrained(AutoImageProcessor.from_pretrained, name, FIELD, "image processor", backend="pil")
+    model = load_pretrained(AutoModel.from_pretrained, name, FIELD, "dual encoder", dtype=torch.float32)
+    return settings, tokenizer, processor, model
 
 
 def _features(output: Any) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -14,11 +13,10 @@ from torch import Tensor, nn
 
 from cgtgan.config import ClipBackboneConfig
 from cgtgan.errors import InputError, MissingFileError
+from cgtgan.models.backbone_identity import archive_path
 from cgtgan.models.chunks import pad_rows
 from cgtgan.models.clip_backbone import ClipBackbone, frozen
 from cgtgan.models.clip_inputs import CONTEXT, ClipPixels, OpenAITokens, clip_module
-
-_FILES = {"ViT-L/14": "ViT-L-14.pt", "ViT-B/32": "ViT-B-32.pt", "RN50x4": "RN50x4.pt"}
 
 
 class OpenAIBackbone(ClipBackbone):
@@ -112,20 +110,3 @@ def _address(model: str) -> str | None:
         return None
     match = re.search(rf'"{re.escape(model)}": "(https://[^"]+)"', source)
     return match[1] if match else None
-
-
-def archive_path(config: ClipBackboneConfig) -> Path:
-    """Where the archive is expected: in `cache` for a released name, else `model` itself."""
-    if config.model in _FILES:
-        return Path(config.cache).expanduser() / _FILES[config.model]
-    return Path(config.model).expanduser()
-
-
-def archive_identity(path: Path) -> dict[str, Any]:
-    """Name, size, and hash of the first and last MiB: a gigabyte takes seconds to hash and never changes in place."""
-    size = path.stat().st_size
-    with path.open("rb") as f:
-        head = f.read(1 << 20)
-        f.seek(-min(1 << 20, size), 2)
-        digest = hashlib.sha256(head + f.read()).hexdigest()[:12]
-    return {"model": path.name, "weights": digest, "bytes": size}

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as bpe_models
 from tokenizers.trainers import BpeTrainer
 
-from cgtgan.errors import InputError, MissingFileError
+from cgtgan.errors import InputError
+from cgtgan.models.weights import load_pretrained, refuse_pointers
 
 END_OF_TEXT = "<|endoftext|>"
 ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -94,6 +95,7 @@ def load_tokenizer(name: str, field: str, specials: Sequence[str]) -> TextTokeni
     folder = Path(name).expanduser()
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if vocab.is_file() and merges.is_file():
+        refuse_pointers(folder, f"{field}={name}")
         try:
             tokenizer = _byte_level(bpe_models.BPE.from_file(str(vocab), str(merges)))
         except Exception as e:  # tokenizers raises bare Exceptions for files it cannot read
@@ -102,15 +104,7 @@ def load_tokenizer(name: str, field: str, specials: Sequence[str]) -> TextTokeni
         return TextTokenizer(tokenizer)
     from transformers import AutoTokenizer
 
-    try:
-        loaded = AutoTokenizer.from_pretrained(name, use_fast=True)
-    except (OSError, ValueError) as e:
-        raise MissingFileError(
-            f"{field}={name}: no tokenizer is found there ({_first_line(e)}); give a folder with vocab.json and "
-            "merges.txt, or a model folder downloaded beforehand"
-        ) from None
+    loaded = load_pretrained(AutoTokenizer.from_pretrained, name, field, "tokenizer", use_fast=True)
+    if not hasattr(loaded, "backend_tokenizer"):
+        raise InputError(f"{field}={name} has a {type(loaded).__name__}: a fast tokenizer (tokenizer.json) is needed")
     return TextTokenizer(loaded.backend_tokenizer)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

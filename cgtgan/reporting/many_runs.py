@@ -12,8 +12,9 @@ from typing import Any
 
 from cgtgan.assets.images import dataset_split
 from cgtgan.assets.workspace import Workspace
-from cgtgan.config import Config, DemoWorldConfig, ReportConfig, as_dict
+from cgtgan.config import Config, DemoWorldConfig, ReportConfig
 from cgtgan.data.datasets import Split
+from cgtgan.data.demo_world import world_folder
 from cgtgan.errors import UserError
 from cgtgan.reporting import tables
 from cgtgan.reporting.compared_rows import Entry, against_baseline, entries, tables_of
@@ -23,7 +24,7 @@ from cgtgan.reporting.page import About, ComparedPicture, Comparison, WrittenCap
 from cgtgan.reporting.run_folder import Run
 from cgtgan.reporting.tables import MethodRow, RowsBySet, format_score, signed_interval
 from cgtgan.reporting.variants import OUTPUT, Variant, as_typed, differing, find_runs, gather
-from cgtgan.runtime.artifacts import fingerprint, write_text
+from cgtgan.runtime.artifacts import write_text
 from cgtgan.runtime.tracking import Tracker
 from cgtgan.runtime.versions import code_version
 
@@ -212,7 +213,7 @@ def load_split_if_available(cfg: Config, run: Run) -> Split | None:
         keys = {field.name: f"dataset.world.{field.name}" for field in fields(DemoWorldConfig)}
         world = DemoWorldConfig(**{field: settings[key] for field, key in keys.items() if key in settings})
         cfg = replace(cfg, dataset=replace(cfg.dataset, kind="demo", name=name, world=world))
-        folder = Path(cfg.artifacts_dir) / "demo_world" / f"world-{fingerprint(as_dict(world))}"
+        folder = world_folder(Path(cfg.artifacts_dir), world)
         if not (folder / "world.json").is_file():
             return None
     elif (cfg.dataset.name, cfg.dataset.kind) != (name, kind):

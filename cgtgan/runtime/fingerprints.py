@@ -21,10 +21,16 @@ def file_fingerprint(path: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def kept_fingerprint(path: Path) -> str:
-    """`file_fingerprint(path)`; read from the record beside it while the file's size, time and inode are the same."""
-    record = _record(path)
-    return record["fingerprint"] if record and record["state"] == _state(path) else _fingerprint_and_keep(path)
+def kept_fingerprint(path: Path, elsewhere: Path | None = None) -> str:
+    """`file_fingerprint(path)`; read from the record beside it while the file's size, time and inode are the same.
+
+    elsewhere: a folder for the record where nothing can be written beside the file.
+    """
+    state = _state(path)
+    for record in (_record(path), _record(path, elsewhere) if elsewhere else None):
+        if record and record["state"] == state:
+            return record["fingerprint"]
+    return _fingerprint_and_keep(path, elsewhere)
 
 
 def check_as_written(path: Path, fix: str) -> None:
@@ -43,16 +49,19 @@ def forget_fingerprint(path: Path) -> None:
     _record_file(path).unlink(missing_ok=True)
 
 
-def _fingerprint_and_keep(path: Path) -> str:
+def _fingerprint_and_keep(path: Path, elsewhere: Path | None = None) -> str:
     state = _state(path)
     fingerprint = file_fingerprint(path)
-    if _state(path) == state:  # nobody wrote meanwhile
-        _keep(path, state, fingerprint)
+    if _state(path) == state and not _keep(path, state, fingerprint) and elsewhere:  # nobody wrote meanwhile
+        _keep(path, state, fingerprint, elsewhere)
     return fingerprint
 
 
-def _record_file(path: Path) -> Path:
-    return path.with_name(f".{path.name}.sha256")
+def _record_file(path: Path, elsewhere: Path | None = None) -> Path:
+    """Beside the file, or in `elsewhere` under a name that the file's path gives."""
+    if elsewhere is None:
+        return path.with_name(f".{path.name}.sha256")
+    return elsewhere / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}.sha256"
 
 
 def _state(path: Path) -> list[int]:
@@ -60,23 +69,27 @@ def _state(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
-def _record(path: Path) -> dict[str, Any] | None:
+def _record(path: Path, elsewhere: Path | None = None) -> dict[str, Any] | None:
     """The record; None where there is none, or no whole one."""
     try:
-        record = json.loads(_record_file(path).read_bytes())
+        record = json.loads(_record_file(path, elsewhere).read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
     is_whole = isinstance(record, dict) and isinstance(record.get("fingerprint"), str) and "state" in record
     return record if is_whole else None
 
 
-def _keep(path: Path, state: list[int], fingerprint: str) -> None:
-    """Where nothing can be written, the file is read again next time."""
-    record = _record_file(path)
+def _keep(path: Path, state: list[int], fingerprint: str, elsewhere: Path | None = None) -> bool:
+    """Whether the record is written. Where it cannot be, the file is read again next time."""
+    record = _record_file(path, elsewhere)
     beside = record.with_name(f"{record.name}.{os.getpid()}.tmp")
     try:
+        if elsewhere:
+            elsewhere.mkdir(parents=True, exist_ok=True)
         beside.write_text(json.dumps({"state": state, "fingerprint": fingerprint}), encoding="utf-8")
         beside.replace(record)
     except OSError:
         with suppress(OSError):
             beside.unlink()
+        return False
+    return True

@@ -30,7 +30,7 @@ from cgtgan.captioning.request_timeout import protocol
 from cgtgan.captioning.web import Demo, create_app, in_address
 from cgtgan.config import ClipBackboneConfig, Config, DemoClipConfig, ServeConfig
 from cgtgan.data.image_files import find_images
-from cgtgan.models.load_backbone import backbone_identity
+from cgtgan.models.backbone_identity import backbone_identity
 from cgtgan.reporting.page import render_template
 from cgtgan.runtime.artifacts import ArtifactStore, file_fingerprint, read_json
 from cgtgan.runtime.interrupts import stop_requests

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from cgtgan.config import ClipBackboneConfig
 from cgtgan.errors import InputError, MissingFileError
+from cgtgan.models.backbone_identity import backbone_identity
 from cgtgan.models.clip_backbone import ClipBackbone
 from cgtgan.models.clip_inputs import CLIP_MEAN, CLIP_STD, CONTEXT, clip_module, preprocess
-from cgtgan.models.load_backbone import backbone_identity, load_backbone
+from cgtgan.models.load_backbone import load_backbone
 
 # tracing clip's model says what the trace cannot follow: shape checks, which do not matter here
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")]
@@ -321,7 +322,8 @@ def test_an_incomplete_transformers_folder_is_answered_by_a_sentence(
     for path in hugging_face.iterdir():
         if missing not in (path.name, "everything"):
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(MissingFileError, match=rf"clip_backbone\.model={tmp_path}: no dual encoder is found there"):
+    sentence = rf"clip_backbone\.model={tmp_path}: no (dual encoder|image processor) is found there"
+    with pytest.raises(MissingFileError, match=sentence):
         load_backbone(ClipBackboneConfig(kind="huggingface", model=str(tmp_path)), CPU)
 
 

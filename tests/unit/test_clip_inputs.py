@@ -1,6 +1,7 @@
 """What the towers read: pixels and tokens, batches by length, and the dual encoders of transformers."""
 
 import json
+import math
 import multiprocessing
 import pickle
 from functools import cache
@@ -151,13 +152,44 @@ def test_siglip(tmp_path: Path, photographs: list[Image.Image], masked: bool) ->
     with torch.no_grad():
         pixels = processor(images=[p.convert("RGB") for p in photographs], return_tensors="pt")
         images = model.get_image_features(**pixels).pooler_output
-        read = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=12, return_tensors="pt")
+        lower = [text.lower() for text in TEXTS]
+        read = tokenizer(lower, padding="max_length", truncation=True, max_length=12, return_tensors="pt")
         texts = model.get_text_features(
             **{k: v for k, v in read.items() if k in tokenizer.model_input_names}
         ).pooler_output
     torch.testing.assert_close(backbone.encode_images(photographs), images, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(backbone.encode_texts(TEXTS), texts, rtol=1e-5, atol=1e-5)
     assert backbone.encode_texts([]).shape == (0, 32)
+
+
+@pytest.mark.parametrize("kind", ["Siglip2Tokenizer", "GemmaTokenizer"])
+def test_siglip_reads_lower_case_whatever_its_tokenizer_does(tmp_path: Path, kind: str) -> None:
+    """The class of NaFlex checkpoints lower-cases by itself, that of the SigLIP 2 of one resolution does not."""
+    import transformers
+    from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
+
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *"adogADOG", "\u00c4", "\u00e4"]
+    tokenizer = getattr(transformers, kind)({word: i for i, word in enumerate(words)}, [], model_max_length=12)
+    assert tokenizer.tokenize("Dog")[0] == ("d" if kind == "Siglip2Tokenizer" else "D")
+    tokenizer.save_pretrained(tmp_path)
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    text = SIZES | ids | {"vocab_size": len(words), "max_position_embeddings": 12}
+    torch.manual_seed(0)
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=SIZES | {"image_size": 32, "patch_size": 16}))
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(100))
+        model.logit_bias.fill_(-12.0)
+    model.save_pretrained(tmp_path)
+    SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    backbone: Any = load_backbone(ClipBackboneConfig(kind="huggingface", model=str(tmp_path)), CPU)
+    mixed, lower = backbone.tokens(["A Dog \u00c4", "a dog \u00e4"])
+    assert mixed == lower
+    assert {words[i] for i in lower} >= set("dog")
+    assert not {words[i] for i in lower} & set("DOG\u00c4")
+    # Zhai et al. 2023: a sigmoid of scale * cosine + bias
+    assert backbone.probability(0.12) == pytest.approx(0.5, abs=1e-4)
+    assert backbone.probability(0.15) == pytest.approx(1 / (1 + math.exp(-3)), rel=1e-4)
+    assert backbone.probability(-1.0) == pytest.approx(math.exp(-112), rel=1e-3)
 
 
 def test_siglip_2_of_flexible_resolution(tmp_path: Path, photographs: list[Image.Image]) -> None:

@@ -14,7 +14,8 @@ from cgtgan.assets.backbone import backbone_description
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import ClipBackboneConfig, Config
 from cgtgan.errors import InputError, MissingFileError
-from cgtgan.models.custom_backbone import CustomBackbone, absolute_spec, custom_identity
+from cgtgan.models.backbone_identity import backbone_identity
+from cgtgan.models.custom_backbone import CustomBackbone, absolute_spec
 from cgtgan.stages.serve import check_same_clip
 
 CPU = torch.device("cpu")
@@ -161,25 +162,25 @@ def test_what_is_no_dual_encoder_is_refused(source: Path, name: str, words: str)
 
 
 def test_its_identity_is_the_content_of_its_files(source: Path) -> None:
-    first = custom_identity(config(source, "Plain"))
+    first = backbone_identity(config(source, "Plain"))
     assert "weights" not in first
-    assert custom_identity(config(source, "Fast")) != first
+    assert backbone_identity(config(source, "Fast")) != first
     weights = source.with_name("encoder.safetensors")
     weights.write_bytes(b"one")
-    second = custom_identity(config(source, "Plain"))
+    second = backbone_identity(config(source, "Plain"))
     weights.write_bytes(b"two")
-    third = custom_identity(config(source, "Plain"))
+    third = backbone_identity(config(source, "Plain"))
     source.write_text(source.read_text() + "\n")
-    fourth = custom_identity(config(source, "Plain"))
+    fourth = backbone_identity(config(source, "Plain"))
     assert len({str(i) for i in (first, second, third, fourth)}) == 4
 
 
 def test_the_files_it_lists_are_its_weights(source: Path) -> None:
     source.with_name("encoder.npy").write_bytes(b"not listed")
     with pytest.raises(MissingFileError, match=r"`files` names .*listed\.bin, which is missing"):
-        custom_identity(config(source, "Listed"))
+        backbone_identity(config(source, "Listed"))
     source.with_name("listed.bin").write_bytes(b"one")
-    assert list(custom_identity(config(source, "Listed"))["weights"]) == ["listed.bin"]
+    assert list(backbone_identity(config(source, "Listed"))["weights"]) == ["listed.bin"]
 
 
 def test_a_module_stays_where_its_load_puts_it(source: Path) -> None:
@@ -215,7 +216,7 @@ def test_a_real_encoder_of_photographs(shared: Path) -> None:
     settings = ClipBackboneConfig(name="custom", kind="custom", model=f"{folder}/photo_clip.py:PhotoClip")
     backbone = CustomBackbone(settings, CPU)
     assert backbone.dim == 256
-    assert set(custom_identity(settings)["weights"]) == {"photo_clip.safetensors"}
+    assert set(backbone_identity(settings)["weights"]) == {"photo_clip.safetensors"}
     coco = json.loads((folder / "references.json").read_text())
     references = {a["image_id"]: a["caption"] for a in coco["annotations"]}
     images = coco["images"][:40]
