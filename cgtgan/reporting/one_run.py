@@ -68,7 +68,7 @@ def method_rows(run: Run) -> list[MethodRow]:
     for method in run.scored:
         name, (_, note, part) = run.title(method), METHODS[method]
         scores = {metric: [value] for metric, value in run.scores(method)["scores"].items()}
-        ours = method == "cgtgan" and "no " not in name
+        ours = method == "cgtgan" and not run.ablated
         rows.append(MethodRow(name, note, scores, part, ours, run.decoding(method)))
     paper = run.published()
     return [*rows, paper] if paper else rows

@@ -9,15 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cgtgan.evaluation.coco_files import load_results
-from cgtgan.reporting.methods import METHODS, published_scores
+from cgtgan.reporting.methods import METHODS, published_scores, reward_title, with_defaults
 from cgtgan.reporting.tables import MethodRow, Origin
 from cgtgan.runtime.artifacts import read_json
 from cgtgan.runtime.tracking import read_metrics
-
-REWARDS = {
-    "clip_agg": "CLIP-agg", "clip_cos": "CLIP-cos", "mixed": "CLIP-agg and CLIP-cos",
-    "naturalness_only": "no semantics", "semantics_only": "CLIP-agg",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,11 +61,17 @@ class Run:
     def title(self, method: str) -> str:
         if method != "cgtgan":
             return METHODS[method].title
-        reward, weight = str(self.settings["reward_weights.name"]), self.settings["reward_weights.max_weight"]
-        parts = ["no semantics" if weight == 0 else REWARDS.get(reward, reward)]
-        parts += ["no naturalness"] if weight == 1 else []
-        parts += [] if self.settings["train.use_initialization"] else ["no initialisation"]
-        return f"CgT-GAN ({', '.join(parts)})"
+        return f"CgT-GAN ({', '.join(self._training)})"
+
+    @cached_property
+    def _training(self) -> list[str]:
+        initialized = with_defaults(self.settings)["train.use_initialization"]
+        return reward_title(self.settings) + ([] if initialized else ["no initialisation"])
+
+    @property
+    def ablated(self) -> bool:
+        """Whether a part of the method is missing."""
+        return any(part.startswith("no ") for part in self._training)
 
     def published(self, suffix: str = "") -> MethodRow | None:
         """The paper's row, where the run's setting is the paper's; `suffix` tells several of them apart."""
