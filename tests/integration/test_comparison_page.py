@@ -139,7 +139,7 @@ def test_it_needs_nothing_but_the_run_folders(home: Path, tmp_path: Path) -> Non
         (["runs=runs/demo_tiny", "runs/multirun"], "runs/multirun is no setting: if the shell has made several words"),
         (["runs=runs", "report.runs=[runs]"], "they are one setting"),
         (["runs=runs", "stage=train"], "runs are compared with stage=report"),
-        (["runs=5"], "it must be a folder or a pattern"),
+        (["runs=5"], "runs=5: no run with scores of the test split is found there"),
         (["report.baseline=init"], "report.baseline=init needs runs=PATTERN"),
         (["runs=runs", "report.resamples=3"], "report.resamples=3 is not accepted: it must be 100 or more"),
     ],
