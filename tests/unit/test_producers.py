@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, make_dataclass, replace
+from types import ModuleType
 
 import pytest
 
 from cgtgan import config
-from cgtgan.config import GeneratorConfig, InitializeConfig, OptimizerConfig, as_dict
+from cgtgan.assets import aggregated, backbone, corpus, generators, images
+from cgtgan.assets.workspace import Workspace
+from cgtgan.config import Config, GeneratorConfig, InitializeConfig, OptimizerConfig, as_dict
+from cgtgan.data import demo_world
 from cgtgan.runtime.artifacts import fingerprint
 from cgtgan.runtime.producers import settings_of, with_format
 
@@ -49,3 +53,49 @@ def test_the_first_format_is_not_named() -> None:
     assert with_format(producer, 1) == producer
     assert with_format(producer, 2) == {"t": 100.0, "format": 2}
     assert producer == {"t": 100.0}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Config:
+    cfg = Config(device="cpu", threads=1, workers=0, artifacts_dir=str(tmp_path_factory.mktemp("artifacts")))
+    cfg.dataset.world = config.DemoWorldConfig(0, 4, 1, 1, 1, 8, 32)
+    cfg.clip_backbone.demo = config.DemoClipConfig(dim=8, width=8, text_layers=1, pairs=4, batch_size=4, steps=1)
+    cfg.generator = GeneratorConfig("demo", "scratch", "corpus", 262, 1, 4, 2, prefix_length=1)
+    cfg.initialize = InitializeConfig(steps=1, batch_size=4)
+    made(cfg)
+    return cfg
+
+
+def made(cfg: Config) -> dict[str, set[str]]:
+    """Everything up to the initial generator and the targets: kind -> names of its artifacts."""
+    ws = Workspace(cfg)
+    aggregated.aggregated_embeddings(ws, "train")
+    generators.initial_generator(ws)
+    kinds = {kind.name: {p.name for p in kind.iterdir() if p.name[0] != "."} for kind in ws.store.root.iterdir()}
+    return {kind: names for kind, names in kinds.items() if names}
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "anew"),
+    [
+        (demo_world, "FORMAT_VERSION", "demo_world clip image_embeddings sentence_embeddings"),
+        (backbone, "DEMO_CLIP_FORMAT", "clip image_embeddings sentence_embeddings"),
+        (images, "IMAGE_EMBEDDINGS_FORMAT", "image_embeddings"),
+        (corpus, "SENTENCES_FORMAT", "sentences sentence_embeddings"),
+        (corpus, "SENTENCE_EMBEDDINGS_FORMAT", "sentence_embeddings"),
+        (aggregated, "AGGREGATED_FORMAT", ""),
+        (generators, "GENERATORS_FORMAT", "generator_initial"),
+    ],
+)
+def test_a_raised_format_makes_the_artifact_and_what_is_built_on_it_anew(
+    tiny: Config, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, anew: str
+) -> None:
+    before = made(tiny)
+    monkeypatch.setattr(module, name, 2)
+    kinds = set(anew.split())
+    kinds |= {"generator_initial"} if "sentence_embeddings" in kinds else set()
+    kinds |= {"aggregated_embeddings"} if name != "GENERATORS_FORMAT" else set()
+    after = made(tiny)
+    assert {kind for kind in after if after[kind] != before[kind]} == kinds
+    assert all(after[kind] > before[kind] for kind in kinds)
+    assert made(tiny) == after
