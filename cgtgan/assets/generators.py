@@ -161,7 +161,7 @@ def _make_together(ws: Workspace, devices: Devices, path: Path, write: Callable[
             time.sleep(POLL_SECONDS)
         if claim == "free":
             write(path)
-        devices.from_first(path.exists)
+        devices.from_first(path.exists)  # nobody goes on before it is there
 
 
 def _reconstruct(

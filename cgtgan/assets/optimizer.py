@@ -80,8 +80,12 @@ class Optimizer:
         """
         self.adamw.zero_grad(set_to_none=True)
         loss.backward()
+        return self.finish_step(loss.item(), step)
+
+    def finish_step(self, loss: float, step: int) -> float:
+        """`step` from the gradients there are."""
         norm = self.norm()
-        self.check(step, {"loss": loss.item(), "gradient norm": float(norm)})
+        self.check(step, {"loss": loss, "gradient norm": float(norm)})
         self.clip(norm)
         self.apply(step)
         return float(norm)

@@ -15,7 +15,7 @@ from cgtgan.config import Config
 from cgtgan.errors import InputError
 from cgtgan.run_identity import run_folder, scientific_settings
 from cgtgan.runtime.artifacts import ArtifactStore, locked, read_json, write_json
-from cgtgan.runtime.devices import auto_workers
+from cgtgan.runtime.devices import Devices, auto_workers, use_device
 from cgtgan.runtime.shards import Rank
 from cgtgan.runtime.tracking import Tracker
 
@@ -71,7 +71,29 @@ class Workspace:
             name = f"cuda:{self.rank.local % max(1, torch.cuda.device_count())}"
         if name.startswith("cuda") and not torch.cuda.is_available():
             raise InputError(f"device={self.cfg.device}: torch sees no CUDA device here; set device=cpu or device=auto")
-        return torch.device(name)
+        device = torch.device(name)
+        if device.type == "cuda" and not (device.index or 0) < (count := torch.cuda.device_count()):
+            raise InputError(
+                f"device={self.cfg.device}: torch sees {count} CUDA device{'s' * (count > 1)} here, cuda:0"
+                f"{f' to cuda:{count - 1}' * (count > 1)}"
+            )
+        if self.cfg.device.startswith("cuda:") and self.rank.neighbours > 1:
+            raise InputError(
+                f"device={self.cfg.device} is one device for {self.rank.neighbours} processes of this machine: set "
+                "device=cuda, which gives each process its own"
+            )
+        use_device(device)
+        return device
+
+    @cached_property
+    def devices(self) -> Devices:
+        """The processes of the job, in one group: every one of them must come here. `close` ends it."""
+        return Devices(self.device, rank=self.rank)
+
+    def close(self) -> None:
+        if "devices" in vars(self):
+            self.devices.close()
+            del self.devices
 
     def workers(self, rows: int) -> int:
         """How many processes prepare `rows` images or texts ahead of the encoder."""

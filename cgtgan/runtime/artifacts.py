@@ -13,7 +13,7 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from glob import escape
 from pathlib import Path
@@ -372,6 +372,16 @@ class ArtifactStore:
             sweep_leftovers(path.parent, f"{path.name}.")
             write(path)
         return True
+
+    def claim(self, path: Path, held: ExitStack) -> str:
+        """`made` if `path` is there, `busy` while another job makes it, else `free`: the lock is in `held` now."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if not path.exists():
+                held.enter_context(FileLock(_lock_file(path)).acquire(timeout=0))
+        except TimeoutError:
+            return "busy"
+        return "made" if path.exists() else "free"
 
     def tidy(self, path: Path) -> None:
         """Remove what a job left that was killed just after it had made `path`: states, pieces, half-written files."""

@@ -42,6 +42,7 @@ class Devices:
             _announce(self.rank)
             kinds = {"cpu": self.device.type == "cpu", "kwargs_handlers": [InitProcessGroupKwargs(timeout=_TIMEOUT)]}
             self._accelerator = self._guarded(lambda: Accelerator(**kinds))
+            use_device(self.device)  # accelerate has chosen by the process's number
 
     @property
     def number(self) -> int:
@@ -141,6 +142,12 @@ def _announce(rank: Rank) -> None:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
     for name, value in zip(names, values, strict=True):
         os.environ.setdefault(name, str(value))
+
+
+def use_device(device: torch.device) -> None:
+    """Make `device` torch's current one, if it is a GPU: streams, events and what names no device belong to that."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def keep_freed_memory() -> None:

@@ -8,4 +8,8 @@ from cgtgan.config import Config
 
 
 def run(cfg: Config) -> None:
-    initial_generator(Workspace(cfg))
+    ws = Workspace(cfg)
+    try:
+        initial_generator(ws, ws.devices)
+    finally:
+        ws.close()

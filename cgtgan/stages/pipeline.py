@@ -21,7 +21,7 @@ SHARED: dict[str, Callable[[Workspace], object]] = {
     "aggregate": aggregate,
 }  # by all processes of a job
 OWN: dict[str, Callable[[Workspace], object]] = {
-    "initialize": initial_generator,
+    "initialize": lambda ws: initial_generator(ws, ws.devices),
     "train": train,
     "evaluate": evaluate,
     "report": report,

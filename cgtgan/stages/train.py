@@ -43,7 +43,14 @@ def run(cfg: Config) -> float | None:
 
 
 def train(ws: Workspace) -> None:
-    inputs = training_inputs(ws)
+    """Train to the last step. Raises `Stopped` where a signal or the time limit comes first."""
+    try:
+        _train(ws, training_inputs(ws))
+    finally:
+        ws.close()
+
+
+def _train(ws: Workspace, inputs: TrainingInputs) -> None:
     checkpoints = Checkpoints(ws)
     if checkpoints.steps_done() >= inputs.steps:
         ws.tracker.say(f"train: done already, {inputs.steps} steps in {ws.run}")
@@ -65,7 +72,6 @@ def train(ws: Workspace) -> None:
     finally:
         checkpoints.close()
         ws.tracker.finish(error)
-        parts.devices.close()
     if code:
         raise stopped(code, f"after the last step, {inputs.steps}, in {ws.run}")
 

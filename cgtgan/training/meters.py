@@ -60,7 +60,7 @@ class Clock:
         """What happened since the last mark was `name`."""
         if self.cuda:
             event = torch.cuda.Event(enable_timing=True)
-            event.record()
+            event.record(torch.cuda.current_stream(self.device))
             self.marks.append((name, event))
         else:
             self.marks.append((name, time.perf_counter()))

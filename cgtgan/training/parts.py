@@ -89,7 +89,7 @@ def make_training_parts(ws: Workspace, sentences: Sequence[str], steps: int, dim
     bundle = _generator(ws, dim)
     reference = None
     if t.kl_weight or t.watch_kl:
-        reference = initial_generator(ws).model.to(ws.device).eval().requires_grad_(False)
+        reference = initial_generator(ws, ws.devices).model.to(ws.device).eval().requires_grad_(False)
     discriminator, d_optimizer, d_chunk = None, None, 1
     if t.use_discriminator:
         seed = stable_seed(ws.cfg.seed, "discriminator")
@@ -105,9 +105,8 @@ def make_training_parts(ws: Workspace, sentences: Sequence[str], steps: int, dim
     layers = 1 if t.gradient_checkpointing else lm.num_hidden_layers
     g_chunk = tokens_that_fit(layers, lm.hidden_size, lm.vocab_size, t.memory_gb, ws.device)
     backbone = open_backbone(ws)
-    # the process group comes last: the first process may have been making an initial generator for hours
-    devices = Devices(ws.device, precision, ws.rank)
-    parts = TrainingParts(bundle, reference, discriminator, backbone, g_optimizer, d_optimizer, devices)
+    ws.devices.precision = precision
+    parts = TrainingParts(bundle, reference, discriminator, backbone, g_optimizer, d_optimizer, ws.devices)
     parts.g_chunk, parts.d_chunk = g_chunk, d_chunk
     parts.own_terms, parts.run = load_own_terms(ws.cfg.reward_weights), ws.run
     return parts
@@ -115,7 +114,7 @@ def make_training_parts(ws: Workspace, sentences: Sequence[str], steps: int, dim
 
 def _generator(ws: Workspace, dim: int) -> GeneratorBundle:
     cfg, t = ws.cfg, ws.cfg.train
-    bundle = initial_generator(ws)
+    bundle = initial_generator(ws, ws.devices)
     bundle.model.to(ws.device).eval()
     if (bundle.clip_dim, bundle.config.max_length) != (dim, cfg.generator.max_length):
         raise InputError(

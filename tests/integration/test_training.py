@@ -309,6 +309,54 @@ def test_two_processes_learn_what_one_learns(whole: Path, home: Path, overrides:
         assert (run_folder(home) / "validation" / captions.name).read_text() == captions.read_text()
 
 
+def initial(home: Path) -> dict[str, torch.Tensor]:
+    (folder,) = (p for p in (home / "artifacts" / "generator_initial").iterdir() if not p.name.startswith("."))
+    return load_file(folder / "generator.safetensors")
+
+
+INITIALISED_AND_KILLED = """
+import os, signal, sys
+from cgtgan.assets import generators
+
+update = generators._update
+
+def until_step_13(model, optimizer, devices, step, batch):
+    if step == 13:  # the last state is that of step 10
+        os.kill(os.getpid(), signal.SIGKILL)
+    return update(model, optimizer, devices, step, batch)
+
+generators._update = until_step_13
+from cgtgan.__main__ import main
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("overrides", [(), ("train.dropout=true", "initialize.batch_size=15")])
+def test_two_processes_initialise_what_one_does_and_go_on_after_a_kill_bit_for_bit(
+    whole: Path, home: Path, overrides: tuple[str, ...]
+) -> None:
+    one = initial(home)
+    folder = home / "artifacts" / "generator_initial"
+    shutil.rmtree(folder)
+    settings = ("stage=initialize", *overrides)
+    assert "initialising on text 10/20" in run(home, *settings, processes=2)
+    two = initial(home)
+    if not overrides:
+        assert max(float((two[k] - one[k]).abs().max()) for k in one) < 1e-5
+    shutil.rmtree(folder)
+    script = home / "killed.py"
+    script.write_text(INITIALISED_AND_KILLED)
+    killed = [str(script) if part.endswith("run.py") else part for part in command(home, *settings, processes=2)]
+    done = subprocess.run(killed, cwd=home, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode != 0
+    (state,) = folder.glob("*.training")
+    assert "initialising on text 15/20" in run(home, *settings, processes=2)
+    again = initial(home)
+    assert all(torch.equal(again[k], two[k]) for k in two)
+    assert not state.exists()
+
+
 def test_one_process_goes_on_where_two_were_stopped(whole: Path, home: Path) -> None:
     job = started(home, rows=4, processes=2)
     children = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
