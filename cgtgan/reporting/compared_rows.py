@@ -41,6 +41,7 @@ class Entry:
     method: str
     decoding: str
     depends: Mapping[str, Any]
+    differs: str = ""  # from the runs' usual scores (evaluation/records.py)
     variants: dict[int, Variant] = field(default_factory=dict)
     runs: dict[int, Run] = field(default_factory=dict)
     row: MethodRow = field(default_factory=lambda: MethodRow(""))
@@ -73,21 +74,21 @@ Sets = Mapping[SetKey, Sequence[Entry]]
 
 def entries(variants: Sequence[Variant], notes: list[str]) -> dict[SetKey, list[Entry]]:
     """The named rows of every test set in the table's order; contradictions between runs are added to `notes`."""
-    sets: dict[SetKey, dict[tuple[str, str, str], Entry]] = {}
+    sets: dict[SetKey, dict[tuple[str, ...], Entry]] = {}
     for place, variant in enumerate(variants):
-        for run in variant.runs:
-            for method in run.scored:
-                depends = _depends(run, method, variant.settings)
-                kind = str(place) if method == "cgtgan" else canonical_json(depends)
-                rows, key = sets.setdefault(_set_key(run, method), {}), (method, kind, run.decoding(method))
-                entry = rows.setdefault(key, Entry(method, run.decoding(method), depends))
-                entry.variants[place] = variant
-                first = entry.runs.setdefault(run.settings["seed"], run)
-                if first is not run and first.scores(method)["scores"] != run.scores(method)["scores"]:
-                    notes.append(
-                        f"{METHODS[method].title}, seed {run.settings['seed']}: {run.folder} and {first.folder} have "
-                        "other scores, though all settings it depends on are equal; the table has those of the latter"
-                    )
+        for run in (record for each in variant.runs for record in each.records()):
+            method = run.method
+            depends, differs = _depends(run, method, variant.settings), run.differs("projection_t")
+            kind = str(place) if method == "cgtgan" else canonical_json(depends)
+            rows, key = sets.setdefault(_set_key(run, method), {}), (method, kind, run.decoding(method), differs)
+            entry = rows.setdefault(key, Entry(method, run.decoding(method), depends, differs))
+            entry.variants[place] = variant
+            first = entry.runs.setdefault(run.settings["seed"], run)
+            if first is not run and first.scores(method)["scores"] != run.scores(method)["scores"]:
+                notes.append(
+                    f"{METHODS[method].title}, seed {run.settings['seed']}: {run.folder} and {first.folder} have "
+                    "other scores, though all settings it depends on are equal; the table has those of the latter"
+                )
     return {key: _named(sorted(rows.values(), key=lambda e: e.order)) for key, rows in sets.items()}
 
 
@@ -120,8 +121,9 @@ def _row(entry: Entry, title: str) -> MethodRow:
     sharing, known = list(entry.variants.values()), METHODS[entry.method]
     trained, first = entry.method == "cgtgan", next(iter(entry.runs.values()))
     experiment = sharing[0].experiment if len({v.experiment for v in sharing}) == 1 else ""
+    name = sharing[0].name if trained else title
     return MethodRow(
-        sharing[0].name if trained else title,
+        f"{name}, {entry.differs}" if entry.differs else name,
         first.title("cgtgan") if trained else known.note,
         {metric: [by_seed[seed][metric] for seed in seeds[metric]] for metric in metrics},
         known.part or ("" if trained else "untrained"),

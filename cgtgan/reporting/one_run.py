@@ -63,13 +63,13 @@ def make_report(ws: Workspace, run: Run) -> Report:
 
 
 def method_rows(run: Run) -> list[MethodRow]:
-    """A row per scored method, bounds last; then the paper's row where the setting is the paper's."""
+    """A row per score record, bounds last; then the paper's row where the setting is the paper's."""
     rows = []
-    for method in run.scored:
-        name, (_, note, part) = run.title(method), METHODS[method]
-        scores = {metric: [value] for metric, value in run.scores(method)["scores"].items()}
+    for record in run.records():
+        method, (_, note, part) = record.method, METHODS[record.method]
+        scores = {metric: [value] for metric, value in record.scores(method)["scores"].items()}
         ours = method == "cgtgan" and not run.ablated
-        rows.append(MethodRow(name, note, scores, part, ours, run.decoding(method)))
+        rows.append(MethodRow(record.record_title(), note, scores, part, ours, record.decoding(method)))
     paper = run.published()
     return [*rows, paper] if paper else rows
 
@@ -127,7 +127,7 @@ def _facts(ws: Workspace, run: Run) -> dict[str, str]:
         "Corpus": corpus,
         "Backbone": cfg.clip_backbone.name + model,
         "Aggregation temperature": f"{cfg.aggregation_t.t:g}",
-        "Decoding": ", ".join(sorted({run.decoding(m) for m in run.scored} - {"none"})),
+        "Decoding": ", ".join(sorted({record.decoding(record.method) for record in run.records()} - {"none"})),
         "Checkpoint": f"{cfg.evaluate.which} step; the test images play no part in the choice",
         "Seed": str(run.settings["seed"]),
         "Code": code_version(),
@@ -150,7 +150,7 @@ def _images(ws: Workspace, name: str) -> str:
 
 
 def _notes(run: Run) -> list[str]:
-    notes = sorted({why for m in run.scored for why in run.scores(m)["failed"].values()})
+    notes = sorted({why for r in run.records() for why in r.scores(r.method)["failed"].values()})
     if excluded := run.scores(run.scored[0])["excluded"]:
         notes.append(f"{len(excluded)} images have no reference and are left out of the scores")
     return notes

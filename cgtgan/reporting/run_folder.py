@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cgtgan.evaluation.coco_files import load_results
+from cgtgan.evaluation.records import differences, method_of, records_of
 from cgtgan.reporting.methods import METHODS, published_scores, reward_title, with_defaults
 from cgtgan.reporting.tables import MethodRow, Origin
 from cgtgan.runtime.artifacts import read_json
@@ -17,21 +18,52 @@ from cgtgan.runtime.tracking import read_metrics
 
 @dataclass(frozen=True)
 class Run:
-    """The files of a run folder; scores and captions are those of `split`."""
+    """The files of a run folder; scores and captions are those of `split`.
+
+    record: the one that is looked at in the place of its method's usual one (evaluation/records.py); "": none.
+    """
 
     folder: Path
     split: str
+    record: str = ""
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         return read_json(self.folder / "settings.json")
 
+    @property
+    def _home(self) -> Path:
+        return self.folder / "evaluation" / self.split
+
     def _file(self, method: str, name: str) -> Path:
-        return self.folder / "evaluation" / self.split / method / name
+        if method_of(self.record) == method:
+            return self._home / self.record / name
+        # where only others were scored, the first of them stands for the method
+        return next(iter(records_of(self._home, method)), self._home / method) / name
 
     @property
     def scored(self) -> list[str]:
         return [method for method in METHODS if self._file(method, "scores.json").is_file()]
+
+    def records(self) -> list[Run]:
+        """The run as each of its score records shows it: of every method the usual one first."""
+        places = [place for method in METHODS for place in records_of(self._home, method)]
+        return [replace(self, record=place.name) for place in places]
+
+    @property
+    def method(self) -> str:
+        return method_of(self.record)
+
+    def differs(self, *skip: str) -> str:
+        """What the captions of `record` are made of that those of the usual one are not; the decoding has a column."""
+        if self.record in METHODS:
+            return ""
+        record, usual = self.scores(self.method), self._home / self.method / "scores.json"
+        known = read_json(usual) if usual.is_file() else {"made_from": {"checkpoint": None}}
+        different = differences(self.method, record, known, skip=("decode", *skip))
+        if known["made_from"] == {"checkpoint": None}:
+            different = {key: text for key, text in different.items() if key == "checkpoint"}
+        return ", ".join(different.values())
 
     def scores(self, method: str) -> dict[str, Any]:
         return read_json(self._file(method, "scores.json"))
@@ -63,6 +95,10 @@ class Run:
             return METHODS[method].title
         return f"CgT-GAN ({', '.join(self._training)})"
 
+    def record_title(self) -> str:
+        """The title of the record's method, and what differs from the usual record."""
+        return ", ".join(filter(None, (self.title(self.method), self.differs())))
+
     @cached_property
     def _training(self) -> list[str]:
         initialized = with_defaults(self.settings)["train.use_initialization"]
@@ -74,7 +110,10 @@ class Run:
         return any(part.startswith("no ") for part in self._training)
 
     def published(self, suffix: str = "") -> MethodRow | None:
-        """The paper's row, where the run's setting is the paper's; `suffix` tells several of them apart."""
+        """The paper's row, where the run's settings and decoding are the paper's; `suffix` tells several apart."""
+        place = self._file("cgtgan", "scores.json").parent.name
+        if "cgtgan" not in self.scored or self.decoding("cgtgan") != "greedy" or replace(self, record=place).differs():
+            return None
         settings, trained_here = self.settings, (self.folder / "metrics.jsonl").is_file()
         scores = published_scores(settings, self.split, trained_here=trained_here)
         if scores is None:
