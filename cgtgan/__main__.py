@@ -36,6 +36,14 @@ def sweep_name(cfg: Config) -> str | None:
     return hydra_config.runtime.choices.get("sweep") or (cfg.name if is_multirun else None)
 
 
+def typed_decode() -> list[str]:
+    """`decode` and its fields, such as `decode.beam_size`, that this job's command line names."""
+    from hydra.core.hydra_config import HydraConfig
+
+    names = {word.lstrip("+").partition("=")[0] for word in HydraConfig.get().overrides.task}
+    return sorted(name for name in names if name.partition(".")[0] == "decode")
+
+
 def run_stage(raw: DictConfig) -> float | None:
     """Composed settings -> typed, checked, run. A run that trains returns its best CIDEr on the validation images."""
     from omegaconf import OmegaConf
@@ -43,6 +51,7 @@ def run_stage(raw: DictConfig) -> float | None:
     cfg = OmegaConf.to_object(raw)
     assert isinstance(cfg, Config)
     cfg.wandb.group = cfg.wandb.group or sweep_name(cfg)
+    cfg.typed_decode = typed_decode()
     cli.check(cfg)
     return importlib.import_module(f"cgtgan.stages.{cfg.stage}").run(cfg)
 

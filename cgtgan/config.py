@@ -371,6 +371,8 @@ class Config:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    # set by the program: `decode` and its fields that the command line names; they win over a checkpoint's own
+    typed_decode: list[str] = field(default_factory=list)
     caption: CaptionConfig = field(default_factory=CaptionConfig)
     initialize: InitializeConfig = field(default_factory=InitializeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

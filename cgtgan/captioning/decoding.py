@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -128,6 +128,16 @@ class Decoder:
         assert self.backbone is not None
         embedded = self.backbone.encode_texts([embedded_text(text) for text in texts]).to(self.device)
         return F.cosine_similarity(embedded.unflatten(0, (-1, per_image)), images[:, None], dim=-1).flatten().tolist()
+
+
+def chosen_decode(stored: DecodeConfig, given: DecodeConfig, typed: Sequence[str]) -> DecodeConfig:
+    """The checkpoint's decoding, `stored`, unless the settings choose one; what a person typed wins in both cases.
+
+    given: the settings' `decode`. typed: `decode` and its fields that the command line names.
+    """
+    if "decode" in typed or given.name != DecodeConfig.name:
+        return given
+    return replace(stored, **{name: getattr(given, name) for name in (t.partition(".")[2] for t in typed)})
 
 
 def describe(decode: DecodeConfig) -> str:

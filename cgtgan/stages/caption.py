@@ -11,6 +11,7 @@ from cgtgan.assets.checkpoints import find_checkpoint
 from cgtgan.assets.workspace import Workspace
 from cgtgan.captioning.caption_files import CaptionedPicture, KeptCaptions, picture_key, write_captions
 from cgtgan.captioning.captioner import Captioner
+from cgtgan.captioning.decoding import chosen_decode
 from cgtgan.config import Config, as_dict
 from cgtgan.data.image_files import find_images
 from cgtgan.data.loading import decoded
@@ -34,8 +35,8 @@ def caption(ws: Workspace) -> None:
     cfg = ws.cfg
     images = find_images(cfg.image_paths)
     checkpoint = find_checkpoint(ws)
-    decode = cfg.decode if cfg.decode.name != "greedy" else None
-    captioner = Captioner.load(checkpoint, device=str(ws.device), decode=decode)
+    captioner = Captioner.load(checkpoint, device=str(ws.device))
+    captioner.decode = chosen_decode(captioner.decode, cfg.decode, cfg.typed_decode)
     captioner.seed, captioner.batch_size = cfg.seed, cfg.clip_backbone.image_batch_size
     run_folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
     output = Path(cfg.output).expanduser() if cfg.output else run_folder / "captions"

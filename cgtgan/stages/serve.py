@@ -25,7 +25,7 @@ from cgtgan.assets.corpus import corpus_sentences, sentence_embeddings
 from cgtgan.assets.images import dataset_split
 from cgtgan.assets.workspace import Workspace
 from cgtgan.captioning.captioner import Captioner
-from cgtgan.captioning.decoding import describe
+from cgtgan.captioning.decoding import chosen_decode, describe
 from cgtgan.captioning.request_timeout import protocol
 from cgtgan.captioning.web import Demo, create_app, in_address
 from cgtgan.config import ClipBackboneConfig, Config, DemoClipConfig, ServeConfig
@@ -93,8 +93,8 @@ def open_demo(ws: Workspace) -> Demo:
     named = find_images(cfg.image_paths) if cfg.image_paths else []
     checkpoint = find_checkpoint(ws)
     stored = read_json(checkpoint / "checkpoint.json")
-    decode = None if cfg.decode.name == "greedy" else cfg.decode
-    captioner = Captioner.load(checkpoint, device=str(ws.device), decode=decode)
+    captioner = Captioner.load(checkpoint, device=str(ws.device))
+    captioner.decode = chosen_decode(captioner.decode, cfg.decode, cfg.typed_decode)
     captioner.seed = cfg.seed
     clip = stored["clip_backbone"]
     about = f"CLIP: {clip['name']}. Checkpoint of step {stored['step']}. Decoding: {describe(captioner.decode)}."

@@ -251,6 +251,20 @@ def test_the_decoding_of_the_command_line_wins(checkpoint: Path, photos: Path, t
     assert Captioner.load(checkpoint, device="cpu", decode=decode).caption(paths) == list(by_path.values())
 
 
+def test_greedy_that_a_person_types_wins_over_the_checkpoints_decoding(
+    checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    """`decode=greedy` is also the default: only the command line tells that somebody wants it."""
+    path = str(pictures(photos)[0])
+    greedy = Captioner.load(checkpoint, device="cpu", decode=DecodeConfig()).caption(path)
+    sampled = Captioner.load(checkpoint, device="cpu").caption(path)
+    assert greedy != sampled
+    for words, expected in (((), sampled), (("decode.batch_size=1",), sampled), (("decode=greedy",), greedy)):
+        done = subprocess.run(command(checkpoint, path, tmp_path / "out", *words), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert [row["caption"] for row in json.loads((tmp_path / "out/captions.json").read_text())] == expected
+
+
 def test_a_list_from_standard_input(
     checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

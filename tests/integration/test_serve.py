@@ -15,6 +15,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -377,6 +378,15 @@ def test_what_is_not_available_is_not_made(home: Path, tmp_path: Path) -> None:
     assert demo.no_corpus
     assert demo.examples == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_decoding_that_a_person_types_is_used(home: Path) -> None:
+    cfg = Config(stage="serve", checkpoint=str(run_folder(home)), artifacts_dir=str(home / "artifacts"))
+    cfg.decode.temperature, cfg.typed_decode = 0.5, ["decode.temperature"]
+    demo = open_demo(Workspace(cfg))
+    stored = Captioner.load(run_folder(home)).decode
+    assert stored.temperature == 1
+    assert demo.captioner.decode == replace(stored, temperature=0.5)
 
 
 def test_a_port_that_is_taken_is_said_in_a_sentence() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cgtgan.captioning.decoding import Decoder, describe
+from cgtgan.captioning.decoding import Decoder, chosen_decode, describe
 from cgtgan.config import DecodeConfig
 from cgtgan.data.corpora import embedded_text
 from cgtgan.method.batches import sampling_seeds
@@ -27,6 +27,28 @@ def made():
 @pytest.fixture(scope="module")
 def vectors(made):
     return torch.randn(7, made.backbone.dim, generator=torch.Generator().manual_seed(3))
+
+
+BEAM = DecodeConfig(name="beam", beam_size=5, batch_size=64)
+
+
+@pytest.mark.parametrize(
+    ("words", "chosen"),
+    [
+        ((), BEAM),
+        (("decode=greedy",), DecodeConfig()),
+        (("decode.name=greedy",), replace(BEAM, name="greedy")),
+        (("decode.batch_size=256",), replace(BEAM, batch_size=256)),  # also the default
+        (("decode.precision=float32", "++decode.beam_size=3"), replace(BEAM, precision="float32", beam_size=3)),
+        (("decode=sample", "decode.batch_size=7"), DecodeConfig(name="sample", batch_size=7)),
+        (("seed=3",), BEAM),
+    ],
+)
+def test_what_a_person_types_wins_over_the_checkpoints_decoding(run_py, words: tuple[str, ...], chosen) -> None:
+    """Through the door, where the words are, to the decoding of a checkpoint that was saved with beam search."""
+    given = []
+    assert run_py("experiment=demo", "stage=caption", "checkpoint=x", "images=y", *words, stage=given.append) == 0
+    assert chosen_decode(BEAM, given[0].decode, given[0].typed_decode) == chosen
 
 
 def test_best_of_n_is_the_candidate_with_the_highest_cosine(made, vectors) -> None:
