@@ -32,7 +32,7 @@ from cgtgan.config import CorpusConfig, DatasetConfig
 from cgtgan.data.annotations import captions_in_file
 from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.other_layouts import LOOKED_AT, columns_sentence, is_json, table_columns
-from cgtgan.data.released import load_plain_pickle
+from cgtgan.data.plain_pickle import load_plain_pickle
 from cgtgan.data.user_files import missing_file, read_user_json, text_lines
 from cgtgan.errors import InputError
 

@@ -1,26 +1,19 @@
-"""The authors' files, read without running anything that is in them.
-
-A pickle is a program: it may ask for any function and call it. This reader allows four harmless names (what a pickled
-tensor is made of) and refuses every other by name; lists, dicts, strings and numbers are built by the format itself.
-"""
+"""The authors' files, read without running anything that is in them."""
 
 from __future__ import annotations
 
-import io
 import pickle
-import re
-import warnings
-import zlib
-from collections import OrderedDict
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cgtgan.data.annotations import CaptionsById, ImageId
-from cgtgan.data.user_files import open_bytes
+from cgtgan.data.annotations import CaptionsById, ImageId, checked_id
+from cgtgan.data.plain_pickle import PlainTensors, asked_for, first_line, load_pickle
+from cgtgan.data.user_files import foreign_content
 from cgtgan.errors import InputError, MissingFileError
 
 
@@ -56,93 +49,12 @@ class ReleasedSentences:
     sentences: list[str]
 
 
-# ------------------------------------------------------------------------------------------------------- pickles
-
-
-def _storage(content: bytes) -> Any:
-    """In the place of `torch.storage._load_from_bytes`, which would unpickle anything."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # TypedStorage is what the files hold
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-
-def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_rest: Any) -> Tensor:
-    """In the place of `torch._utils._rebuild_tensor_v2`: a copy of elements that must lie within the storage."""
-    if not isinstance(storage, torch.storage.TypedStorage):
-        raise InputError("a tensor in it has no storage")
-    whole = torch.empty(0, dtype=storage.dtype).set_(cast(Any, storage))
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if offset < 0 or min((*size, *stride), default=0) < 0 or (0 not in size and last >= len(whole)):
-        raise InputError("a tensor in it lies outside of its storage")
-    return torch.as_strided(whole, tuple(size), tuple(stride), offset).clone()
-
-
-def _bytes(text: str, encoding: str) -> bytes:
-    """In the place of `_codecs.encode`, by which protocols below 3 write bytes."""
-    if encoding != "latin1":
-        raise InputError(f"it asks for the codec {encoding}")
-    return text.encode("latin1")
-
-
-_TENSORS = {
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch.storage", "_load_from_bytes"): _storage,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _bytes,
-}
-
-
-# What the C unpickler and torch raise on bytes that are no pickle: it depends on the bytes.
-_NO_PICKLE = (
-    *(ArithmeticError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError, RuntimeError),
-    *(TypeError, ValueError, zlib.error),
-)
-
-
-class _Unpickler(pickle.Unpickler):
-    allowed: dict[tuple[str, str], Any] = {("_codecs", "encode"): _bytes}  # noqa: RUF012 (each kind of file has its own)
-
-    def find_class(self, module: str, name: str) -> Any:  # called for every class or function the pickle asks for
-        if (module, name) not in self.allowed:
-            accepted = "only plain lists, dicts, strings, numbers and tensors are read"
-            raise InputError(f"it asks for {module}.{name}; {accepted}")
-        return self.allowed[module, name]
-
-
-class _TensorUnpickler(_Unpickler):
-    allowed = _TENSORS
-
-
-def load_plain_pickle(path: Path, field: str, where: str | None = None) -> Any:
-    """The plain Python value in `path` (.pkl, may be gzipped); Python 2 strings are read as UTF-8.
-
-    Raises `MissingFileError` if it is not there, `InputError` if it is damaged or asks for any class.
-    """
-    return _load(_Unpickler, path, field, where)
-
-
-def _load(unpickler: type[_Unpickler], path: Path, field: str, where: str | None = None) -> Any:
-    with open_bytes(path, field, where) as stream:
-        try:
-            return unpickler(stream, encoding="utf-8", errors="replace").load()
-        except InputError as error:
-            raise InputError(f"{path} ({field}) is refused: {error}") from error
-        except pickle.UnpicklingError as error:
-            # torch's own allow-list, inside a tensor's bytes, answers like this too
-            if "weights only" in str(error).lower().replace("_", " "):
-                raise InputError(f"{path} ({field}) is refused: a tensor in it asks for {_asked(error)}") from error
-            raise InputError(f"{path} ({field}) is no whole pickle ({error}): download it again") from error
-        except _NO_PICKLE as error:
-            problem = f"{type(error).__name__}: {error}"
-            raise InputError(f"{path} ({field}) is no whole pickle ({problem}): download it again") from error
-
-
 # -------------------------------------------------------------------------------------------------- their contents
 
 
 def read_released(path: Path, field: str) -> ReleasedImages | ReleasedCorpus | ReleasedPairs | ReleasedSentences:
     """One of the authors' pickles, recognised by its content. Raises `MissingFileError` or `InputError`."""
-    content = _load(_TensorUnpickler, path, field)
+    content = load_pickle(path, field, allowed=PlainTensors().allowed)
     try:
         if isinstance(content, dict) and {"clip_embedding", "captions"} <= content.keys():
             return _embedded(content["clip_embedding"], content["captions"])
@@ -171,15 +83,14 @@ def _embedded(vectors: Any, entries: Any) -> ReleasedImages | ReleasedCorpus:
     rows = [_entry(entry, "clip_embedding") for entry in entries]
     for row in rows:
         if isinstance(row, bool) or not isinstance(row, int) or not 0 <= row < len(vectors):
-            raise InputError(f"the entry for row {row!r} has no embedding: there are {len(vectors)}")
+            raise InputError(f"the entry for row {_short(row)} has no embedding: there are {len(vectors)}")
     vectors = vectors.half() if rows == list(range(len(vectors))) else vectors[rows].half()
     captions = [_entry(entry, "caption") for entry in entries]
     if all(isinstance(caption, str) for caption in captions):
         return ReleasedCorpus(vectors, captions)
     ids = [_entry(entry, "image_id") for entry in entries]
     for image_id, texts in zip(ids, captions, strict=True):
-        if isinstance(image_id, bool) or not isinstance(image_id, int | str):
-            raise InputError(f"the image id {image_id!r} is neither a number nor a name")
+        checked_id(image_id, "an entry")
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise InputError(f"the captions of image {image_id} are no list of strings")
     if len(set(ids)) < len(ids):
@@ -187,9 +98,17 @@ def _embedded(vectors: Any, entries: Any) -> ReleasedImages | ReleasedCorpus:
     return ReleasedImages(vectors, ids, {i: texts for i, texts in zip(ids, captions, strict=True) if texts})
 
 
+def _short(value: Any) -> str:
+    """For messages: of a number or a name its start, of anything else its kind."""
+    plain = isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 1 << 63)
+    return f"{value!r:.40}" if plain else f"of type {type(value).__name__}"
+
+
 def _stacked(vectors: list[Any], name: str) -> Tensor:
     if not all(isinstance(v, Tensor) and v.dim() == 1 and v.shape == vectors[0].shape for v in vectors):
         raise InputError(f"the '{name}' tensors are not all of one length")
+    if len({id(v) for v in vectors}) < len(vectors):
+        raise InputError(f"one of the '{name}' tensors stands for several rows")
     stacked = torch.stack(vectors)
     _check_vectors(stacked, name)
     return stacked.half()
@@ -198,6 +117,8 @@ def _stacked(vectors: list[Any], name: str) -> Tensor:
 def _check_vectors(vectors: Any, name: str) -> None:
     if not isinstance(vectors, Tensor) or vectors.dim() != 2 or not vectors.is_floating_point():
         raise InputError(f"'{name}' is no (N, D) tensor of floating-point numbers")
+    if not vectors.numel():
+        raise InputError(f"'{name}' has no number")
     bad = (~torch.isfinite(vectors).all(dim=1)).nonzero()
     if len(bad):
         raise InputError(f"row {int(bad[0])} of '{name}' is not finite")
@@ -216,27 +137,52 @@ def read_model(path: Path, field: str) -> dict[str, Tensor]:
         raise MissingFileError(
             f"{given} does not exist: name a checkpoint folder, a run folder or the authors' model.pt"
         )
+    with path.open("rb") as file:
+        head = file.read(256)
+    if (kind := foreign_content(head)) and not head.startswith(b"PK"):
+        raise InputError(f"{given} {kind}")
     try:
+        _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError as error:
+        raise InputError(f"{given} is refused: {error}") from error
     except pickle.UnpicklingError as error:
-        problem = f"it asks for {_asked(error)}; only weights are read"
+        problem = f"it asks for {asked_for(error)}; only weights are read"
         raise InputError(f"{given} is refused or no whole file: {problem}") from error
     except Exception as error:  # every way in which foreign bytes can fail to be weights
-        problem = f"{type(error).__name__}: {_first_line(error)}"
+        problem = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"{given} cannot be read as weights ({problem})") from error
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        kind = type(state).__name__
-        raise InputError(f"{given} holds a {kind}: the authors' model.pt is a state dict, name -> tensor")
+    state = _plain_weights(state, given)
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return {key: value for key, value in state.items() if not key.endswith((".attn.bias", ".attn.masked_bias"))}
 
 
-def _asked(error: Exception) -> str:
-    """The name in torch's refusal of anything but weights; the rest of its message is about its own settings."""
-    name = re.search(r"GLOBAL (\S+)", str(error))
-    return name[1] if name else "something that is no weights"
+def _check_archive(path: Path) -> None:
+    """torch stores weights uncompressed; what is packed could unpack to any size."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise InputError("its archive is compressed, and torch's own is not")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _plain_weights(state: Any, given: str) -> dict[str, Tensor]:
+    """`state` as a plain dict, checked: dense floating-point tensors on the CPU that lie within what the file holds."""
+    # dict's own `items`: the file may give an OrderedDict attributes that hide its methods
+    items = list(dict.items(state)) if isinstance(state, dict) else []
+    if not items or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in items):
+        kind = "nothing" if state == {} else f"a {type(state).__name__}"
+        raise InputError(f"{given} holds {kind}: the authors' model.pt is a state dict, name -> tensor")
+    storages: dict[int, int] = {}
+    total = 0
+    for key, value in items:
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+            raise InputError(f"{given}: {key:.80} is no plain tensor")
+        size, storage = value.numel() * value.element_size(), value.untyped_storage()
+        if size > storage.nbytes():
+            raise InputError(f"{given}: {key:.80} is larger than what the file holds of it")
+        storages[storage.data_ptr()] = storage.nbytes()
+        total += size
+    if total > 2 * sum(storages.values()):  # word embedding and output layer may be one
+        raise InputError(f"{given}: its tensors are larger than what the file holds of them")
+    return dict(items)

@@ -8,6 +8,7 @@ ended, reason and code of a failure, follows (the failure follows from another p
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -135,7 +136,7 @@ def wandb_place(cfg: Config, folder: Path) -> dict[str, str] | None:
     wandb_id = stored_wandb_id(folder)
     entity = cfg.wandb.entity or os.environ.get("WANDB_ENTITY")
     if cfg.wandb.mode != "online":
-        return {"id": wandb_id, "sync": f"wandb sync --include-online {folder / 'wandb'}"}
+        return {"id": wandb_id, "sync": f"wandb sync --include-online {shlex.quote(str(folder / 'wandb'))}"}
     if not entity:
         return {"id": wandb_id}
     server = os.environ.get("WANDB_BASE_URL", "").rstrip("/")

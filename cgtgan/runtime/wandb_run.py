@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +70,7 @@ class WandbRun:
     def __init__(self, folder: Path, settings: WandbConfig, wandb_id: str, about: About, say: Callable[[str], None]):
         self._folder, self._settings = folder.resolve(), settings
         self._id, self._about, self._say = wandb_id, about, say
-        self._sync = f"`wandb sync --include-online {self._folder / 'wandb'}`"
+        self._sync = f"`wandb sync --include-online {shlex.quote(str(self._folder / 'wandb'))}`"
         self._summary, self._logged = (self._folder / "wandb" / f"{name}.json" for name in ("summary", "logged"))
         self._calls: SimpleQueue[Callable[[Any], object] | None] = SimpleQueue()
         self._known_step = -1  # the last one that W&B had before this start

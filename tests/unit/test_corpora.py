@@ -26,7 +26,7 @@ from cgtgan.data.corpora import (
     load_corpus,
     read_raw,
 )
-from cgtgan.data.released import load_plain_pickle
+from cgtgan.data.plain_pickle import load_plain_pickle
 from cgtgan.errors import InputError, MissingFileError
 
 INVISIBLE = (
@@ -385,7 +385,9 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
         load_corpus(CorpusConfig(kind="text_file", rule="coco"), path)
 
 
-@pytest.mark.parametrize("content", ['[{"image_id": 1, "caption": "a dog"}]', '{"images": [', '\n[{"a"', "[\n", '["a"]'])
+@pytest.mark.parametrize(
+    "content", ['[{"image_id": 1, "caption": "a dog"}]', '{"images": [', '\n[{"a"', "[\n", '["a"]']
+)
 def test_json_is_no_text_file(tmp_path: Path, content: str) -> None:
     path = tmp_path / "captions.json"
     path.write_text(content)

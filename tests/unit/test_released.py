@@ -4,7 +4,9 @@ import builtins
 import collections
 import os
 import pickle
+import resource
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,12 @@ import pytest
 import torch
 
 from cgtgan.config import GeneratorConfig
+from cgtgan.data.plain_pickle import load_plain_pickle
 from cgtgan.data.released import (
     ReleasedCorpus,
     ReleasedImages,
     ReleasedPairs,
     ReleasedSentences,
-    load_plain_pickle,
     read_model,
     read_released,
 )
@@ -181,7 +183,11 @@ def test_a_refusal_says_what_was_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("offset", "size", "stride"),
-    [(0, (3, 6), (6, 1)), (7, (6,), (1,)), (-1, (2,), (1,)), (0, (2, 6), (60, 1)), (0, (2,), (-1,))],
+    [
+        *((0, (3, 6), (6, 1)), (7, (6,), (1,)), (-1, (2,), (1,)), (0, (2, 6), (60, 1)), (0, (2,), (-1,))),
+        (0, (4_000_000_000,), (0,)),  # 8 GB of one element
+        (0, (0, 1 << 70), (1, 1)),
+    ],
 )
 def test_a_tensor_outside_of_its_storage_is_refused(
     tmp_path: Path, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
@@ -195,6 +201,60 @@ def test_a_tensor_outside_of_its_storage_is_refused(
 
     with pytest.raises(InputError, match="lies outside of its storage"):
         read(tmp_path, {"clip_embedding": Crooked(), "captions": []})
+
+
+def test_views_that_share_a_storage_are_no_larger_than_it(tmp_path: Path) -> None:
+    class View:
+        def __init__(self, storage: Any):
+            self.storage = storage
+
+        def __reduce__(self) -> Any:
+            return torch._utils._rebuild_tensor_v2, (self.storage, 0, (6,), (1,), False, collections.OrderedDict())
+
+    storage = torch.storage.TypedStorage(wrap_storage=vectors(1).untyped_storage(), dtype=torch.half, _internal=True)
+    with pytest.raises(InputError, match="lies outside of its storage"):
+        read(tmp_path, [{"image": View(storage), "caption": View(storage)} for _ in range(3)])
+    row = vectors(1)[0]
+    with pytest.raises(InputError, match="one of the 'image' tensors stands for several rows"):
+        read(tmp_path, [{"image": row, "caption": row}] * 1000)
+
+
+NESTED = b"\x80\x02})" + b"\x85" * 300_000 + b"K\x01s."  # a dict whose key is a tuple in a tuple in a tuple ...
+HIDING = b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsK\x01sb."
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"\x80\x02]r\xff\xff\xff\x1f.", "holds none of the authors' layouts"),  # C's reader: 8 GB for the memo
+        (b"]p4000000000\n.", "holds none of the authors' layouts"),
+        (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"x.", "no whole pickle"),
+        (b"\x80\x04\x95" + struct.pack("<Q", 1 << 62) + b"x.", "no whole pickle"),
+        (NESTED, "keys that are neither names nor numbers"),
+        (NESTED.replace(b"})", b"}()").replace(b"s.", b"u."), "keys that are neither names nor numbers"),
+        (b"\x80\x02()" + NESTED[4:-2] + b"d.", "keys that are neither names nor numbers"),
+        (HIDING, "asks for objects"),
+        (b"\x80\x04\x8f(" + NESTED[3:-4] + b"\x90.", "asks for objects"),  # a set
+        (b"(" * 500_000 + b"l" * 500_000 + b".", "holds none of the authors' layouts"),
+    ],
+)
+def test_a_small_hostile_pickle_costs_little(tmp_path: Path, content: bytes, sentence: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=sentence):
+        read(tmp_path, content)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+
+
+def test_every_flipped_byte_is_a_sentence_or_an_answer(tmp_path: Path) -> None:
+    content = pickle.dumps({"clip_embedding": vectors(2, 3), "captions": entries([0, 1], ["A.", "B."])}, protocol=2)
+    answers = 0
+    for place in range(len(content)):
+        flipped = content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :]
+        try:
+            answers += isinstance(read(tmp_path, flipped), ReleasedCorpus)
+        except InputError:
+            continue
+    assert answers > 0  # such as a flipped number
 
 
 # ------------------------------------------------------------------------------------------------------------- model.pt
@@ -226,6 +286,41 @@ def test_a_model_that_carries_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds a list"):
         read_model(path, "checkpoint")
     assert not target.exists()
+
+
+def test_weights_larger_than_their_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    one = torch.zeros(1)
+    for state, sentence in (
+        ({"a": one.expand(1_000_000_000)}, "a is larger than what the file holds"),
+        ({str(i): one for i in range(9)}, "its tensors are larger than what the file holds"),
+        ({"a": torch.zeros(2, 2).to_sparse()}, "a is no plain tensor"),
+        ({}, "holds nothing"),
+    ):
+        torch.save(state, path)
+        with pytest.raises(InputError, match=sentence):
+            read_model(path, "checkpoint")
+    torch.save({"a": torch.zeros(100_000)}, path)
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(tmp_path / "p.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    with pytest.raises(InputError, match="archive is compressed"):
+        read_model(tmp_path / "p.pt", "checkpoint")
+
+
+def test_a_state_dict_that_hides_its_methods_is_read_by_dicts_own(tmp_path: Path) -> None:
+    hiding = collections.OrderedDict({"gpt.x": torch.ones(2)})
+    hiding.itemz, hiding.keyz = 1, 1  # type: ignore[attr-defined]
+    torch.save(hiding, tmp_path / "model.pt", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "model.pt").read_bytes().replace(b"itemz", b"items").replace(b"keyz", b"keys")
+    (tmp_path / "model.pt").write_bytes(content)
+    assert list(read_model(tmp_path / "model.pt", "checkpoint")) == ["gpt.x"]
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
+    with pytest.raises(InputError, match=r"is a git-lfs pointer.*git lfs pull"):
+        read_model(tmp_path / "model.pt", "checkpoint")
 
 
 SMALL: dict[str, Any] = {
@@ -272,6 +367,21 @@ def test_every_size_is_read_off_the_weights(mapper: str, tmp_path: Path) -> None
         (
             state | {"gpt.lm_head.weight": torch.ones_like(state["gpt.transformer.wte.weight"])},
             "differs from the word embedding",
+        ),
+        (
+            state | {"gpt.transformer.h.1000000000.ln_1.bias": torch.ones(16)},
+            r"layers gpt\.transformer\.h\. do not count",
+        ),
+        (
+            state | {"gpt.transformer.ln_f.bias": torch.tensor(1.0)},
+            r"ln_f\.bias is \(\) torch\.float32, numbers \(16,\)",
+        ),
+        (state | {"gpt.transformer.wpe.weight": torch.tensor(1.0)}, "a weight has another shape"),
+        (state | {"gpt.transformer.wte.weight": torch.ones(300, 40_000)}, "is no generator|does not fit|lacks"),
+        (state | {"gpt.transformer.ln_f.bias": torch.ones(16).int()}, "torch.int32"),
+        (
+            state | dict.fromkeys(("clip_project.model.2.bias", "clip_project.linear.bias"), torch.tensor(1.0)),
+            "a weight has another shape",
         ),
     ):
         with pytest.raises(InputError, match=r"checkpoint=model\.pt") as raised:
