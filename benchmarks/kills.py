@@ -99,9 +99,8 @@ def main() -> None:
         if code := start(words, whole).wait():
             sys.exit(f"the undisturbed run ended with {code}:\n{(whole / 'log.txt').read_text()}")
         seconds, wanted = time.perf_counter() - started, results(whole)
-        print(
-            f"undisturbed: {seconds:.1f} s\n| run | killed | weights | scores | metrics | files |\n|---|---|---|---|---|---|"
-        )
+        print(f"undisturbed: {seconds:.1f} s")
+        print("| run | killed | weights | scores | metrics | files |\n|---|---|---|---|---|---|", flush=True)
         for run in range(1, args.runs + 1):
             home, kills = Path(folder) / str(run), []
             home.mkdir()
