@@ -128,6 +128,7 @@ def write_scores(
     for stale in home.glob(".scores*"):  # of a killed run: this process holds the folder
         shutil.rmtree(stale, ignore_errors=True)
     extra = _extra_metrics(ws, scored, references, metrics)
+    home.mkdir(parents=True, exist_ok=True)  # scores that were there may have moved beside it
     scratch = Path(tempfile.mkdtemp(prefix=".scores", dir=home))
     names = ", ".join(map(custom_name, metrics))
     try:

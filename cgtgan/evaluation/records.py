@@ -94,28 +94,29 @@ def find_record(folder: Path, method: str, made_from: Mapping[str, Any]) -> Path
 
 
 def settle_record(
-    folder: Path, method: str, record: Mapping[str, Any], usual: Mapping[str, Any] | None, *, foreign: bool
+    folder: Path, method: str, record: Mapping[str, Any], usual: Sequence[Mapping[str, Any]], *, foreign: bool
 ) -> Path:
-    """The folder for a record, moved there where it exists. The usual one has the method's name, whichever came first.
+    """The folder for a record, moved there where it exists. A usual one has the method's name, whichever came first.
 
-    record, usual: as in scores.json, `made_from` and what names it. foreign: the captions are of another run's
-    checkpoint, so they never take the method's name.
+    record, usual: as in scores.json, `made_from` and what names it; `usual` is empty where any may be. foreign: the
+    captions are of another run's checkpoint, so they never take the method's name.
     """
     plain, there = folder / method, find_record(folder, method, record["made_from"])
     if there == plain:
         return plain
-    is_usual = usual is not None and not differences(method, record, usual)
-    occupied = (plain / "scores.json").is_file()
-    if not is_usual and (occupied or foreign):
-        compared = usual or (read_json(plain / "scores.json") if occupied else {})
-        return there or folder / _marked(method, record, compared)
-    if there is None and not is_usual:
-        return plain
-    if occupied:
-        other = folder / _marked(method, read_json(plain / "scores.json"), record)
-        plain.rename(_free(other))
+    named = read_json(plain / "scores.json") if (plain / "scores.json").is_file() else None
+
+    def is_usual(each: Mapping[str, Any]) -> bool:
+        return any(not differences(method, each, one) for one in usual)
+
+    beside = foreign if named is None else is_usual(named) or not is_usual(record)
+    if beside:
+        return there or folder / _marked(method, record, named or (usual[0] if usual else {}))
+    if named is not None:
+        plain.rename(_free(folder / _marked(method, named, record)))
     if there is not None:
-        plain.rename(_free(plain.with_name(f"{method}.unfinished"))) if plain.exists() else None
+        if plain.exists():  # without scores: of a killed process
+            plain.rename(_free(folder / f"unfinished_{method}"))
         there.rename(plain)
     return plain
 

@@ -58,7 +58,7 @@ def evaluate(ws: Workspace) -> dict[str, Path]:
     images = image_embeddings(ws, cfg.split)
     made_from, origin = run_identity(ws, checkpoint, images, references), scored_checkpoint(ws, checkpoint)
     about = {"decoding": _decoding(ws), "checkpoint": origin.name, "made_from": made_from}
-    usual = None if origin.usual is None else {"made_from": {**made_from, **origin.usual}}
+    usual = [{"made_from": {**made_from, **each}} for each in origin.usual]
     folder, listed = ws.run / "evaluation" / cfg.split, {i: references.get(i, []) for i in images.ids}
     places, scored = dict[str, Path](), ScoredCaptions({}, {})
     wanted: dict[str, tuple[str, ...]] = {}
@@ -108,7 +108,7 @@ def score_file(ws: Workspace, file: Path) -> Path:
     waiting, name = f"waiting for another process that works in {folder}", folder.name
     with locked(folder / "captions.json", lambda: ws.tracker.say(waiting)):
         # what is scored now has the folder's name; scores of other captions or references there move beside it
-        settle_record(folder.parent, name, about, about, foreign=False)
+        settle_record(folder.parent, name, about, [about], foreign=False)
         scored, metrics = ScoredCaptions({name: captions}, {}), ws.cfg.evaluate.metrics
         write_scores(ws, folder, {name: folder}, scored, references, metrics, about)
     _show(ws, {name: folder}, {name: Method(file.name, "")})
