@@ -104,7 +104,7 @@ def _shards(
     wanted: list[float],
     paths: list[Path],
 ) -> Shards:
-    """A piece for each block of images and part of the corpus; the k nearest sentences are searched in the whole of it."""
+    """A piece for each block of images and part of the corpus; the k nearest sentences are searched in all of it."""
     blocks = -(-len(images.ids) // BLOCK)
     parts = 1 if config.top_k else -(-len(texts.ids) // PART)
     together = {"t": wanted} | {k: v for k, v in _producer(images, texts, config, 0).items() if k != "t"}

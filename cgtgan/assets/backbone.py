@@ -27,6 +27,7 @@ from cgtgan.models.custom_backbone import absolute_spec
 from cgtgan.models.demo_clip import DemoClip, contrastive_loss
 from cgtgan.models.load_backbone import load_backbone
 from cgtgan.models.tokenizers import END_OF_TEXT, TextTokenizer, train_tokenizer
+from cgtgan.models.weights import pinned
 from cgtgan.runtime.artifacts import atomic_path
 from cgtgan.runtime.producers import settings_of, with_format
 
@@ -87,18 +88,35 @@ def load_demo_clip(folder: Path) -> DemoClip:
     return model
 
 
-def reopen_backbone(description: dict[str, Any], folder: Path, device: torch.device) -> ClipBackbone:
-    """The backbone that a checkpoint names: its config as `description`, the demo's weights in `folder`."""
+def reopen_backbone(
+    description: dict[str, Any], folder: Path, device: torch.device, made_from: dict[str, Any] | None = None
+) -> ClipBackbone:
+    """The backbone that a checkpoint names: its config as `description`, the demo's weights in `folder`.
+
+    made_from: what told it from others when the checkpoint was written; version 0.1 did not say it. Raises `InputError`
+    where the weights are others now.
+    """
     if (folder / "clip.json").is_file():
         return DemoBackbone(load_demo_clip(folder), device)
     fields: dict[str, Any] = dict(description, demo=DemoClipConfig(**description["demo"]))
-    return load_backbone(ClipBackboneConfig(**fields), device)
+    config = ClipBackboneConfig(**fields)
+    backbone = load_backbone(config, device)
+    if made_from and config.kind in ("openai", "huggingface", "open_clip") and made_from != backbone_identity(config):
+        raise InputError(
+            f"{folder.parent} was made with another CLIP than clip_backbone.model={config.model} is now: put back the "
+            "files that were there, or train again"
+        )
+    return backbone
 
 
 def backbone_description(config: ClipBackboneConfig) -> dict[str, Any]:
-    """What a checkpoint stores of its backbone, for `reopen_backbone` in any working directory."""
+    """What a checkpoint stores of its backbone, for `reopen_backbone` in any working directory, after any commit."""
     description = as_dict(config)
-    return description | ({"model": absolute_spec(config.model)} if config.kind == "custom" else {})
+    if config.kind == "custom":
+        description["model"] = absolute_spec(config.model)
+    elif config.kind == "huggingface" or Path(config.model).expanduser().is_file():
+        description["model"] = pinned(config.model)
+    return description
 
 
 def _draw_pairs(

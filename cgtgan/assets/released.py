@@ -1,4 +1,4 @@
-"""The authors' released files in the place of our artifacts: read once through `data/released.py`, kept as safetensors and JSON."""
+"""The authors' released files in the place of our artifacts: read once, kept as safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cgtgan.assets.backbone import backbone_description
+from cgtgan.assets.backbone import backbone_description, backbone_producer
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import GeneratorConfig, as_dict
 from cgtgan.data.datasets import Split
@@ -65,7 +65,7 @@ def released_images(ws: Workspace, name: str) -> Embeddings | None:
 
 
 def released_aggregated(ws: Workspace, name: str) -> Embeddings | None:
-    """(N, D) of the train images, where the pairs are given; made with the temperature that stands in the file's name."""
+    """(N, D) of the train images, where the pairs are given, at the temperature that the file's name says."""
     pairs = _role(ws, "pairs", None) if name == "train" else None
     if pairs is None:
         return None
@@ -73,7 +73,8 @@ def released_aggregated(ws: Workspace, name: str) -> Embeddings | None:
     t = ws.cfg.aggregation_t.t
     if named and float(named[1]) != t:
         raise InputError(
-            f"aggregation_t.t={t:g} and {FIELD}={pairs.file} contradict each other: that file was made with t={named[1]}; set it so"
+            f"aggregation_t.t={t:g} and {FIELD}={pairs.file} contradict each other: that file was made with "
+            f"t={named[1]}; set it so"
         )
     return load_embeddings(pairs.folder / "aggregated.safetensors", kind="aggregated_embeddings")
 
@@ -92,7 +93,7 @@ def released_sentence_embeddings(ws: Workspace) -> Embeddings | None:
     return found and load_embeddings(found.folder / "texts.safetensors", kind="sentence_embeddings")
 
 
-# ---------------------------------------------------------------------------------------------------------------- their files
+# ---------------------------------------------------------------------------------------------------------- their files
 
 
 def _images_of(ws: Workspace, name: str) -> Imported | None:
@@ -192,7 +193,7 @@ def _imported(ws: Workspace, path: Path) -> Imported:
     return Imported(path, folder, read_json(folder / "released.json")["kind"])
 
 
-# ------------------------------------------------------------------------------------------------------------------ model.pt
+# ------------------------------------------------------------------------------------------------------------- model.pt
 
 
 def generator_producer(config: GeneratorConfig, store: ArtifactStore) -> dict[str, Any]:
@@ -204,7 +205,7 @@ def generator_producer(config: GeneratorConfig, store: ArtifactStore) -> dict[st
 
 
 def imported_checkpoint(ws: Workspace, path: Path, field: str) -> Path:
-    """A checkpoint folder of ours made from their model.pt; tokenizer, heads and caption length come from the generator's config."""
+    """A checkpoint folder of ours made from their model.pt; the generator's config says what the weights do not."""
     described = backbone_description(ws.cfg.clip_backbone)
     producer = generator_producer(ws.cfg.generator, ws.store)
     producer |= {"file": file_fingerprint(path), "clip_backbone": settings_of(ws.cfg.clip_backbone)}
@@ -215,9 +216,8 @@ def imported_checkpoint(ws: Workspace, path: Path, field: str) -> Path:
         bundle = load_released_generator(read_model(path, field), ws.cfg.generator, f"{field}={path}")
         with atomic_path(folder) as beside:
             bundle.save(beside)
-            write_json(
-                beside / "checkpoint.json", {"step": 0, "clip_backbone": described, "decode": as_dict(ws.cfg.decode)}
-            )
+            clip = {"clip_backbone": described, "clip_made_from": backbone_producer(ws)}
+            write_json(beside / "checkpoint.json", {"step": 0, **clip, "decode": as_dict(ws.cfg.decode)})
 
     ws.store.make(folder, write)
     return folder

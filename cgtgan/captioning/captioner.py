@@ -84,7 +84,8 @@ class Captioner:
         cfg = Config(device=device, decode=decode)
         validate(cfg)
         bundle = load_generator(folder)
-        backbone = reopen_backbone(clip, folder / "clip", Workspace(cfg).device)
+        made_from = description.get("clip_made_from")
+        backbone = reopen_backbone(clip, folder / "clip", Workspace(cfg).device, made_from)
         if backbone.dim != bundle.clip_dim:
             raise InputError(
                 f"{folder} reads embeddings of {bundle.clip_dim} numbers and its CLIP, {clip['name']}, gives "

@@ -154,10 +154,10 @@ class Demo:
         vector = encoded.vectors.cpu()
         first = captioner.caption(encoded)[0]
         text = captioner.backbone.encode_texts([embedded_text(first)]).cpu()
-        captions = [(first, float(F.cosine_similarity(text, vector)))]
+        captions = [self._rated(first, float(F.cosine_similarity(text, vector)))]
         if count > 1:
             others = [scored for scored in captioner.captions(encoded, count)[0] if scored.caption != first]
-            captions += [(scored.caption, scored.clip_similarity) for scored in others[: count - 1]]
+            captions += [self._rated(scored.caption, scored.clip_similarity) for scored in others[: count - 1]]
         picture, pixelated = shrunk(image, PREVIEW)
         nearest = self._nearest(vector)
         return {"captions": captions, "nearest": nearest, "picture": picture, "pixelated": pixelated}
@@ -168,8 +168,13 @@ class Demo:
         except (ValueError, OSError):  # a mode that Pillow cannot resize
             raise Refused(415, f"The picture's kind of pixels ({image.mode}) cannot be resized.") from None
 
-    def _nearest(self, vector: Tensor) -> list[tuple[str, float]]:
-        """The corpus sentences nearest to `vector` (1, D), each once, with their cosine."""
+    def _rated(self, text: str, cosine: float) -> tuple[Any, ...]:
+        """Text, cosine, and the probability of fitting the picture where the backbone was trained to tell it."""
+        probability = self.captioner.backbone.probability(cosine)
+        return (text, cosine) if probability is None else (text, cosine, probability)
+
+    def _nearest(self, vector: Tensor) -> list[tuple[Any, ...]]:
+        """The corpus sentences nearest to `vector` (1, D), each once, `_rated`."""
         if not self.sentences:
             return []
         device = self.captioner.backbone.device
@@ -177,7 +182,7 @@ class Demo:
         cosines: dict[str, float] = {}
         for row, cosine in zip(rows, F.cosine_similarity(self.vectors[rows].float(), vector).tolist(), strict=True):
             cosines.setdefault(self.sentences[int(row)], cosine)
-        return list(cosines.items())[: self.serve.nearest]
+        return [self._rated(text, cosine) for text, cosine in list(cosines.items())[: self.serve.nearest]]
 
 
 # -------------------------------------------------------------------------------------------------------------- server

@@ -30,7 +30,7 @@ def model_identity(name: str, records: Path | None = None) -> dict[str, Any]:
     if folder.is_file():
         return {"files": {folder.name: kept_fingerprint(folder, records)}}
     commit = hub_commit(name)
-    return {"model": name} | ({"commit": commit} if commit else {})
+    return {"model": name.partition("@")[0]} | ({"commit": commit} if commit else {})
 
 
 def model_identities(named: Mapping[str, str], records: Path | None = None) -> dict[str, Any]:
@@ -50,11 +50,23 @@ def _files_identity(folder: Path, records: Path | None) -> dict[str, str]:
     return identity
 
 
+def pinned(name: str) -> str:
+    """The full path of a model's folder; a hub name with its commit, `owner/name@commit`."""
+    place = Path(name).expanduser()
+    if place.exists():
+        return str(place.resolve())
+    commit = hub_commit(name)
+    return f"{name.partition('@')[0]}@{commit}" if commit else name
+
+
 def hub_commit(name: str) -> str | None:
     """The commit of a hub name, which its snapshot's folder carries: the one downloaded before, else the newest.
 
-    None where neither the local copy nor a hub has it: what loads the model says so.
+    That behind the @ of `owner/name@commit`. None where neither the local copy nor a hub has it: what loads the model
+    says so.
     """
+    if "@" in name:
+        return name.partition("@")[2]
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -77,7 +89,7 @@ def load_pretrained(load: Callable[..., T], name: str, field: str, what: str, **
         refuse_pointers(folder, f"{field}={name}")
         place = str(folder)
     else:
-        place, settings = name, {"revision": hub_commit(name) or "main", **settings}
+        place, settings = name.partition("@")[0], {"revision": hub_commit(name) or "main", **settings}
     try:
         return load(place, **settings)
     except Exception as error:  # every way in which foreign bytes can fail to be a model

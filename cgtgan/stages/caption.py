@@ -11,7 +11,7 @@ from cgtgan.assets.checkpoints import find_checkpoint
 from cgtgan.assets.workspace import Workspace
 from cgtgan.captioning.caption_files import CaptionedPicture, KeptCaptions, picture_key, write_captions
 from cgtgan.captioning.captioner import Captioner
-from cgtgan.captioning.decoding import chosen_decode
+from cgtgan.captioning.decoding import ScoredCaption, chosen_decode
 from cgtgan.config import Config, as_dict
 from cgtgan.data.image_files import find_images
 from cgtgan.data.loading import decoded
@@ -83,7 +83,13 @@ def _caption_all(ws: Workspace, captioner: Captioner, images: list[Path], kept: 
 def _captions(captioner: Captioner, pixels: Tensor, num: int | None) -> list[list[dict[str, Any]]]:
     if num is None:
         return [[{"caption": text}] for text in captioner.caption(pixels)]
-    return [[scored._asdict() for scored in ranked] for ranked in captioner.captions(pixels, num)]
+    return [[_scores(captioner, scored) for scored in ranked] for ranked in captioner.captions(pixels, num)]
+
+
+def _scores(captioner: Captioner, scored: ScoredCaption) -> dict[str, Any]:
+    """Of a backbone such as SigLIP also the probability that caption and picture belong together."""
+    probability = captioner.backbone.probability(scored.clip_similarity)
+    return scored._asdict() | ({} if probability is None else {"probability": probability})
 
 
 def _write_gallery(target: Path, captions: list[CaptionedPicture]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors.torch import load_model
 
-from cgtgan.assets.backbone import backbone_description, save_demo_clip
+from cgtgan.assets.backbone import backbone_description, backbone_producer, save_demo_clip
 from cgtgan.assets.checkpoints import LINKS, STATE, link_targets, settle_links, step_folders
 from cgtgan.assets.training_state import load_state, read_meta, save_state, state_tensors
 from cgtgan.assets.workspace import Workspace
@@ -184,6 +184,7 @@ def describe_checkpoint(ws: Workspace, path: Path, backbone: ClipBackbone, step:
     description = {
         "step": step,
         "clip_backbone": backbone_description(ws.cfg.clip_backbone),
+        "clip_made_from": backbone_producer(ws),
         "decode": as_dict(ws.cfg.decode),
         "files": files,
     }

@@ -15,6 +15,8 @@ from cgtgan.assets.images import dataset_split, image_embeddings
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import TrainConfig
 from cgtgan.errors import InputError
+from cgtgan.models.discriminator import discriminator_identity
+from cgtgan.models.generator_bundle import generator_identity
 from cgtgan.runtime.artifacts import Embeddings, file_fingerprint, fingerprint
 from cgtgan.runtime.devices import best_precision
 from cgtgan.training.own_terms import own_term_fingerprints
@@ -44,6 +46,15 @@ class TrainingInputs:
         return t.validate_every or math.ceil(len(self.images.ids) / t.batch_size)
 
 
+def _pretrained_models(ws: Workspace) -> dict[str, str]:
+    """Fingerprints of the models that generator and discriminator start from, where they start from any."""
+    cfg, records = ws.cfg, ws.store.root / "fingerprints"
+    named = {"language_model": generator_identity(cfg.generator, records)}
+    if cfg.train.use_discriminator:
+        named["encoder"] = discriminator_identity(cfg.discriminator, records)
+    return {name: fingerprint(identity) for name, identity in named.items() if identity}
+
+
 def training_inputs(ws: Workspace) -> TrainingInputs:
     """Make or load everything. Raises `InputError` if the run folder was begun with other settings or inputs."""
     cfg, t = ws.cfg, ws.cfg.train
@@ -55,7 +66,9 @@ def training_inputs(ws: Workspace) -> TrainingInputs:
     if t.init_from:
         made_from["init_from"] = file_fingerprint(init_checkpoint(ws) / "generator.safetensors")
     made_from |= own_term_fingerprints(cfg.reward_weights)
-    ws.check_same_run("inputs", made_from)
+    models = _pretrained_models(ws)
+    made_from |= models
+    ws.check_same_run("inputs", made_from, missing=models)  # version 0.1 did not write them
     made_from["sentences"] = fingerprint(corpus)
     val = image_embeddings(ws, "val")
     scored = bool(dataset_split(ws, "val").references)

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -29,6 +30,7 @@ from cgtgan.cli import corrected
 from cgtgan.config import CaptionConfig, ClipBackboneConfig, Config, DecodeConfig, as_dict
 from cgtgan.data.image_files import find_images
 from cgtgan.errors import InputError, MissingFileError
+from cgtgan.models.clip_backbone import DemoBackbone
 from cgtgan.runtime.artifacts import write_json
 from cgtgan.stages.caption import caption
 from tests.tiny_gan import tiny_parts
@@ -251,6 +253,16 @@ def test_the_decoding_of_the_command_line_wins(checkpoint: Path, photos: Path, t
     assert Captioner.load(checkpoint, device="cpu", decode=decode).caption(paths) == list(by_path.values())
 
 
+def test_a_backbone_trained_by_a_sigmoid_also_gives_probabilities(
+    checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DemoBackbone, "logit_bias", -2.0)
+    (row,) = captioned(checkpoint, str(pictures(photos)[0]), tmp_path / "out", num=2)
+    for one in row["captions"]:
+        logit = 100.0 * one["clip_similarity"] - 2.0
+        assert one["probability"] == pytest.approx(1 / (1 + math.exp(-logit)), rel=1e-6)
+
+
 def test_greedy_that_a_person_types_wins_over_the_checkpoints_decoding(
     checkpoint: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -312,12 +324,12 @@ def test_a_heic_is_read_or_what_it_needs_is_said(
 def test_a_killed_job_keeps_what_it_had(
     checkpoint: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """kill -9 at a picture that never ends, a pipe: the next job continues there, and ends as an undisturbed one."""
+    """kill -9 at a picture that takes seconds: the next job continues there, and ends as an undisturbed one."""
     folder = shutil.copytree(photos, tmp_path / "photos")
     expected = [row["caption"] for row in captioned(checkpoint, str(folder), tmp_path / "whole")]
-    endless = find_images([str(folder)])[9]
-    endless.rename(tmp_path / "aside")
-    os.mkfifo(endless)
+    slow = find_images([str(folder)])[9]
+    slow.rename(tmp_path / "aside")
+    Image.new("RGB", (9000, 9000)).save(slow, "PNG", compress_level=1)
     out = tmp_path / "out"
     partial = out / "captions.partial.jsonl"
     one_by_one = command(checkpoint, str(folder), out, "clip_backbone.image_batch_size=1")
@@ -334,8 +346,8 @@ def test_a_killed_job_keeps_what_it_had(
     made_from, *kept = [json.loads(line) for line in partial.read_text().splitlines()]
     assert len(kept) == 9
     assert not (out / "captions.json").exists()
-    endless.unlink()
-    (tmp_path / "aside").rename(endless)
+    slow.unlink()
+    (tmp_path / "aside").rename(slow)
     # a caption that is kept is not made again, and a kill cuts lines
     good = [row for row in kept if "captions" in row]
     good[0]["captions"] = [{"caption": "kept"}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import math
 import os
 import re
 import signal
@@ -29,6 +30,7 @@ from cgtgan.checks import validate
 from cgtgan.config import Config, ServeConfig
 from cgtgan.data.corpora import embedded_text
 from cgtgan.errors import InputError
+from cgtgan.models.clip_backbone import DemoBackbone
 from cgtgan.runtime.artifacts import load_sentences
 from cgtgan.stages.serve import listening, open_demo
 
@@ -387,6 +389,16 @@ def test_a_decoding_that_a_person_types_is_used(home: Path) -> None:
     stored = Captioner.load(run_folder(home)).decode
     assert stored.temperature == 1
     assert demo.captioner.decode == replace(stored, temperature=0.5)
+
+
+def test_probabilities_of_a_backbone_trained_by_a_sigmoid(
+    home: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DemoBackbone, "logit_bias", -2.0)
+    cfg = Config(stage="serve", checkpoint=str(run_folder(home)), artifacts_dir=str(home / "artifacts"))
+    answer = open_demo(Workspace(cfg)).answer(Image.open(pictures[0]))
+    for _, cosine, probability in answer["captions"]:
+        assert probability == pytest.approx(1 / (1 + math.exp(2.0 - 100.0 * cosine)), rel=1e-6)
 
 
 def test_a_port_that_is_taken_is_said_in_a_sentence() -> None:

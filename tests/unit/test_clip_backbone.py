@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
+from cgtgan.assets.backbone import backbone_description, reopen_backbone
 from cgtgan.config import ClipBackboneConfig
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.models.backbone_identity import backbone_identity
@@ -313,6 +316,24 @@ def test_a_transformers_folder(hugging_face: Path, photographs: list[Image.Image
     check_texts(backbone)
     half = load_backbone(ClipBackboneConfig(kind="huggingface", model=str(hugging_face), dtype="bfloat16"), CPU)
     assert half.encode_images(photographs).dtype == torch.float32
+
+
+def test_a_checkpoint_is_not_opened_with_other_weights_than_it_was_made_with(
+    hugging_face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "clip"
+    shutil.copytree(hugging_face, folder)
+    monkeypatch.chdir(tmp_path)
+    config = ClipBackboneConfig(kind="huggingface", model="clip")
+    description, made_from = backbone_description(config), backbone_identity(config)
+    monkeypatch.chdir("/")
+    checkpoint = tmp_path / "step_000001/clip"
+    assert reopen_backbone(description, checkpoint, CPU, made_from).dim == 24
+    assert reopen_backbone(description, checkpoint, CPU).dim == 24  # 0.1 did not say what it was made from
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=rf"step_000001 was made with another CLIP than clip_backbone\.model={folder}"):
+        reopen_backbone(description, checkpoint, CPU, made_from)
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "preprocessor_config.json", "everything"])

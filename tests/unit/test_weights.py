@@ -124,17 +124,22 @@ def test_a_hub_name_is_known_by_its_commit(language_model: Path, tmp_path: Path)
         (snapshot / "config.json").write_text(json.dumps(settings | {"n_layer": layers}))
     (cache / "models--owner--name/refs").mkdir()
     script = (
-        "import json; from cgtgan.models.weights import model_identity, load_pretrained\n"
+        "import json; from cgtgan.models.weights import model_identity, load_pretrained, pinned\n"
         "from transformers import AutoConfig\n"
         "config = load_pretrained(AutoConfig.from_pretrained, 'owner/name', 'x', 'model')\n"
-        "print(json.dumps([model_identity('owner/name'), config.n_layer, model_identity('no/body')]))"
+        "print(json.dumps([model_identity('owner/name'), config.n_layer, model_identity('no/body'), pinned('owner/name'),\n"
+        "  load_pretrained(AutoConfig.from_pretrained, 'owner/name@" + "a" * 40 + "', 'x', 'model').n_layer]))"
     )
     environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     for commit, layers in (("a" * 40, 1), ("b" * 40, 2)):
         (cache / "models--owner--name/refs/main").write_text(commit)
         done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout) == [{"model": "owner/name", "commit": commit}, layers, {"model": "no/body"}]
+        named, found, unknown, exact, first_layers = json.loads(done.stdout)
+        assert named == {"model": "owner/name", "commit": commit}
+        assert (found, first_layers) == (layers, 1)
+        assert unknown == {"model": "no/body"}
+        assert exact == f"owner/name@{commit}"
 
 
 # ------------------------------------------------------------------------------------------------------------ sentences
