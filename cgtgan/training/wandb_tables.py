@@ -18,8 +18,9 @@ from cgtgan.assets.released import released_aggregated
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config, WandbConfig, as_dict
 from cgtgan.data.image_files import DAMAGED_IMAGE
+from cgtgan.reporting.methods import reward_title
 from cgtgan.reporting.pictures import embed
-from cgtgan.run_identity import variant_name
+from cgtgan.run_identity import REWARD_PRESETS, scientific_settings, variant_name
 from cgtgan.runtime.artifacts import Embeddings, atomic_path, read_json
 from cgtgan.runtime.tracking import read_metrics
 from cgtgan.runtime.versions import code_version
@@ -36,7 +37,12 @@ TABLE = "eval/captions"
 
 def run_settings(cfg: Config) -> WandbConfig:
     """`cfg.wandb` with the tags that every run has: experiment, corpus, backbone and reward."""
-    names = (cfg.name, cfg.corpus.name, cfg.clip_backbone.name, cfg.reward_weights.name)
+    weights = cfg.reward_weights
+    numbers = (weights.cos_weight, weights.clip_weight, weights.max_weight)
+    reward = weights.name  # a preset's name says nothing about other numbers
+    if weights.terms or numbers != REWARD_PRESETS.get(reward):
+        reward = ", ".join(reward_title(scientific_settings(cfg)))
+    names = (cfg.name, cfg.corpus.name, cfg.clip_backbone.name, reward)
     tags = [*cfg.wandb.tags, *(name.replace("/", "-")[:64] for name in names)]
     return replace(cfg.wandb, tags=list(dict.fromkeys(tags)))
 
@@ -179,7 +185,7 @@ def log_checkpoint(ws: Workspace, made_from: Mapping[str, Any], best: Mapping[st
     files = [
         (str(f.relative_to(folder)), f)
         for f in sorted(folder.rglob("*"))
-        if f.is_file() and f.name != "training.safetensors"
+        if f.is_file() and f.name != "training.safetensors" and not f.name.startswith(".")
     ]
     run.artifact("checkpoint", "checkpoint", files, {**made_from, **best}, "best")
 

@@ -27,6 +27,7 @@ from cgtgan.reporting.page import About, GalleryItem, Report, render_report
 from cgtgan.reporting.run_folder import Run
 from cgtgan.reporting.tables import markdown_table, score_table, score_tables
 from cgtgan.reporting.variants import find_runs, gather
+from cgtgan.training.wandb_tables import run_settings
 
 SETTINGS = {
     "seed": 0,
@@ -100,6 +101,61 @@ def test_rows_are_the_scored_methods_and_the_paper(tmp_path: Path, own: Run) -> 
     assert not [
         row for row in method_rows(make_run(tmp_path / "d", **{"corpus.name": "gcc"})) if row.part == "published"
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "title"),
+    [
+        ({}, "CLIP-agg"),
+        ({"reward_weights.clip_weight": 1}, "CLIP-cos"),  # typed by hand, under the name clip_agg
+        ({"reward_weights.name": "clip_cos"}, "CLIP-agg"),  # a name changes nothing
+        ({"reward_weights.clip_weight": 0.5}, "CLIP-agg and CLIP-cos"),
+        (
+            {"reward_weights.cos_weight": 0.3, "reward_weights.clip_weight": 0.2},
+            "0.8 CLIP-agg (cosine 0.3) + 0.2 CLIP-cos",
+        ),
+        ({"reward_weights.cos_weight": 1}, "CLIP-agg cosine"),
+        ({"reward_weights.max_weight": 0.7}, "CLIP-agg, semantics 0.7"),
+        ({"reward_weights.max_weight": 0}, "no semantics"),
+        ({"reward_weights.max_weight": 1}, "CLIP-agg, no naturalness"),
+        ({"train.use_discriminator": False}, "CLIP-agg, no naturalness"),
+        ({"train.use_initialization": False}, "CLIP-agg, no initialisation"),
+        (
+            {f"reward_weights.terms.brevity.{key}": value for key, value in {"weight": 0.2, "scale": 10.0}.items()},
+            "CLIP-agg + 0.2 brevity x10",
+        ),
+    ],
+)
+def test_a_title_comes_from_the_numbers(tmp_path: Path, settings: dict[str, Any], title: str) -> None:
+    run = make_run(tmp_path / "run", **settings)
+    assert run.title("cgtgan") == f"CgT-GAN ({title})"
+    assert run.ablated == ("no " in title)
+    assert (run.published() is not None) == (title == "CLIP-agg")
+
+
+def test_the_tag_in_wandb_names_other_numbers_than_the_preset_s() -> None:
+    cfg = Config()
+    assert run_settings(cfg).tags[-1] == "clip_agg"
+    cfg.reward_weights.clip_weight = 1
+    assert run_settings(cfg).tags[-1] == "CLIP-cos"
+
+
+def test_the_paper_s_row_stands_beside_greedy_decoding_and_the_paper_s_training(tmp_path: Path) -> None:
+    assert make_run(tmp_path / "beam", decoding="beam 3 (length penalty 1)").published() is None
+    others: dict[str, Any] = {
+        "train.steps": 6,
+        "generator.mapper": "transformer",
+        "aggregation_t.t": 175.0,
+        "train.kl_weight": 0.1,
+    }
+    for field, value in others.items():
+        assert make_run(tmp_path / field, **{field: value}).published() is None, field
+    released: dict[str, Any] = {
+        "train.dropout": True,
+        "generator.language_model": "/models/gpt2",
+        "train.released": ["text_order"],
+    }
+    assert make_run(tmp_path / "released", **released).published() is not None
 
 
 def test_unlogged_plots_are_left_out(own: Run) -> None:
