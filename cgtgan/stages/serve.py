@@ -56,7 +56,7 @@ def run(cfg: Config) -> None:
             ws.tracker.say(f"serve.host={cfg.serve.host}: everybody who reaches this machine there can use the page")
         ws.tracker.say(f"http://{host}:{sock.getsockname()[1]}/ shows the page; Ctrl-C ends it")
         with stop_requests() as request:  # uvicorn closes the page on SIGINT and SIGTERM, then passes them on
-            settings = UVICORN | {"http": protocol(cfg.serve.request_seconds)}
+            settings: dict[str, Any] = UVICORN | {"http": protocol(cfg.serve.request_seconds)}
             uvicorn.Server(uvicorn.Config(app, **settings)).run(sockets=[sock])
     if request.code:
         raise Stopped(f"received {signal.Signals(request.signal).name}: the page is closed", request.code)
