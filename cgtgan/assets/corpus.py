@@ -15,7 +15,7 @@ from cgtgan.assets.images import data_root
 from cgtgan.assets.released import released_corpus, released_sentence_embeddings
 from cgtgan.assets.workspace import Workspace
 from cgtgan.data.annotated_images import training_caption_files, training_captions
-from cgtgan.data.corpora import corpus_path, embedded_text, is_beside_its_images, load_corpus
+from cgtgan.data.corpora import corpus_path, embedded_text, has_entities, is_beside_its_images, load_corpus
 from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.loading import tokenised
 from cgtgan.models.clip_inputs import by_length
@@ -34,6 +34,7 @@ from cgtgan.runtime.tracking import Bar
 
 # Raise them where the same text is cleaned, or the same sentence embedded, in another way (runtime/producers.py).
 SENTENCES_FORMAT = 1
+ENTITIES_FORMAT = 2  # of files with HTML entities, which 2 replaces
 SENTENCE_EMBEDDINGS_FORMAT = 1
 
 
@@ -59,7 +60,8 @@ def corpus_sentences(ws: Workspace) -> tuple[Sequence[str], dict[str, int], dict
     producer = settings_of(config) | {"file": fingerprints if len(files) > 1 else fingerprints[0]}
     for name in ("path", "name"):
         del producer[name]
-    producer = with_format(producer, SENTENCES_FORMAT)
+    cleaned_anew = not config.released and ws.once(("entities", *files), lambda: any(map(has_entities, files)))
+    producer = with_format(producer, ENTITIES_FORMAT if cleaned_anew else SENTENCES_FORMAT)
 
     def write(path: Path) -> None:
         corpus = load_corpus(config, files[-1], training_captions(ws.cfg.dataset, data_root(ws)) if own else None)

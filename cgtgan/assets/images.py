@@ -14,18 +14,31 @@ from cgtgan.assets.backbone import backbone_producer, open_backbone
 from cgtgan.assets.encoding import Encoder, check_finite, fill_shards, read_vectors
 from cgtgan.assets.released import released_images, released_split
 from cgtgan.assets.workspace import Workspace
+from cgtgan.data.annotations import ImageId
 from cgtgan.data.custom_reader import reader_identity
 from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.datasets import ImageRecord, Split, load_split
 from cgtgan.data.demo_world import world_folder, world_producer, write_demo_world
+from cgtgan.data.image_files import open_image
 from cgtgan.data.loading import decoded
-from cgtgan.errors import InputError
-from cgtgan.runtime.artifacts import Embeddings, fingerprint, load_embeddings, read_json, write_embeddings, write_json
+from cgtgan.errors import InputError, MissingFileError
+from cgtgan.runtime.artifacts import (
+    Embeddings,
+    fingerprint,
+    load_embeddings,
+    read_json,
+    save_embeddings,
+    write_embeddings,
+    write_json,
+)
 from cgtgan.runtime.producers import with_format
 from cgtgan.runtime.shards import Shards, read_meta
 from cgtgan.runtime.tracking import Bar
 
-IMAGE_EMBEDDINGS_FORMAT = 1  # raise it where the same pictures get other vectors (runtime/producers.py)
+# Raise it where the same pictures get other vectors (runtime/producers.py).
+IMAGE_EMBEDDINGS_FORMAT = 1
+# Of a user's own pictures other than JPEGs: since 2 those of many bits are scaled, and what is transparent is white.
+OWN_PICTURES_FORMAT = 2
 
 
 def data_root(ws: Workspace) -> Path:
@@ -69,9 +82,12 @@ def image_embeddings(ws: Workspace, name: str) -> Embeddings:
     listed = fingerprint([[i.image_id, i.path.name, *filter(None, [size(i.path)])] for i in images])
     producer = dataset_identity(ws) | {"split": name, "images": listed, "backbone": backbone_producer(ws)}
     producer |= {"jpeg_draft": True} if ws.cfg.dataset.jpeg_draft else {}
-    producer = with_format(producer, IMAGE_EMBEDDINGS_FORMAT)
+    jpegs = KINDS[ws.cfg.dataset.kind].public_ids or all(i.path.suffix.lower() in (".jpg", ".jpeg") for i in images)
+    producer = with_format(producer, IMAGE_EMBEDDINGS_FORMAT if jpegs else OWN_PICTURES_FORMAT)
     path = ws.store.path("image_embeddings", producer, ".safetensors")
-    report = path.with_suffix(".bad.json")
+    if repaired := _repaired(path, images):
+        return _with_repaired(ws, name, path, producer | {"repaired": [[i, _size(p)] for i, p in repaired.items()]})
+    report = _report_of(path)
     cut = ws.cfg.clip_backbone.image_shard
     shards = Shards(path, -(-len(images) // cut), cut, path.exists)
     ws.store.tidy(path)
@@ -89,7 +105,7 @@ def image_embeddings(ws: Workspace, name: str) -> Embeddings:
             ids = [images[row].image_id for meta in metas for row in meta["rows"]]
             report.unlink(missing_ok=True)  # of an earlier try
             if bad:
-                write_json(report, [{"image_id": images[b["row"]].image_id, "why": b["why"]} for b in bad])
+                write_json(report, [_reported(images[b["row"]], b["why"], b["state"]) for b in bad])
                 _check_bad(ws, name, report, len(images), none_left=not ids)
             pieces = (read_vectors(shards, i) for i in range(shards.count))
             write_embeddings(
@@ -100,6 +116,75 @@ def image_embeddings(ws: Workspace, name: str) -> Embeddings:
         shards.remove()
     if report.is_file():
         _check_bad(ws, name, report, len(images))
+    return load_embeddings(path, kind="image_embeddings", fingerprint=fingerprint(producer))
+
+
+def _report_of(path: Path) -> Path:
+    """The pictures that could not be read, beside the embeddings of the others."""
+    return path.with_suffix(".bad.json")
+
+
+def _reported(image: ImageRecord, why: str, state: list[int] | None) -> dict[str, Any]:
+    return {"image_id": image.image_id, "why": why, "state": state}
+
+
+def _repaired(path: Path, images: list[ImageRecord]) -> dict[ImageId, Path]:
+    """Pictures that were left out of the embeddings in `path`, are other files now, and can be read."""
+    report = _report_of(path)
+    if not (path.is_file() and report.is_file()):
+        return {}
+    bad = {row["image_id"]: row.get("state") for row in read_json(report, list)}
+    written = report.stat().st_mtime_ns
+    repaired: dict[ImageId, Path] = {}
+    for image in images:
+        if image.image_id not in bad or (now := _state(image.path)) is None:
+            continue
+        then = bad[image.image_id]  # version 0.1 did not record it
+        if now == then or (then is None and now[1] <= written):
+            continue
+        try:
+            open_image(image.path)
+        except (InputError, MissingFileError):
+            continue
+        repaired[image.image_id] = image.path
+    return repaired
+
+
+def _with_repaired(ws: Workspace, name: str, old: Path, producer: dict[str, Any]) -> Embeddings:
+    """The embeddings in `old` and those of the pictures that were repaired since, which alone are encoded."""
+    images, path = dataset_split(ws, name).images, ws.store.path("image_embeddings", producer, ".safetensors")
+    wanted = [image_id for image_id, _ in producer["repaired"]]
+
+    def write(path: Path) -> None:
+        known = load_embeddings(old, kind="image_embeddings")
+        rows = dict(zip(known.ids, known.vectors, strict=True))
+        bad = {row["image_id"]: row for row in read_json(_report_of(old), list)}
+        chosen = [image for image in images if image.image_id in wanted]
+        backbone = open_backbone(ws)
+        encoder = Encoder(
+            ws, backbone.encode_images, "clip_backbone.image_batch_size", ws.cfg.clip_backbone.image_batch_size
+        )
+        draft = 2 * backbone.image_size if ws.cfg.dataset.jpeg_draft else 0
+        batches = ([i] for i in range(len(chosen)))
+        for batch in decoded([i.path for i in chosen], backbone.pixels, batches, workers=0, draft=draft):
+            for row, why in batch.unreadable:
+                bad[chosen[row].image_id] = _reported(chosen[row], why, _state(chosen[row].path))
+            if batch.pixels is not None:
+                image = chosen[batch.rows[0]]
+                (rows[image.image_id],) = encoder(batch.pixels)
+                check_finite(rows[image.image_id][None], [image.path])
+                del bad[image.image_id]
+        _report_of(path).unlink(missing_ok=True)
+        if bad:
+            write_json(_report_of(path), list(bad.values()))
+            _check_bad(ws, name, _report_of(path), len(images))
+        ids = [image.image_id for image in images if image.image_id in rows]
+        save_embeddings(path, torch.stack([rows[i] for i in ids]), ids, kind="image_embeddings", producer=producer)
+
+    if ws.store.make(path, write):
+        ws.tracker.say(f"{len(wanted)} {name} images that could not be read before can be read now")
+    if _report_of(path).is_file():
+        _check_bad(ws, name, _report_of(path), len(images))
     return load_embeddings(path, kind="image_embeddings", fingerprint=fingerprint(producer))
 
 

@@ -19,6 +19,7 @@ import html
 import re
 import string
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from cgtgan.data.annotations import captions_in_file
 from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.other_layouts import LOOKED_AT, columns_sentence, is_json, table_columns
 from cgtgan.data.plain_pickle import load_plain_pickle
-from cgtgan.data.user_files import missing_file, read_user_json, text_lines
+from cgtgan.data.user_files import broken_file, missing_file, open_bytes, read_user_json, text_lines
 from cgtgan.errors import InputError
 
 RULES = ("coco", "flickr30k", "gcc", "shutterstock", "none")
@@ -51,6 +52,7 @@ _ADDRESSES = {
     **{name: kind.annotations_from for name, kind in KINDS.items()},
 }
 _ENTITY = re.compile(r"&#?\w{1,31};")
+_ENTITY_BYTES = re.compile(rb"&#?\w{1,31};")
 _PART_ENDS = re.compile(" [:;.-] ")
 _JOINERS = "\u200c\u200d"
 _USUAL_PLACES = {
@@ -267,6 +269,20 @@ def load_corpus(config: CorpusConfig, path: Path, raw: Iterable[Any] | None = No
     if config.released:
         sentences = shuffle_sentences(sentences, config.shuffle_seed)
     return CleanedCorpus(sentences[: config.max_sentences], counts)
+
+
+def has_entities(path: Path) -> bool:
+    """Whether the file, plain or gzip, has an HTML entity anywhere."""
+    rest = b""
+    with open_bytes(path, "corpus.path") as stream:
+        try:
+            while chunk := stream.read(1 << 20):
+                if _ENTITY_BYTES.search(rest + chunk):
+                    return True
+                rest = chunk[-40:]
+        except (OSError, EOFError, zlib.error) as error:
+            raise broken_file(path, error) from error
+    return False
 
 
 def read_raw(kind: str, path: Path, notes: Counter[str] | None = None) -> Iterator[Any]:

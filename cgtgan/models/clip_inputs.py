@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from cgtgan.errors import MissingFileError
+from cgtgan.models.tokenizers import without_endless_words
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CONTEXT = 77
@@ -116,7 +117,7 @@ class OpenAITokens:
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         begin, end = (self._tokenizer.encoder[f"<|{name}oftext|>"] for name in ("start", "end"))
-        rows = [[begin, *self._tokenizer.encode(text), end] for text in texts]
+        rows = [[begin, *self._tokenizer.encode(without_endless_words(text)), end] for text in texts]
         return [row if len(row) <= CONTEXT else [*row[: CONTEXT - 1], end] for row in rows]
 
 

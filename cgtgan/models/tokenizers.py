@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from cgtgan.models.weights import load_pretrained, refuse_pointers
 
 END_OF_TEXT = "<|endoftext|>"
 ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+# A word as byte-level BPE and CLIP's tokenizer cut a text.
+_RUN = re.compile(r"[^\W\d_]+|\d+|(?:[^\w\s]|_)+|\s+")
 
 # The clean-up that old tokenizers did when decoding English; transformers 5 leaves it out (METHOD, slip 9).
 _CLEAN_UP = (
@@ -71,6 +75,13 @@ def clean_up(text: str) -> str:
     return text
 
 
+def without_endless_words(text: str, longest: int = 1000) -> str:
+    """Runs of letters, of digits or of marks cut to `longest`: merging pairs takes the square of a word's length."""
+    if len(text) <= longest:
+        return text
+    return _RUN.sub(lambda run: run[0][:longest], text)
+
+
 def _byte_level(model: bpe_models.BPE) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -83,7 +94,8 @@ def train_tokenizer(sentences: Iterable[str], vocab_size: int, specials: Sequenc
     tokenizer = _byte_level(bpe_models.BPE())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     settings = {"special_tokens": list(specials), "initial_alphabet": alphabet, "show_progress": False}
-    tokenizer.train_from_iterator(sentences, BpeTrainer(vocab_size=vocab_size, **settings))
+    trainer = BpeTrainer(vocab_size=vocab_size, **settings)
+    tokenizer.train_from_iterator((without_endless_words(sentence) for sentence in sentences), trainer)
     return TextTokenizer(tokenizer)
 
 

@@ -142,6 +142,31 @@ def test_bad_pictures_are_listed_and_refused_unless_allowed(undisturbed: Path, t
     )  # what was allowed once is not allowed for good
 
 
+def test_a_picture_repaired_later_is_read(undisturbed: Path, tmp_path: Path) -> None:
+    home = world(tmp_path)
+    before = [load_embeddings(p) for p in (undisturbed / "artifacts/image_embeddings").glob("*.safetensors")]
+    train = next(e for e in before if e.header.producer["split"] == "train")
+    damaged, still = [p for i in train.ids if (p := home / f"photos/{i}.jpg").is_file()][2:40:30]
+    whole = damaged.read_bytes()
+    damaged.write_bytes(bytes(len(whole)))  # of the same size: the list of pictures stays the same
+    still.write_bytes(bytes(still.stat().st_size))
+    assert "2 of" in run(home, "stage=preprocess", "dataset.max_bad_images=2")
+    damaged.write_bytes(whole)
+    again = run(home, "stage=preprocess", "dataset.max_bad_images=1")
+    assert "1 train images that could not be read before can be read now" in again
+    assert f"1 of {len(train.ids)} train images cannot be read and are left out" in again
+    assert "encoding" not in again
+    found = [load_embeddings(p) for p in (home / "artifacts/image_embeddings").glob("*.safetensors")]
+    (repaired,) = [e for e in found if "repaired" in e.header.producer]
+    left_out = still.relative_to(home / "photos").with_suffix("").as_posix()
+    assert repaired.ids == [i for i in train.ids if i != left_out]
+    kept = [row for row, i in enumerate(train.ids) if i != left_out]
+    assert torch.allclose(repaired.vectors.float(), train.vectors[kept].float(), atol=2e-3)
+    files = artifacts(home)
+    assert "before can be read now" not in run(home, "stage=preprocess", "dataset.max_bad_images=1")
+    assert artifacts(home) == files
+
+
 def test_several_temperatures_in_one_pass_are_those_of_single_ones(undisturbed: Path, tmp_path: Path) -> None:
     home = world(tmp_path)
     output = run(home, "stage=aggregate", "aggregation_t.t=[100,150,175.0]")

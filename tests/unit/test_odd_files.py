@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 from pathlib import Path
@@ -15,13 +16,14 @@ from PIL import Image
 
 from cgtgan.cli import corrected
 from cgtgan.config import DatasetConfig
-from cgtgan.data.corpora import clean_captions, read_raw
+from cgtgan.data.corpora import clean_captions, has_entities, read_raw
 from cgtgan.data.datasets import load_split
 from cgtgan.data.image_files import open_image
 from cgtgan.data.loading import decoded, load_pixels
 from cgtgan.data.user_files import read_user_json
 from cgtgan.errors import InputError, MissingFileError
-from cgtgan.models.clip_inputs import ClipPixels
+from cgtgan.models.clip_inputs import ClipPixels, OpenAITokens
+from cgtgan.models.tokenizers import train_tokenizer, without_endless_words
 from cgtgan.reporting.pictures import embed
 
 GREY = np.kron(np.random.default_rng(0).integers(0, 200, (6, 6)), np.ones((60, 60), int)).astype(np.uint8)
@@ -230,6 +232,34 @@ def test_html_entities_are_the_characters_that_clip_reads() -> None:
     assert clean_captions("coco", raw) == expected
     assert clean_captions("none", ["R&amp;B singer"]) == ["R&B singer."]
     assert clean_captions("coco", ["R&amp;B singer"], released=True) == ["R&amp;B singer."]
+
+
+def test_files_with_html_entities_are_known(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.txt"
+    for content, expected in (
+        (b"AT&T; a & b;\n", True),
+        (b"a & b;\nAT&T\n", False),
+        (b"x" * 1_048_574 + b"&amp;", True),
+    ):
+        for stored in (content, gzip.compress(content)):
+            path.write_bytes(stored)
+            assert has_entities(path) is expected
+
+
+def test_one_endless_word_does_not_hang_the_tokenizers() -> None:
+    rng = np.random.default_rng(0)
+    word = "".join(rng.choice(list("abcdefgh"), 900_000))
+    sentences = ["A dog runs over the grass.", f"{word} {'a' * 900_000} {'1' * 900_000} {'-' * 900_000}."]
+    tokenizer = train_tokenizer(sentences, 1000, ["<|endoftext|>"])
+    assert tokenizer.decode(tokenizer.encode([sentences[0], word])) == [sentences[0], word]
+    rows = OpenAITokens()(sentences)
+    assert [len(row) for row in rows] == [9, 77]
+
+
+def test_words_of_a_usual_length_are_all_learnt() -> None:
+    sentences = ["A dog runs.", "https://example.org/" + "a-1/" * 400, "x" * 1000, "a_b " * 300]
+    assert [without_endless_words(sentence) for sentence in sentences] == sentences
+    assert without_endless_words("x" * 1001 + "!") == "x" * 1000 + "!"
 
 
 # ---------------------------------------------------------------------------------------------------- names and ids
