@@ -62,18 +62,22 @@ def killed(words: list[str], home: Path, number: signal.Signals, seconds: float)
 
 def results(home: Path) -> dict[str, dict[str, Any]]:
     """weights, scores, metrics and files of a home, each by its place."""
+    home = home.resolve()
     (run,) = (home / "runs").glob("*/*/seed=*")
     weights: dict[str, Any] = {}
-    for file in (f for f in home.rglob("*.safetensors") if "damaged_" not in str(f)):
+    linked = {name: (run / "checkpoints" / name).resolve() for name in ("best", "last")}
+    places = [home / "artifacts", *linked.values()]
+    for file in (f for place in places for f in place.rglob("*.safetensors")):
         tensors = {k: v.tolist() for k, v in load_file(file).items() if not k.startswith("rng/")}
         weights[str(file.relative_to(home))] = tensors
-    for link in (run / "checkpoints" / name for name in ("best", "last")):
-        weights[link.name] = link.readlink().name if link.is_symlink() else None
+    weights |= {name: folder.name for name, folder in linked.items()}
     scores = {str(f.relative_to(run)): f.read_text() for f in sorted((run / "evaluation").rglob("*.json"))}
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     metrics = {f"row {i}": {k: v for k, v in row.items() if not k.startswith(CLOCK)} for i, row in enumerate(rows)}
-    files = {str(f.relative_to(home)): "" for f in home.rglob("*") if f.is_file() or f.is_symlink()}
-    files = {name: "" for name in files if not name.endswith(OURS) and name != "log.txt"}
+    # the checkpoint before the last is a spare: another one where a signal stopped the run
+    spares = [f for f in (run / "checkpoints").glob("step_*") if f not in linked.values()][:1]
+    kept = [f for f in home.rglob("*") if not f.is_dir() and not f.name.endswith(OURS) and f.name != "log.txt"]
+    files = {str(f.relative_to(home)): "" for f in kept if not any(f.is_relative_to(spare) for spare in spares)}
     return {"weights": weights, "scores": scores, "metrics": metrics, "files": files}
 
 
@@ -90,6 +94,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job ignores it, and so would its own
     words, chance = command(args.processes, args.overrides), random.Random(args.seed)
     sent = ignored = failed = 0
     with tempfile.TemporaryDirectory() as folder:

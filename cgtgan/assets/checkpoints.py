@@ -31,8 +31,7 @@ def link_targets(checkpoints: Path) -> dict[str, Path]:
             meta = read_meta(newest / STATE)
         except UserError:
             continue
-        scored = meta.get("best", -1.0) >= 0
-        best = checkpoints / f"step_{meta['best_step']:06d}" if scored else newest
+        best = checkpoints / f"step_{meta['best_step']:06d}" if meta.get("best_step") else newest
         return {"last": newest, **({"best": best} if best.is_dir() else {})}
     return {}
 

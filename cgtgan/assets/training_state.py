@@ -55,8 +55,11 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise MissingFileError(f"{path} is missing: there is no training state to continue from")
     try:
         with safe_open(path, framework="pt") as f:
-            return json.loads(f.metadata()["meta"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
+            meta = json.loads(f.metadata()["meta"])
+        if not isinstance(meta, dict):
+            raise TypeError("its description is no JSON object")
+        return meta
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as e:
         raise InputError(
             f"{path} is not a whole training state ({e}): remove this file, and its training starts again"
         ) from None

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
@@ -275,6 +276,33 @@ def test_a_full_disk_under_the_checkpoints_is_one_sentence_and_the_retry_ends_th
     assert re.search(r"^error: .*/checkpoints/step_0000\d\d: File too large: fix that place", sentence), sentence
     assert "going on after step" in run(home)
     assert results(home) == results(whole)
+
+
+def test_one_flipped_bit_is_noticed_by_every_stage_that_reads_it(whole: Path, home: Path) -> None:
+    shutil.copytree(whole / "runs", home / "runs", symlinks=True)
+    picture = next((home / "artifacts").glob("demo_world/*/images/test/*.png"))
+    best = run_folder(home) / "checkpoints" / "best" / "generator.safetensors"
+    (initial,) = (home / "artifacts").glob("generator_initial/*/generator.safetensors")
+    (images,) = (f for f in (home / "artifacts" / "image_embeddings").glob("*.safetensors") if "val" in header(f))
+    for file, settings in (
+        (best, ("stage=evaluate", "evaluate.which=best", "evaluate.metrics=[cider]")),
+        (best, ("stage=caption", "evaluate.which=best", f"images={picture}")),
+        (initial, ("variant=new",)),
+        (images, ("variant=new",)),
+    ):
+        content = file.read_bytes()
+        flipped = bytearray(content)
+        flipped[-100] ^= 4
+        file.write_bytes(flipped)
+        message = run(home, *settings, code=1)
+        assert f"{file.resolve()} is not as it was written" in message, settings
+        assert "Traceback" not in message
+        file.write_bytes(content)
+
+
+def header(file: Path) -> str:
+    with safe_open(file, framework="pt") as f:
+        return json.loads(f.metadata()["header"])["producer"]["split"]
 
 
 def test_what_others_share_has_the_rights_of_the_umask(whole: Path) -> None:

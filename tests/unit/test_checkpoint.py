@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -204,6 +205,13 @@ def test_a_generator_with_a_file_missing_or_cut(tmp_path: Path, name: str) -> No
     path.unlink()
     with pytest.raises(MissingFileError, match=rf"{name} is missing"):
         load_generator(tmp_path)
+
+
+@pytest.mark.parametrize("meta", ["[]", "3", "[" * 100_000])
+def test_a_state_with_another_description_is_an_input_error(tmp_path: Path, meta: str) -> None:
+    save_file({}, tmp_path / "state", {"meta": meta, "rng": "{}"})
+    with pytest.raises(InputError, match="not a whole training state"):
+        read_meta(tmp_path / "state")
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1])
