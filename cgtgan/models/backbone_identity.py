@@ -15,8 +15,8 @@ from cgtgan.runtime.fingerprints import file_fingerprint, kept_fingerprint
 CUSTOM_FIELD = "clip_backbone.model"
 _FILES = {"ViT-L/14": "ViT-L-14.pt", "ViT-B/32": "ViT-B-32.pt", "RN50x4": "RN50x4.pt"}
 # fingerprints of OpenAI's files: these three, as their addresses in the clip package have them, and its BPE file
-_RELEASED = ("b8cca3fd41ae", "40d365715913", "7e526bd135e4")
-_RELEASED_BPE = "924691ac288e"
+RELEASED = ("b8cca3fd41ae", "40d365715913", "7e526bd135e4")
+RELEASED_BPE = "924691ac288e"
 
 
 def backbone_identity(config: ClipBackboneConfig, records: Path | None = None) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def _archive_identity(path: Path, records: Path | None = None) -> dict[str, Any]
     their content, so that embeddings made by 0.1 stay valid; it took no other archive of this name and these ends.
     """
     size, weights = path.stat().st_size, kept_fingerprint(path, records)
-    if weights in _RELEASED:
+    if weights in RELEASED:
         with path.open("rb") as f:
             head = f.read(1 << 20)
             f.seek(-min(1 << 20, size), 2)
@@ -64,7 +64,7 @@ def _archive_identity(path: Path, records: Path | None = None) -> dict[str, Any]
 def _bpe_identity(path: Path) -> dict[str, str]:
     """Name of a BPE file, and the content of one that is not OpenAI's."""
     content = file_fingerprint(path) if path.is_file() else None
-    return {"tokenizer": path.name} | ({"words": content} if content not in (None, _RELEASED_BPE) else {})
+    return {"tokenizer": path.name} | ({"words": content} if content not in (None, RELEASED_BPE) else {})
 
 
 def _open_clip_identity(config: ClipBackboneConfig, records: Path | None = None) -> dict[str, Any]:

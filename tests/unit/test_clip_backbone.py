@@ -1,7 +1,9 @@
 """CLIP backbones: OpenAI's archives against clip's own code, transformers' folders, and the pixels bit for bit."""
 
+import importlib.util
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,10 +20,11 @@ from torch import Tensor
 from cgtgan.assets.backbone import backbone_description, reopen_backbone
 from cgtgan.config import ClipBackboneConfig
 from cgtgan.errors import InputError, MissingFileError
-from cgtgan.models.backbone_identity import backbone_identity
+from cgtgan.models.backbone_identity import RELEASED, RELEASED_BPE, backbone_identity
 from cgtgan.models.clip_backbone import ClipBackbone
 from cgtgan.models.clip_inputs import CLIP_MEAN, CLIP_STD, CONTEXT, clip_module, preprocess
 from cgtgan.models.load_backbone import load_backbone
+from cgtgan.runtime.fingerprints import file_fingerprint
 
 # tracing clip's model says what the trace cannot follow: shape checks, which do not matter here
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")]
@@ -218,6 +221,17 @@ def test_identity_tells_weights_apart_by_content(tmp_path: Path) -> None:
     )
     assert a == moved
     assert a["weights"] != b["weights"]
+
+
+def test_openais_own_files_are_known_by_their_fingerprints() -> None:
+    """As the clip package names them: the archives' addresses hold their SHA-256, and the BPE file lies in it."""
+    clip_module("simple_tokenizer")
+    spec = importlib.util.find_spec("clip.clip")
+    assert spec
+    package = Path(str(spec.origin)).parent
+    hashes = dict(re.findall(r'"([^"]+)": "https://\S+/([0-9a-f]{64})/', (package / "clip.py").read_text()))
+    assert [hashes[name][:12] for name in ("ViT-L/14", "ViT-B/32", "RN50x4")] == list(RELEASED)
+    assert file_fingerprint(package / "bpe_simple_vocab_16e6.txt.gz") == RELEASED_BPE
 
 
 # --------------------------------------------------------------------------------------------------------------- random
