@@ -111,7 +111,8 @@ def settle_record(
 
     beside = foreign if named is None else is_usual(named) or not is_usual(record)
     if beside:
-        return there or folder / _marked(method, record, named or (usual[0] if usual else {}))
+        without = {"made_from": {**record["made_from"], "checkpoint": None}}  # nothing to compare with: its checkpoint
+        return there or folder / _marked(method, record, named or next(iter(usual), without))
     if named is not None:
         plain.rename(_free(folder / _marked(method, named, record)))
     if there is not None:

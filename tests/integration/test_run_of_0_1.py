@@ -82,8 +82,11 @@ def test_a_whole_run_is_evaluated_and_reported(home: Path) -> None:
     before = artifacts(home)
     (folder,) = (home / "runs/demo_tiny").glob("*/seed=1")
     weights = (folder / "checkpoints/step_000006/generator.safetensors").stat().st_mtime_ns
+    scores = {path: path.read_bytes() for path in folder.glob("evaluation/test/*/*.json")}
     said = run(home, "seed=1")
     assert artifacts(home) == before
+    assert {path: path.read_bytes() for path in folder.glob("evaluation/test/*/*.json")} == scores
+    assert len(scores) == 18
     assert "GAN training 1/6" not in said
     assert (folder / "checkpoints/step_000006/generator.safetensors").stat().st_mtime_ns == weights
     assert (folder / "report.html").is_file()

@@ -152,6 +152,17 @@ def test_the_run_s_own_scores_have_the_plain_name_whichever_came_first(home: Pat
     assert len(names(home)) == 3
 
 
+def test_a_transfer_row_has_the_checkpoint_of_its_own_seed_and_others_beside(home: Path) -> None:
+    same = ("variant=transfer", "evaluate.metrics=[rouge_l]", "evaluate.baselines=[]")
+    score(home, *same, other(home))  # of seed 1, as docs/reproduction.md names another run
+    score(home, *same, f"checkpoint='{folder(home).parents[1]}'")
+    place = home / "runs/demo_tiny/transfer/seed=0/evaluation/test"
+    beside = "cgtgan@checkpoint-other-seed=1-step-99-"
+    assert [p.name[: len(beside)] for p in sorted(place.iterdir())] == ["cgtgan", beside]
+    names = [row.name for row in method_rows(Run(place.parents[1], "test"))]
+    assert names == ["CgT-GAN (CLIP-agg)", "CgT-GAN (CLIP-agg), checkpoint other/seed=1, step 99"]
+
+
 def test_another_decoding_is_another_record_and_metrics_are_added(home: Path) -> None:
     score(home, FULL)
     full = files(home)
