@@ -8,6 +8,7 @@ import os
 import struct
 import sys
 import zlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,9 @@ MAX_ASPECT = 50
 PIXEL_ART = 96  # pages enlarge a picture up to this side with hard pixels instead of a blur
 _STRIP = 1 << 22  # pixels converted at once
 
+# What is opened, whatever a file's name says: of what Pillow reads, none that starts another program (EPS).
+_FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "BMP", "AVIF", "WEBP", "HEIF", "MPO", "JPEG2000", "PPM", "TGA", "ICO", "DIB")
+
 # What Pillow raises for a damaged picture: it depends on the format.
 DAMAGED_IMAGE = (
     *(OSError, ValueError, SyntaxError, EOFError, LookupError, OverflowError, MemoryError, RuntimeError),
@@ -35,6 +39,13 @@ DAMAGED_IMAGE = (
 _READS_HEIC = importlib.util.find_spec("pillow_heif") is not None
 if _READS_HEIC:
     importlib.import_module("pillow_heif").register_heif_opener()
+
+
+@cache
+def picture_formats() -> tuple[str, ...]:
+    """Those that Pillow can open here."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def decoder_hint(path: Path) -> str:
@@ -59,7 +70,7 @@ def open_image(path: Path, draft: int = 0) -> Image.Image:
     if path.exists() and not path.is_file():  # opening a named pipe would wait for a writer
         raise InputError(f"the image {printable(path)} is a folder or a device, and a picture file is needed")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=picture_formats()) as image:
             check_shape(image)
             if draft:
                 image.draft(None, (draft, draft))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from PIL import Image, ImageOps
 
-from cgtgan.data.image_files import DAMAGED_IMAGE, PIXEL_ART, data_uri, plain_picture
+from cgtgan.data.image_files import DAMAGED_IMAGE, PIXEL_ART, data_uri, picture_formats, plain_picture
 from cgtgan.errors import InputError
 
 Id = TypeVar("Id", int, str, int | str)
@@ -75,7 +75,7 @@ def _thumbnail(path: Path, side: int) -> tuple[str, bool] | None:
 def embed(path: Path, side: int = EMBED_PIXELS, quality: int = 85) -> tuple[str, bool]:
     """(data URI, whether it is pixel art). Small plain files go in whole; others shrunk, upright, as CLIP sees them."""
     raw = path.read_bytes()
-    with Image.open(io.BytesIO(raw)) as image:
+    with Image.open(io.BytesIO(raw), formats=picture_formats()) as image:
         longest = max(image.size)
         small = longest <= side
         plain = image.format in ("PNG", "JPEG") and image.mode in ("1", "L", "P", "RGB")

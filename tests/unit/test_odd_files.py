@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cgtgan.cli import corrected
 from cgtgan.config import DatasetConfig
@@ -135,6 +135,14 @@ def test_a_damaged_avif_is_listed_as_unreadable(tmp_path: Path) -> None:
     (batch,) = decoded(paths, ClipPixels(224), [list(range(5))], workers=0)
     assert 0 in batch.rows
     assert {1, 3} <= {row for row, _ in batch.unreadable}
+
+
+def test_no_picture_starts_another_program(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.eps")  # Pillow has Ghostscript read it
+    for read in (open_image, embed):
+        with pytest.raises((InputError, UnidentifiedImageError), match="cannot identify image file"):
+            read((tmp_path / "a.eps").rename(tmp_path / f"{read.__name__}.jpg"))
+        (tmp_path / f"{read.__name__}.jpg").rename(tmp_path / "a.eps")
 
 
 @pytest.mark.parametrize(
