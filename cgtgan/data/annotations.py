@@ -14,11 +14,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 from cgtgan.config import SPLITS
-from cgtgan.data.user_files import text_lines
+from cgtgan.data.user_files import quoted, text_lines
 from cgtgan.errors import InputError
 
 ImageId: TypeAlias = int | str
 CaptionsById: TypeAlias = dict[ImageId, list[str]]
+LONGEST_NAME = 1024  # characters of an id or a path
 
 
 # ---------------------------------------------------------------------------------------------- caption files
@@ -53,13 +54,13 @@ def _karpathy_rows(content: dict[str, Any], path: Path, split: str) -> list[tupl
 def _listed_rows(content: Any, path: Path) -> list[tuple[ImageId, Any]]:
     key, entries = ("annotations", content.get("annotations")) if isinstance(content, dict) else ("", content)
     if not isinstance(entries, list):
-        kind = f"the keys {sorted(content)[:6]}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        kind = f"the keys {quoted(sorted(content)[:6])}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise InputError(f"{path} holds {kind}: a list of image_id/caption, a COCO or a Karpathy file is accepted")
     rows: list[tuple[ImageId, Any]] = []
     for n, entry in enumerate(entries):
         place = f"{path}, entry {key}[{n}]"
         if not isinstance(entry, dict) or "image_id" not in entry or "caption" not in entry:
-            keys = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
+            keys = quoted(sorted(entry)) if isinstance(entry, dict) else type(entry).__name__
             raise InputError(f"{place}: 'image_id' and 'caption' are needed, found {keys}")
         rows.append((checked_id(entry["image_id"], place), entry["caption"]))
     return rows
@@ -70,7 +71,7 @@ def captions_by_image(rows: Iterable[tuple[ImageId, object]], path: Path) -> Cap
     captions: CaptionsById = {}
     for image_id, caption in rows:
         if not isinstance(caption, str):
-            raise InputError(f"{path}: a caption of image {image_id} is {caption!r}, it must be a string")
+            raise InputError(f"{path}: a caption of image {image_id} is {quoted(caption)}, it must be a string")
         captions.setdefault(image_id, []).append(caption)
     return captions
 
@@ -117,7 +118,9 @@ def _karpathy_images(content: dict[str, Any], path: Path, split: str) -> list[tu
             )
         part = "train" if image["split"] == "restval" else image["split"]
         if part != (other := split_of.setdefault(image["filename"], part)):
-            raise InputError(f"{place}: {image['filename']} is in {part} and in {other}: take it out of one")
+            raise InputError(
+                f"{place}: {image['filename']:.200} is in {part:.40} and in {other:.40}: take it out of one"
+            )
         if part == split:
             images.append((place, image))
     return images
@@ -171,11 +174,13 @@ def id_order(image_id: ImageId) -> tuple[bool, ImageId]:
 def checked_id(value: Any, place: str) -> ImageId:
     """`value` if it is an id; `InputError` naming the place where it is not."""
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
-        raise InputError(f"{place}: the image id {value!r:.80} must be an integer or a name")
+        raise InputError(f"{place}: the image id {quoted(value)} must be an integer or a name")
     if isinstance(value, int) and abs(value) >= 1 << 63:
         raise InputError(f"{place}: the image id {str(value)[:30]}... is no number of 64 bits: write it as a string")
+    if isinstance(value, str) and len(value) > LONGEST_NAME:
+        raise InputError(f"{place}: the image id {quoted(value)} is longer than any name of a file")
     if isinstance(value, str) and not value.isprintable() and re.search("[\ud800-\udfff\x00]", value):
-        raise InputError(f"{place}: the image id {value!r:.80} has characters that no file name has")
+        raise InputError(f"{place}: the image id {quoted(value)} has characters that no file name has")
     return value
 
 
@@ -183,8 +188,11 @@ def checked_id(value: Any, place: str) -> ImageId:
 
 
 def name_lines(path: Path, field: str) -> list[str]:
-    """Lines of a list of image names, stripped, empty ones left out."""
-    return [line.strip() for line in text_lines(path, field) if line.strip()]
+    """Lines of a list of image names, stripped, empty ones left out. Raises `InputError` for one that is no name."""
+    lines = [line.strip() for line in text_lines(path, field) if line.strip()]
+    if endless := next((line for line in lines if len(line) > LONGEST_NAME), None):
+        raise InputError(f"{path} ({field}): the line {quoted(endless)} is longer than any name of a file")
+    return lines
 
 
 def split_list(folder: Path, name: str, field: str) -> list[str]:

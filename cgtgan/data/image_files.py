@@ -31,8 +31,8 @@ _FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "BMP", "AVIF", "WEBP", "HEIF", "MPO", 
 
 # What Pillow raises for a damaged picture: it depends on the format.
 DAMAGED_IMAGE = (
-    *(OSError, ValueError, SyntaxError, EOFError, LookupError, OverflowError, MemoryError, RuntimeError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
+    *(OSError, ValueError, SyntaxError, EOFError, LookupError, ArithmeticError, MemoryError, RuntimeError, TypeError),
+    *(AttributeError, AssertionError, struct.error, zlib.error, Image.DecompressionBombError),
 )
 
 # Here, and not where a picture is opened, so that each worker process has it. Pillow itself reads no HEIC.
@@ -75,11 +75,12 @@ def open_image(path: Path, draft: int = 0) -> Image.Image:
             if draft:
                 image.draft(None, (draft, draft))
             image.load()
-            return plain_picture(image)
     except FileNotFoundError as error:
         raise MissingFileError(f"the image {printable(path)} does not exist") from error
     except DAMAGED_IMAGE as error:
-        raise InputError(f"the image {printable(path)} cannot be read: {error}{decoder_hint(path)}") from error
+        problem = str(error)[:300] or type(error).__name__
+        raise InputError(f"the image {printable(path)} cannot be read: {problem}{decoder_hint(path)}") from error
+    return plain_picture(image)
 
 
 def data_uri(kind: str, raw: bytes) -> str:

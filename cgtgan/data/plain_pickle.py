@@ -77,7 +77,7 @@ def _no_hooks() -> dict[str, Any]:
 def _bytes(text: str, encoding: str) -> bytes:
     """In the place of `_codecs.encode`, by which protocols below 3 write bytes."""
     if encoding != "latin1":
-        raise InputError(f"it asks for the codec {encoding}")
+        raise InputError(f"it asks for the codec {str(encoding)[:80]}")
     return text.encode("latin1")
 
 
@@ -110,7 +110,7 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: C's allocates its mem
     def find_class(self, module: str, name: str) -> Any:  # called for every class or function the pickle asks for
         if (module, name) not in self.allowed:
             accepted = "only plain lists, dicts, strings, numbers and tensors are read"
-            raise InputError(f"it asks for {module}.{name}; {accepted}")
+            raise InputError(f"it asks for {module[:80]}.{name[:80]}; {accepted}")
         return self.allowed[module, name]
 
     def _refuse(self) -> None:
@@ -166,8 +166,8 @@ def load_pickle(
 def asked_for(error: Exception) -> str:
     """The name in torch's refusal of anything but weights; the rest of its message is about its own settings."""
     name = re.search(r"GLOBAL (\S+)", str(error))
-    return name[1] if name else "something that is no weights"
+    return name[1][:80] if name else "something that is no weights"
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cgtgan.data.annotations import CaptionsById, ImageId, checked_id
 from cgtgan.data.plain_pickle import PlainTensors, asked_for, first_line, load_pickle
-from cgtgan.data.user_files import foreign_content
+from cgtgan.data.user_files import foreign_content, quoted
 from cgtgan.errors import InputError, MissingFileError
 
 
@@ -83,7 +83,7 @@ def _embedded(vectors: Any, entries: Any) -> ReleasedImages | ReleasedCorpus:
     rows = [_entry(entry, "clip_embedding") for entry in entries]
     for row in rows:
         if isinstance(row, bool) or not isinstance(row, int) or not 0 <= row < len(vectors):
-            raise InputError(f"the entry for row {_short(row)} has no embedding: there are {len(vectors)}")
+            raise InputError(f"the entry for row {quoted(row)} has no embedding: there are {len(vectors)}")
     vectors = vectors.half() if rows == list(range(len(vectors))) else vectors[rows].half()
     captions = [_entry(entry, "caption") for entry in entries]
     if all(isinstance(caption, str) for caption in captions):
@@ -96,12 +96,6 @@ def _embedded(vectors: Any, entries: Any) -> ReleasedImages | ReleasedCorpus:
     if len(set(ids)) < len(ids):
         raise InputError("an image id occurs twice")
     return ReleasedImages(vectors, ids, {i: texts for i, texts in zip(ids, captions, strict=True) if texts})
-
-
-def _short(value: Any) -> str:
-    """For messages: of a number or a name its start, of anything else its kind."""
-    plain = isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 1 << 63)
-    return f"{value!r:.40}" if plain else f"of type {type(value).__name__}"
 
 
 def _stacked(vectors: list[Any], name: str) -> Tensor:

@@ -31,6 +31,15 @@ _PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<!--", b"<?xml")
 _BAD_BYTES = re.compile("[\udc80-\udcff]+")
 
 
+def quoted(value: Any, longest: int = 80) -> str:
+    """The start of what a file holds, for a message."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, thousands of digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
 def printable(path: Path) -> str:
     """With `/`; bytes of a name that are not UTF-8 as \\x.., for ids and messages go into files that are UTF-8."""
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")

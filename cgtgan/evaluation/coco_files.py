@@ -9,7 +9,7 @@ from typing import Any
 
 from cgtgan.data.annotations import ImageId, as_number, captions_and_names, checked_id, numbers_of
 from cgtgan.data.image_names import match_names
-from cgtgan.data.user_files import read_user_json
+from cgtgan.data.user_files import quoted, read_user_json
 from cgtgan.errors import InputError
 from cgtgan.runtime.artifacts import write_text
 
@@ -29,7 +29,7 @@ def _rows(rows: Any, path: Path, where: str) -> list[tuple[ImageId, str]]:
         good = isinstance(row, dict) and isinstance(row.get("caption"), str) and type(row.get("image_id")) in (int, str)
         if not good:
             raise InputError(
-                f"{path}: {where}[{n}] is {str(row)[:80]!r}: an entry needs an image_id (integer or string) and a "
+                f"{path}: {where}[{n}] is {quoted(row)}: an entry needs an image_id (integer or string) and a "
                 "caption (string)"
             )
     return [(checked_id(row["image_id"], f"{path}, {where}[{n}]"), row["caption"]) for n, row in enumerate(rows)]
