@@ -40,7 +40,8 @@ def check_finite(vectors: Tensor, names: Sequence[object]) -> None:
     bad = (~torch.isfinite(vectors).all(dim=1)).nonzero()
     if len(bad):
         raise InputError(
-            f"the embedding of {str(names[int(bad[0])])!r} is not finite in float16: the backbone's weights are damaged, or its numbers "
+            f"the embedding of {str(names[int(bad[0])])!r} is not finite in float16: the backbone's weights are "
+            "damaged, or its numbers "
             "too large for clip_backbone.dtype (try float32)"
         )
 

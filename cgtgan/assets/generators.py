@@ -74,7 +74,8 @@ def initial_generator(ws: Workspace, devices: Devices | None = None) -> Generato
 def supervised_generator(ws: Workspace) -> GeneratorBundle:
     """The same generator trained on (image embedding, caption) pairs: a bound.
 
-    By the recipe of `initialize` without its noise, for as many updates as initialisation and GAN training have together.
+    By the recipe of `initialize` without its noise, for as many updates as initialisation and GAN training have
+    together.
     """
     sentences, _, _ = corpus_sentences(ws)
     texts, rows, source = caption_pairs(ws)
@@ -97,7 +98,7 @@ def supervised_generator(ws: Workspace) -> GeneratorBundle:
 
 
 def caption_pairs(ws: Workspace) -> tuple[list[str], list[int], dict[str, Any]]:
-    """Captions of the train images and the embedding row of each, for the supervised bound alone, and what they come from."""
+    """Captions of the train images, the embedding row of each, and what they come from: for the supervised bound alone."""
     captions = load_pairs(ws.cfg.dataset, data_root(ws))
     rows = {image_id: row for row, image_id in enumerate(image_embeddings(ws, "train").ids)}
     # cleaned by the data set's own rule, whatever the corpus is, so that a caption ends in the stop token
@@ -223,7 +224,7 @@ def _update(
 
 
 def _tokenized(bundle: GeneratorBundle, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each text; one too long for the language model's positions is cut, without a stop token that it does not have there."""
+    """Ids of each text; one too long for the language model's positions is cut, and then ends without a stop token."""
     positions = getattr(bundle.model.gpt.config, "max_position_embeddings", None)
     room = positions - bundle.config.prefix_length if positions else None
     return [ids[:room] for ids in bundle.tokenizer.encode(texts)]

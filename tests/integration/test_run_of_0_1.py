@@ -67,7 +67,9 @@ def test_training_goes_on_and_nothing_is_made_anew(home: Path) -> None:
     before = artifacts(home)
     said = run(home, "seed=0")
     assert artifacts(home) == before
-    assert "initialising" not in said and "encoding" not in said and "drawing" not in said
+    assert "initialising" not in said
+    assert "encoding" not in said
+    assert "drawing" not in said
     (folder,) = (home / "runs/demo_tiny").glob("*/seed=0")
     logged, expected = rows(folder / "metrics.jsonl"), rows(home / "expected/metrics.jsonl")
     steps = [[row for row in both if "train/d_loss" in row] for both in (logged, expected)]

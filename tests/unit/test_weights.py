@@ -127,7 +127,8 @@ def test_a_hub_name_is_known_by_its_commit(language_model: Path, tmp_path: Path)
         "import json; from cgtgan.models.weights import model_identity, load_pretrained, pinned\n"
         "from transformers import AutoConfig\n"
         "config = load_pretrained(AutoConfig.from_pretrained, 'owner/name', 'x', 'model')\n"
-        "print(json.dumps([model_identity('owner/name'), config.n_layer, model_identity('no/body'), pinned('owner/name'),\n"
+        "print(json.dumps([model_identity('owner/name'), config.n_layer, model_identity('no/body'), "
+        "pinned('owner/name'),\n"
         "  load_pretrained(AutoConfig.from_pretrained, 'owner/name@" + "a" * 40 + "', 'x', 'model').n_layer]))"
     )
     environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
