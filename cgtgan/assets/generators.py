@@ -98,7 +98,7 @@ def supervised_generator(ws: Workspace) -> GeneratorBundle:
 
 
 def caption_pairs(ws: Workspace) -> tuple[list[str], list[int], dict[str, Any]]:
-    """Captions of the train images, each one's embedding row, and what they come from: for the supervised bound alone."""
+    """Captions of the train images, each one's embedding row, and what they come from: for the supervised bound."""
     captions = load_pairs(ws.cfg.dataset, data_root(ws))
     rows = {image_id: row for row, image_id in enumerate(image_embeddings(ws, "train").ids)}
     # cleaned by the data set's own rule, whatever the corpus is, so that a caption ends in the stop token
