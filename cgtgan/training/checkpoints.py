@@ -19,7 +19,7 @@ from cgtgan.config import as_dict
 from cgtgan.errors import InputError, UserError
 from cgtgan.models.clip_backbone import ClipBackbone, DemoBackbone
 from cgtgan.runtime.artifacts import atomic_path, read_json, sweep_leftovers, write_json
-from cgtgan.runtime.fingerprints import file_fingerprint, kept_fingerprint
+from cgtgan.runtime.fingerprints import kept_fingerprint
 from cgtgan.training.parts import TrainingParts
 
 
@@ -180,7 +180,7 @@ def describe_checkpoint(ws: Workspace, path: Path, backbone: ClipBackbone, step:
     """What `caption` needs: the backbone (the demo's comes along), the decoding, the files' fingerprints."""
     if isinstance(backbone, DemoBackbone):
         save_demo_clip(path / "clip", backbone.model)
-    files = {str(file.relative_to(path)): file_fingerprint(file) for file in sorted(path.rglob("*")) if file.is_file()}
+    files = {str(file.relative_to(path)): kept_fingerprint(file) for file in sorted(path.rglob("*")) if file.is_file()}
     description = {
         "step": step,
         "clip_backbone": backbone_description(ws.cfg.clip_backbone),
