@@ -101,7 +101,8 @@ def test_the_pipeline_twice_does_the_work_once(whole: Path) -> None:
 def test_no_pickle_is_written(whole: Path) -> None:
     for path in [*(whole / "artifacts").rglob("*"), *run_folder(whole).rglob("*")]:
         if path.is_file() and "wandb" not in path.parts:
-            assert path.suffix in {".safetensors", ".json", ".jsonl", ".png", ".txt", ".html", ".md", ".lock", ".sha256"}, path
+            ours = {".safetensors", ".json", ".jsonl", ".png", ".txt", ".html", ".md", ".lock", ".sha256"}
+            assert path.suffix in ours, path
 
 
 def test_a_changed_setting_never_continues_a_run(whole: Path) -> None:
