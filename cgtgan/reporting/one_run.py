@@ -35,9 +35,9 @@ SUBTITLE = "Unpaired image captioning: a captioner trained from images without c
 
 def make_report(ws: Workspace, run: Run) -> Report:
     """Everything on the page. Raises `MissingFileError` where the run folder has no scores."""
-    cfg, history, seed = ws.cfg, run.history, run.settings["seed"]
     if not run.scored:
         raise MissingFileError(f"{run.folder} holds no scores: run stage=evaluate there first")
+    cfg, history, seed = ws.cfg, run.history, run.settings["seed"]
     rows, items = method_rows(run), pictures(ws, run)
     ciders = {i: item.scores["CIDEr"] for i, item in items.items() if "CIDEr" in item.scores}
     best, worst, drawn = pick_gallery(ciders, cfg.report.gallery, cfg.seed)

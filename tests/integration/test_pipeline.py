@@ -217,7 +217,8 @@ def test_best_of_n_says_what_clip_finds_nearer(whole: Path, tmp_path: Path) -> N
     (folder,) = (home / "artifacts" / "demo_world").glob("*/images/test")
     paths = {int(path.stem): path for path in folder.glob("*.png")}
     for method in methods:
-        after = captions_of(home, method)
+        (record,) = (run_folder(home) / "evaluation/test").glob(f"{method}@best*")  # beside the greedy one
+        after = captions_of(home, record.name)
         images = captioner.embed(paths[i] for i in after)
         cosines = [
             torch.cosine_similarity(images, captioner.backbone.encode_texts([embedded_text(found[i]) for i in after]))
@@ -225,7 +226,7 @@ def test_best_of_n_says_what_clip_finds_nearer(whole: Path, tmp_path: Path) -> N
         ]
         assert bool((cosines[1] >= cosines[0] - 1e-3).all())
         assert float((cosines[1] - cosines[0]).mean()) > 1e-3
-        scores = json.loads((run_folder(home) / "evaluation/test" / method / "scores.json").read_text())
+        scores = json.loads((record / "scores.json").read_text())
         assert scores["decoding"] == "greedy and 4 samples at temperature 1, the nearest by CLIP"
 
 

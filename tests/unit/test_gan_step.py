@@ -398,4 +398,7 @@ def test_the_page_of_metrics_names_every_logged_key() -> None:
     logged = set(gan_step(cfg, parts, 1, tiny_batch(cfg, parts, 1))) | {"eval/CIDEr", "eval/epoch"}
     assert logged <= named
     groups = {name.split("/")[0] for name in logged}
-    assert {name for name in named if name.split("/")[0] in groups} <= logged | {"train/kl"}
+    assert {name for name in named if name.split("/")[0] in groups} <= logged | {
+        "train/kl",
+        "train/kl_loss",
+    }  # with a KL penalty
