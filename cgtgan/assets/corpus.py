@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from cgtgan.runtime.artifacts import (
     fingerprint,
     load_embeddings,
     load_sentences,
+    read_json,
     save_sentences,
     write_embeddings,
 )
@@ -42,7 +42,7 @@ def demo_overlap(ws: Workspace) -> dict[str, Any] | None:
     """How many test references are also corpus sentences, as counted when the demo was drawn; None of other data."""
     if not (KINDS[ws.cfg.dataset.kind].drawn and ws.cfg.corpus.kind.startswith("demo")):
         return None
-    world = json.loads((data_root(ws) / "world.json").read_text(encoding="utf-8"))
+    world = read_json(data_root(ws) / "world.json")
     return world["overlap"]["external" if ws.cfg.corpus.kind == "demo_external" else "corpus"]
 
 

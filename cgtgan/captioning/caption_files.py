@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from cgtgan.data.user_files import printable
-from cgtgan.runtime.artifacts import write_json, write_text
+from cgtgan.errors import InputError
+from cgtgan.runtime.artifacts import parse_json, write_json, write_text
 
 # A picture and its captions, the best first: {"caption"}, and scores where caption.num asks for several.
 CaptionedPicture: TypeAlias = tuple[Path, list[dict[str, Any]]]
@@ -30,7 +31,7 @@ class KeptCaptions:
         if head.get("made_from") != made_from:
             rows = []
         # a picture that could not be read may be fixed by now, or Pillow may be
-        self.rows: dict[str, dict[str, Any]] = {row["key"]: row for row in rows if "captions" in row}
+        self.rows: dict[str, dict[str, Any]] = {row["key"]: row for row in rows if {"key", "captions"} <= row.keys()}
         write_text(path, "".join(json.dumps(row) + "\n" for row in ({"made_from": made_from}, *self.rows.values())))
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -48,9 +49,10 @@ def _readable_lines(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
-        except ValueError:  # the line that was being written when the job was killed
+            row = parse_json(line, str(path))
+        except InputError:  # the line that was being written when the job was killed
             break
+        rows.append(row)
     return rows
 
 

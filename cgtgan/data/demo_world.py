@@ -22,7 +22,7 @@ from cgtgan.config import SPLITS, DemoWorldConfig
 from cgtgan.data.demo_drawing import render
 from cgtgan.data.demo_grammar import Scene, describe, digress, draw_scene, narrate
 from cgtgan.errors import InputError
-from cgtgan.runtime.artifacts import fingerprint
+from cgtgan.runtime.artifacts import fingerprint, read_json
 from cgtgan.runtime.producers import settings_of, with_format
 
 FORMAT_VERSION = 1  # raise it where the same settings draw another world (runtime/producers.py)
@@ -209,9 +209,9 @@ def write_demo_world(config: DemoWorldConfig, root: Path, progress: Callable[[in
     """
     root = Path(root)
     if (root / "world.json").is_file():
-        stored = json.loads((root / "world.json").read_text(encoding="utf-8"))
+        stored = read_json(root / "world.json")
         wanted = {"format_version": FORMAT_VERSION, **asdict(config)}
-        there = {"format_version": stored.get("format_version"), **stored.get("config", {})}
+        there = {"format_version": stored.get("format_version"), **dict(stored.get("config") or {})}
         changed = [
             f"{name} {there.get(name)} (wanted {value})" for name, value in wanted.items() if there.get(name) != value
         ]

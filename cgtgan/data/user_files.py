@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, cast
 from cgtgan.data.other_layouts import LOOKED_AT, columns_sentence, is_json_lines, table_columns
 from cgtgan.errors import InputError, MissingFileError
 
+# A compressed JSON file may grow to 100 times its size, which no real one does, or to this many bytes.
+SMALL_JSON = 2**28
 LONGEST_LINE = 1_000_000  # characters: no sentence and no file name is as long
 _ARCHIVE = "is an archive: unpack it and name the file inside"
 _OTHER_KINDS = {  # the first bytes of a file -> what it is, and the fix
@@ -110,7 +112,11 @@ def read_user_json(path: Path, field: str, where: str | None = None) -> Any:
     """
     with open_bytes(path, field, where) as stream:
         try:
-            return json.loads(stream.read().decode("utf-8-sig"))
+            limit = max(SMALL_JSON, 100 * path.stat().st_size)
+            content = stream.read(limit + 1)
+            if len(content) <= limit:
+                return json.loads(content.decode("utf-8-sig"))
+            problem = f"expands to more than {limit:,} bytes: it is no caption file"
         except json.JSONDecodeError as error:
             problem = _no_json(error)
         except UnicodeDecodeError as error:

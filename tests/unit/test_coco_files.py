@@ -52,6 +52,13 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         load_results(tmp_path / "nothing.json")
 
 
+def test_compressed_file_that_expands_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cgtgan.data.user_files.SMALL_JSON", 1000)
+    (tmp_path / "captions.json").write_bytes(gzip.compress(b"[" + b" " * 1_000_000 + b"]", mtime=0))
+    with pytest.raises(InputError, match=r"captions\.json \(captions\) expands to more than [0-9,]+ bytes"):
+        load_results(tmp_path / "captions.json")
+
+
 def test_references_plain_and_gzip(tmp_path: Path) -> None:
     rows = [{"id": 7, "image_id": i, "caption": text} for i, texts in REFERENCES.items() for text in texts]
     content = json.dumps({"images": [{"id": 8}], "annotations": rows}).encode()
