@@ -12,13 +12,18 @@ from typing import Any
 from cgtgan.errors import InputError
 
 
-def file_fingerprint(path: Path) -> str:
-    """12 hexadecimal digits of the SHA-256 of the file's bytes."""
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the file's bytes, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as f:
         while chunk := f.read(1 << 20):
             digest.update(chunk)
-    return digest.hexdigest()[:12]
+    return digest.hexdigest()
+
+
+def file_fingerprint(path: Path) -> str:
+    """12 hexadecimal digits of the SHA-256 of the file's bytes."""
+    return file_sha256(path)[:12]
 
 
 def kept_fingerprint(path: Path, elsewhere: Path | None = None) -> str:

@@ -1,0 +1,244 @@
+"""Files from the network: whole or absent, resumed after a break, checked, fetched by one process of several.
+
+Plain HTTP with the standard library, which follows redirects and takes proxies from HTTPS_PROXY, HTTP_PROXY, NO_PROXY.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from email.message import Message
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from ssl import SSLError
+from urllib.error import HTTPError, URLError
+from urllib.request import OpenerDirector, Request, build_opener
+from zipfile import BadZipFile, ZipFile
+
+from cgtgan.errors import InputError, UserError
+from cgtgan.runtime.artifacts import locked
+from cgtgan.runtime.fingerprints import file_sha256
+from cgtgan.runtime.sources import Source
+from cgtgan.runtime.tracking import Tracker
+from cgtgan.runtime.versions import __version__
+
+TRIES = 4  # attempts in a row that bring no byte
+CHUNK = 1 << 20
+MB = 10**6
+_BROKEN_CONNECTION = (URLError, TimeoutError, ConnectionError, HTTPException, SSLError)
+
+
+@dataclass(frozen=True)
+class Fetcher:
+    """How files are fetched. mirror: as in `sources`. silence_s: seconds without a byte that break an attempt off."""
+
+    tracker: Tracker
+    mirror: str | None = None
+    silence_s: float = 30.0
+    pause_s: float = 1.0  # before the second attempt; twice as long before each further one
+
+    def fetch(self, source: Source, target: Path) -> None:
+        """Download `source` to `target`, unless it is there. A part of an earlier attempt is continued.
+
+        The file takes its name when it is whole and has the published sum. Raises `UserError` with the address and
+        what is wrong: not there, no connection, no room, another sum.
+        """
+        with self._alone(target):
+            if not target.is_file():
+                _Transfer(self, source, target).run()
+
+    def unpack(
+        self, source: Source, archive: Path, place: Callable[[str], Path | None], done: Callable[[], bool]
+    ) -> None:
+        """Put members of a zip archive where `place(name)` says; it is called with names without folders.
+
+        The archive is fetched to `archive`, and removed afterwards. One that was there before is used and stays.
+        done: whether all is in its place already, asked once no other process is at it.
+        """
+        with self._alone(archive):
+            if done():
+                return
+            if archive.is_file():
+                extract(archive, place, self.tracker)
+                return
+            fetched = archive.with_name(f".fetched-{archive.name}")
+            self.fetch(source, fetched)
+            extract(fetched, place, self.tracker)
+            fetched.unlink()
+
+    @contextmanager
+    def _alone(self, target: Path) -> Iterator[None]:
+        with locked(target, lambda: self.tracker.say(f"waiting for another process that fetches {target}")):
+            yield
+
+
+class _Transfer:
+    """One file on its way: attempts until it is whole, or until nothing comes any more."""
+
+    def __init__(self, how: Fetcher, source: Source, target: Path):
+        self.how, self.sha256, self.target = how, source.sha256, target
+        self.address = source.at(how.mirror)
+        self.part = target.with_name(f".{target.name}.part")
+        self.record = target.with_name(f".{target.name}.part.json")  # what the part is a part of
+        self.opener: OpenerDirector = build_opener()
+
+    def run(self) -> None:
+        self.how.tracker.say(f"fetching {self.address}")
+        self._until_whole()
+        if self.sha256 and (actual := file_sha256(self.part)) != self.sha256:
+            self._forget()
+            raise InputError(
+                f"{self.address}: the file that came has the SHA-256 {actual} and {self.sha256} is published: it was "
+                "damaged on the way, or replaced there; nothing is kept, the same command fetches it again"
+            )
+        with self.part.open("rb") as file:
+            os.fsync(file.fileno())
+        self.part.replace(self.target)
+        self.record.unlink(missing_ok=True)
+
+    def _until_whole(self) -> None:
+        """Attempts, while they bring something. Raises `UserError` with the reason of the last one."""
+        failures, connected = 0, False
+        while True:
+            before = self._size()
+            try:
+                self._receive()
+                return
+            except HTTPError as error:
+                error.close()
+                connected = True
+                if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{self._size()}":
+                    return  # the part is the whole file already
+                if error.code == 416:
+                    self._forget()
+                elif error.code not in (408, 429) and error.code < 500:
+                    reason = f"{error.code} {error.reason}"
+                    raise UserError(f"{self.address} is answered with {reason}: {self._by_hand()}") from None
+                reason = f"answer {error.code} {error.reason}"
+            except _BROKEN_CONNECTION as error:
+                connected = connected or not isinstance(error, URLError)
+                reason = str(getattr(error, "reason", "") or error) or type(error).__name__
+            failures = 1 if self._size() > before else failures + 1
+            if failures >= TRIES or not connected:  # without any connection no further attempt will help
+                kept = f"; {self._size():,} bytes are kept, the same command continues" if self._size() else ""
+                raise UserError(f"{self.address} cannot be fetched ({reason}{kept}): {self._by_hand()}")
+            self.how.tracker.say(f"{self.target.name}: broken off ({reason}), trying again")
+            time.sleep(self.how.pause_s * 2 ** (failures - 1))
+
+    def _by_hand(self) -> str:
+        return (
+            "check the network and the proxy (HTTPS_PROXY), name a server that has copies (mirror=ADDRESS), or put the "
+            f"file at {self.target}"
+        )
+
+    def _size(self) -> int:
+        return self.part.stat().st_size if self.part.is_file() else 0
+
+    def _forget(self) -> None:
+        self.part.unlink(missing_ok=True)
+        self.record.unlink(missing_ok=True)
+
+    def _receive(self) -> bool:
+        request = Request(self.address, headers={"User-Agent": f"cgtgan/{__version__}"})
+        known = self._known_validator()
+        if self._size() and (known or self.sha256):
+            request.add_header("Range", f"bytes={self._size()}-")
+            if known:
+                request.add_header("If-Range", known)
+        with self.opener.open(request, timeout=self.how.silence_s) as answer:
+            head = answer.headers
+            if head.get_content_type() == "text/html":
+                raise UserError(f"{self.address} is answered with a web page, not with the file: {self._by_hand()}")
+            validator = _validator(head)
+            if answer.status != 206:  # the server sends the whole file, whatever was asked for
+                self._forget()
+            elif not head.get("Content-Range", "").startswith(f"bytes {self._size()}-") or known not in (
+                None,
+                validator,
+            ):
+                self._forget()
+                raise ConnectionError("the file there is not the one that the part here belongs to")
+            self.record.write_text(json.dumps({"address": self.address, "validator": validator}), encoding="utf-8")
+            length = head.get("Content-Length")
+            total = None if length is None else self._size() + int(length)
+            self._check_room(0 if length is None else int(length))
+            self._write(answer.read, total)
+        if total is not None and self._size() != total:
+            raise ConnectionError(f"{self._size():,} of {total:,} bytes came")
+        return True
+
+    def _known_validator(self) -> str | None:
+        """What identifies the file that the part belongs to; None where nothing does."""
+        with suppress(OSError, ValueError, AttributeError):
+            record = json.loads(self.record.read_bytes())
+            return record["validator"] if record.get("address") == self.address else None
+        return None
+
+    def _check_room(self, more: int) -> None:
+        free = shutil.disk_usage(self.target.parent).free
+        if more > free:
+            raise UserError(
+                f"{self.target} takes {more / MB:,.0f} MB more and its disk has {free / MB:,.0f} MB free: make room, "
+                "or choose another place; what came before is kept"
+            )
+
+    def _write(self, read: Callable[[int], bytes], total: int | None) -> None:
+        size, label = self._size(), f"{self.target.name.removeprefix('.fetched-')}, MB"
+        bar = nullcontext(None) if total is None else self.how.tracker.progress(label, total // MB, size // MB)
+        try:
+            with bar as shown, self.part.open("ab") as file:
+                while chunk := read(CHUNK):
+                    file.write(chunk)
+                    size += len(chunk)
+                    if shown is not None:
+                        shown.reach(size // MB)
+        except OSError as error:
+            if error.errno and error.filename is None and not isinstance(error, _BROKEN_CONNECTION):
+                error.filename = str(self.part)  # the disk's errors name no file
+            raise
+
+
+def _validator(head: Message) -> str | None:
+    """The answer's strong ETag, or its time of change: what tells a file from a later one at the same address."""
+    tag = head.get("ETag")
+    return tag if tag and not tag.startswith("W/") else head.get("Last-Modified")
+
+
+def extract(archive: Path, place: Callable[[str], Path | None], tracker: Tracker) -> None:
+    """Extract the members of a zip archive that `place` gives a path for; those that are there already are left.
+
+    Only the last part of a member's name counts, so none leaves the folder that `place` names. Raises `InputError` for
+    a damaged archive, `UserError` where the disk has no room.
+    """
+    try:
+        with ZipFile(archive) as zipped:
+            wanted = []
+            for member in zipped.infolist():
+                name = PurePosixPath(member.filename.replace("\\", "/")).name
+                target = None if member.is_dir() or name in ("", "..") or name.startswith(".") else place(name)
+                if target and not (target.is_file() and target.stat().st_size == member.file_size):
+                    wanted.append((member, target))
+            for folder in {target.parent for _, target in wanted}:
+                folder.mkdir(parents=True, exist_ok=True)
+            need, free = sum(member.file_size for member, _ in wanted), shutil.disk_usage(archive.parent).free
+            if need > free:
+                raise UserError(
+                    f"{archive}: what is in it takes {need / MB:,.0f} MB and the disk has {free / MB:,.0f} MB free: "
+                    "make room; the archive is kept"
+                )
+            with tracker.progress(f"unpacking {archive.name.removeprefix('.fetched-')}", len(wanted)) as bar:
+                for member, target in wanted:
+                    beside = target.with_name(f".{target.name}.part")
+                    with zipped.open(member) as packed, beside.open("wb") as file:
+                        shutil.copyfileobj(packed, file, CHUNK)
+                    beside.replace(target)
+                    bar.advance()
+    except (BadZipFile, EOFError, NotImplementedError) as error:
+        raise InputError(
+            f"{archive} is no whole zip archive ({error}): remove it and run the same command again"
+        ) from None
