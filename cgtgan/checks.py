@@ -182,6 +182,10 @@ _RULES: tuple[tuple[Callable[[Config], Any], str], ...] = (
         "corpus.path is null: corpus.kind=text_file needs corpus.path=FILE, one sentence per line",
     ),
     (
+        lambda c: c.corpus.column is not None and c.corpus.kind != "text_file",
+        "{corpus.column} and {corpus.kind} contradict each other: a column is read with corpus=text_file",
+    ),
+    (
         _is_demo_mixed_with(lambda c: c.corpus.kind),
         "{corpus.kind} and {dataset.kind} contradict each other: the demo's corpus only fits dataset=demo",
     ),

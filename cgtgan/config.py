@@ -92,6 +92,7 @@ class CorpusConfig:
         "demo", one_of("demo", "demo_external", "coco", "flickr30k", "gcc", "shutterstock", "text_file")
     )
     path: str | None = None
+    column: str | None = None  # text_file: of a table (CSV, JSON Lines, Parquet), the one with the sentences
     rule: str = setting("none", one_of("coco", "flickr30k", "gcc", "shutterstock", "none"))
     released: bool = False  # clean exactly as the published program does, errors included
     max_sentences: int | None = setting(None, AT_LEAST_1)

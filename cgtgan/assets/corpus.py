@@ -60,7 +60,11 @@ def corpus_sentences(ws: Workspace) -> tuple[Sequence[str], dict[str, int], dict
     producer = settings_of(config) | {"file": fingerprints if len(files) > 1 else fingerprints[0]}
     for name in ("path", "name"):
         del producer[name]
-    cleaned_anew = not config.released and ws.once(("entities", *files), lambda: any(map(has_entities, files)))
+    cleaned_anew = (
+        not config.released
+        and not config.column
+        and ws.once(("entities", *files), lambda: any(map(has_entities, files)))
+    )
     producer = with_format(producer, ENTITIES_FORMAT if cleaned_anew else SENTENCES_FORMAT)
 
     def write(path: Path) -> None:

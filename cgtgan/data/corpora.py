@@ -19,11 +19,9 @@ import html
 import re
 import string
 import unicodedata
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,9 +30,10 @@ import numpy as np
 from cgtgan.config import CorpusConfig, DatasetConfig
 from cgtgan.data.annotations import captions_in_file
 from cgtgan.data.dataset_kinds import KINDS
-from cgtgan.data.other_layouts import LOOKED_AT, columns_sentence, is_json, table_columns
 from cgtgan.data.plain_pickle import load_plain_pickle
-from cgtgan.data.user_files import broken_file, missing_file, open_bytes, read_user_json, text_lines
+from cgtgan.data.sentence_files import read_sentences
+from cgtgan.data.tables import UNEVEN
+from cgtgan.data.user_files import DAMAGED_FILE, broken_file, missing_file, open_bytes, read_user_json, text_lines
 from cgtgan.errors import InputError
 
 RULES = ("coco", "flickr30k", "gcc", "shutterstock", "none")
@@ -256,10 +255,10 @@ def load_corpus(config: CorpusConfig, path: Path, raw: Iterable[Any] | None = No
     Raises `MissingFileError` or `InputError`, also if no sentence is left.
     """
     notes: Counter[str] = Counter()
-    raw = read_raw(config.kind, path, notes) if raw is None else raw
+    raw = read_raw(config.kind, path, notes, config.column) if raw is None else raw
     corpus = clean_corpus(config.rule, raw, released=config.released)
     counts = {**corpus.counts, **notes}
-    counts["read"] += notes[NO_TAB]  # rows without a caption never reached the cleaning
+    counts["read"] += notes[NO_TAB] + notes[UNEVEN]  # rows without a caption never reached the cleaning
     if not corpus.sentences:
         settings = f"corpus.kind={config.kind} and corpus.rule={config.rule}"
         raise InputError(f"{path}: no sentence is left for {settings}: {CleanedCorpus([], counts).summary()}")
@@ -272,25 +271,27 @@ def load_corpus(config: CorpusConfig, path: Path, raw: Iterable[Any] | None = No
 
 
 def has_entities(path: Path) -> bool:
-    """Whether the file, plain or gzip, has an HTML entity anywhere."""
+    """Whether the file, plain or compressed, has an HTML entity anywhere."""
     rest = b""
-    with open_bytes(path, "corpus.path") as stream:
+    with open_bytes(path, "corpus.path", parquet=True) as stream:
         try:
             while chunk := stream.read(1 << 20):
                 if _ENTITY_BYTES.search(rest + chunk):
                     return True
                 rest = chunk[-40:]
-        except (OSError, EOFError, zlib.error) as error:
+        except DAMAGED_FILE as error:
             raise broken_file(path, error) from error
     return False
 
 
-def read_raw(kind: str, path: Path, notes: Counter[str] | None = None) -> Iterator[Any]:
-    """Raw captions of `path`, plain or gzip, in its order: strings, for shutterstock token lists. Text is streamed.
+def read_raw(kind: str, path: Path, notes: Counter[str] | None = None, column: str | None = None) -> Iterator[Any]:
+    """Raw captions of `path`, plain or compressed, in its order: strings, for shutterstock token lists. Text is
+    streamed.
 
     kind: coco and flickr30k (any layout of `annotations.py`, of Karpathy's the train part), gcc (caption<TAB>url),
-    shutterstock (pickle), text_file and the demo kinds (one sentence per line).
-    notes: counts `bad_bytes` (lines with bytes that are not UTF-8, replaced) and `no_tab` (gcc rows left out).
+    shutterstock (pickle), text_file (`sentence_files.py`, with `column`), the demo kinds (one sentence per line).
+    notes: counts `bad_bytes` (lines with bytes that are not UTF-8, replaced) and rows that are left out: `no_tab` (gcc)
+    and `uneven_row` (tables).
     Raises `MissingFileError` at once, `InputError` at once or where the reading reaches the damage.
     """
     notes = Counter() if notes is None else notes
@@ -309,19 +310,8 @@ def read_raw(kind: str, path: Path, notes: Counter[str] | None = None) -> Iterat
     if kind == "gcc":
         return _gcc_captions(path, text_lines(path, "corpus.path", notes), notes)
     if kind == "text_file":
-        return _sentences(path, text_lines(path, "corpus.path", notes))
+        return read_sentences(path, column, notes)
     return text_lines(path, "corpus.path", notes)  # the demo's
-
-
-def _sentences(path: Path, lines: Iterator[str]) -> Iterator[str]:
-    start = list(islice(lines, LOOKED_AT))
-    if is_json(next((line for line in start if line.strip()), "")):
-        hint = "use corpus=coco or corpus=flickr30k for caption files"
-        raise InputError(f"{path} (corpus.path) is JSON, not one sentence per line: {hint}")
-    if columns := table_columns(start):
-        hint = "write its captions alone into a file, without a header"
-        raise InputError(f"{path} (corpus.path) {columns_sentence(columns)}, not one sentence per line: {hint}")
-    yield from chain(start, lines)
 
 
 def _gcc_captions(path: Path, lines: Iterator[str], notes: Counter[str]) -> Iterator[str]:

@@ -13,7 +13,7 @@ _OTHER_COLUMNS = re.compile(
     r"id|(?:image|img)s?|(?:image|img)_?(?:id|name|file|path|url)|file|file_?(?:name|path)|path|url|sent_?id|"
     r"(?:comment|caption)_number|split|width|height|labels?"
 )
-_DELIMITERS = "\t|;,"
+DELIMITERS = "\t|;,"
 _FILE_NAME = re.compile(r"[^\t|;,]*\.(?:jpe?g|png|webp|gif|tiff?|bmp|avif|heic)(?:#\d+)?[\"']?\s*[\t|;, ]", re.I)
 _NUMBER = re.compile(r"[\"']?\d+[\"']?\s*[\t|;,]")
 _ADDRESS = re.compile(r"(?:^|[\t|;,])\s*[\"']?https?://")
@@ -29,7 +29,7 @@ def table_columns(lines: Sequence[str]) -> list[str] | None:
     first, below = rows[0], rows[1:]
     if below and _TEXT_COLUMNS.fullmatch(_word(first)):
         return [first]
-    for delimiter in _DELIMITERS:
+    for delimiter in DELIMITERS:
         cells = [_word(cell) for cell in first.split(delimiter)]
         known = [cell for cell in cells if _TEXT_COLUMNS.fullmatch(cell) or _OTHER_COLUMNS.fullmatch(cell)]
         is_header = len(cells) > 1 and all(re.fullmatch(r"[\w#.:-]*", cell) for cell in cells)
@@ -57,7 +57,7 @@ def _word(cell: str) -> str:
 
 
 def _cells(row: str) -> list[str]:
-    delimiter = next((d for d in _DELIMITERS if d in row), " ")
+    delimiter = next((d for d in DELIMITERS if d in row), " ")
     return [cell.strip() for cell in row.split(delimiter, 3 if delimiter != " " else 1)]
 
 

@@ -1,16 +1,21 @@
-"""A user's files, read with errors that name the file, the setting and the fix: JSON and text, plain or gzip."""
+"""A user's files, read with errors that name the file, the setting and the fix: JSON and text, plain or compressed."""
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import importlib
 import io
 import json
+import lzma
 import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO, cast
 
 from cgtgan.data.other_layouts import LOOKED_AT, columns_sentence, is_json_lines, table_columns
@@ -29,6 +34,33 @@ _OTHER_KINDS = {  # the first bytes of a file -> what it is, and the fix
     b"SQLite format 3": "is a database: export the captions as text or JSON",
     b"\xd0\xcf\x11\xe0": "is an Office file: export it as UTF-8 text",
 }
+_PARQUET = b"PAR1"
+
+
+def _zstd() -> ModuleType | None:
+    """Python's own module (3.14), or the same one for older Pythons (backports.zstd); None without either."""
+    for name in ("compression.zstd", "backports.zstd"):
+        with suppress(ImportError):
+            return importlib.import_module(name)
+    return None
+
+
+_ZSTD = _zstd()
+_OPEN: dict[str, Callable[..., Any] | None] = {  # the ending of a compressed file -> what opens it
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _ZSTD.open if _ZSTD else None,
+}
+_PACKED = {  # its first bytes -> its ending
+    b"\x1f\x8b": ".gz",
+    **{b"BZh%d1AY" % level: ".bz2" for level in range(1, 10)},
+    b"\xfd7zXZ": ".xz",
+    b"\x28\xb5\x2f\xfd": ".zst",
+}
+PACKED_ENDINGS = frozenset(_OPEN)
+# What reading a compressed file raises where it is damaged.
+DAMAGED_FILE = (OSError, EOFError, zlib.error, lzma.LZMAError, *((_ZSTD.ZstdError,) if _ZSTD else ()))
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<!--", b"<?xml")
 _BAD_BYTES = re.compile("[\udc80-\udcff]+")
 
@@ -84,29 +116,47 @@ def foreign_content(head: bytes) -> str | None:
     return next((kind for first, kind in _OTHER_KINDS.items() if head.startswith(first)), None)
 
 
-def open_bytes(path: Path, field: str, where: str | None = None) -> BinaryIO:
-    """Open a plain or gzip file, recognised by its first bytes. Web pages, archives and UTF-16 are an `InputError`."""
+def open_bytes(path: Path, field: str, where: str | None = None, *, parquet: bool = False) -> BinaryIO:
+    """Open a plain or compressed file (gzip, bz2, xz, zst), recognised by its first bytes.
+
+    Raises `MissingFileError`; `InputError` for web pages, archives, UTF-16 and, unless they are wanted, Parquet tables.
+    """
     if not path.is_file():
         raise missing_file(path, field, where)
     try:
         with path.open("rb") as plain:
-            zipped = plain.read(2) == b"\x1f\x8b"
-        stream = cast(BinaryIO, gzip.open(path, "rb")) if zipped else path.open("rb")  # noqa: SIM115 (the caller closes it)
+            start = plain.read(8)
+        packing = next((ending for first, ending in _PACKED.items() if start.startswith(first)), None)
+        unpack = _OPEN[packing] if packing else Path.open
+        if unpack is None:
+            fix = "pip install 'cgtgan[tables]', which reads it, or unpack it"
+            raise InputError(f"{path} ({field}) is compressed with Zstandard: {fix}")
+        stream = cast(BinaryIO, unpack(path, "rb"))
         head = stream.read(256)
         stream.seek(0)
-    except (OSError, EOFError, zlib.error) as error:
+    except DAMAGED_FILE as error:
         raise broken_file(path, error) from error
-    problem = foreign_content(head)
-    if problem is None and path.name.endswith(".gz") and not zipped:
-        problem = "ends in .gz but is not a gzip file: download it again, or drop the ending if it is plain text"
+    problem = None if parquet and head.startswith(_PARQUET) else foreign_content(head)
+    ending = path.suffix.lower()
+    if problem is None and ending in _OPEN and ending != packing:
+        kind = {".gz": "gzip"}.get(ending, ending[1:])
+        problem = (
+            f"ends in {ending} but is not a {kind} file: download it again, or drop the ending if it is plain text"
+        )
     if problem:
         stream.close()
         raise InputError(f"{path} ({field}) {problem}")
     return stream
 
 
+def first_bytes(path: Path, field: str, where: str | None = None) -> bytes:
+    """The first 256 bytes of what a file holds, unpacked. Raises as `open_bytes`; a Parquet table is accepted."""
+    with open_bytes(path, field, where, parquet=True) as stream:
+        return stream.read(256)  # as `open_bytes` did
+
+
 def read_user_json(path: Path, field: str, where: str | None = None) -> Any:
-    """The content of a .json or .json.gz file that the setting `field` names, or that can be got from `where`.
+    """The content of a JSON file, plain or compressed, that the setting `field` names, or that can be got from `where`.
 
     Raises `MissingFileError`; `InputError` with the place where it is cut off or is no JSON.
     """
@@ -128,7 +178,7 @@ def read_user_json(path: Path, field: str, where: str | None = None) -> Any:
             problem = "is JSON nested too deeply to be a caption file"
         except ValueError:  # Python's own limit on the digits of a number
             problem = "has a number of thousands of digits: it is damaged, download it again"
-        except (OSError, EOFError, zlib.error) as error:
+        except DAMAGED_FILE as error:
             raise broken_file(path, error) from error
     raise InputError(f"{path} ({field}) {problem}")
 
@@ -146,7 +196,7 @@ def _no_json(error: json.JSONDecodeError) -> str:
 
 
 def text_lines(path: Path, field: str, notes: Counter[str] | None = None) -> Iterator[str]:
-    """Lines of a UTF-8 text file, plain or gzip, without their ends: LF, CR LF or CR, no other.
+    """Lines of a UTF-8 text file, plain or compressed, without their ends: LF, CR LF or CR, no other.
 
     notes: counts `bad_bytes`, lines with bytes that are not UTF-8, which become U+FFFD.
     Raises `MissingFileError` or `InputError` when the reading begins, `InputError` when it reaches what is no text.
@@ -165,5 +215,5 @@ def text_lines(path: Path, field: str, notes: Counter[str] | None = None) -> Ite
                     if notes is not None:
                         notes["bad_bytes"] += 1
                 yield line.removesuffix("\n")
-        except (OSError, EOFError, zlib.error) as error:
+        except DAMAGED_FILE as error:
             raise broken_file(path, error) from error

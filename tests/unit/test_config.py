@@ -272,6 +272,7 @@ WRONG_VALUES = {  # noticed after composition, whatever started the run
     "dataset.reader=my_data.py:read": "dataset.reader=my_data.py:read and dataset.kind=coco contradict each other",
     "dataset.kind=mine": "dataset.kind=mine is not accepted: it must be one of demo, coco, flickr30k, folder, custom",
     "corpus=text_file": "corpus.path is null",
+    "corpus.column=caption": "corpus.column=caption and corpus.kind=coco contradict each other",
     "generator.width=100": "generator.width=100 and generator.heads=12 contradict each other",
     "discriminator.heads=7": "discriminator.width=768 and discriminator.heads=7 contradict each other",
     "generator=gpt2_transformer generator.mapper_heads=5": (

@@ -305,8 +305,8 @@ def test_random_bytes_are_no_pickle_but_no_crash(tmp_path_factory: pytest.TempPa
         ("a.zip", b"\n <head><title>Sign in", "text_file", "web page"),
         ("a.pkl", b"<!-- --><html>", "shutterstock", "web page"),
         ("a.pkl", b"", "shutterstock", "is empty"),
-        ("a.tsv", b"BZh91AY&SY\x00", "gcc", "is an archive"),
-        ("a.txt", b"\xfd7zXZ\x00", "text_file", "is an archive"),
+        ("a.tsv", b"BZh91AY&SY\x00", "gcc", "damaged or cut off"),
+        ("a.txt", b"\xfd7zXZ\x00", "text_file", "damaged or cut off"),
         ("a.txt.gz", gzip.compress(b"PK\x03\x04...", mtime=0), "text_file", "is an archive"),
         ("a.txt", "a dog".encode("utf-16-le"), "text_file", "is no text: line 1 has zero bytes"),
         ("a.txt", b"a dog\n" + b"dog " * 300_000, "text_file", "line 2 has 1,000,000 characters or more"),
@@ -386,12 +386,22 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ['[{"image_id": 1, "caption": "a dog"}]', '{"images": [', '\n[{"a"', "[\n", '["a"]']
+    ("content", "reason"),
+    [
+        (
+            '[{"image_id": 1, "caption": "a dog"}]',
+            r"is a JSON list with the columns 'image_id', 'caption'.*corpus=coco",
+        ),
+        ('{"images": []}', r"is JSON, not a list or one sentence per line: use corpus=coco"),
+        ('{"images": [', "is not whole JSON"),
+        ('\n[{"a"', "is not whole JSON"),
+        ("[\n", "is not whole JSON"),
+    ],
 )
-def test_json_is_no_text_file(tmp_path: Path, content: str) -> None:
+def test_json_is_no_text_file(tmp_path: Path, content: str, reason: str) -> None:
     path = tmp_path / "captions.json"
     path.write_text(content)
-    with pytest.raises(InputError, match=r"captions\.json \(corpus\.path\) is JSON.*use corpus=coco"):
+    with pytest.raises(InputError, match=rf"captions\.json \(corpus\.path\) {reason}"):
         list(read_raw("text_file", path))
 
 
