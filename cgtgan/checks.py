@@ -56,6 +56,7 @@ def _wrong_lists(cfg: Config) -> Iterator[str]:
     places = "a file or folder, or a list of them"
     for path, value, accepted in (
         ("images", cfg.images, places),
+        ("captions", cfg.captions, "a file or a pattern such as results/*.json, or a list of them"),
         ("dataset.released", cfg.dataset.released, places),
         ("runs", cfg.runs, "a folder or a pattern such as runs/demo/*/seed=*, or a list of them"),
     ):

@@ -25,7 +25,7 @@ STAGE_HELP = {
     "aggregate": "attention over the corpus: one text embedding per image",
     "initialize": "the generator learns to reconstruct a sentence from its own embedding",
     "train": "the GAN: naturalness (discriminator) and semantics (CLIP) as rewards",
-    "evaluate": "scores a checkpoint and the baselines, or captions=FILE, against the references",
+    "evaluate": "scores a checkpoint and the baselines, or captions=FILE(S), against the references",
     "caption": "captions your own pictures: images=FOLDER -> captions.json and a gallery",
     "report": "one run -> one HTML page; runs=PATTERN: many runs compared",
     "serve": "a local web page to try a checkpoint",
@@ -103,7 +103,7 @@ def _corrected(word: str, multirun: bool) -> str:
     field, _, value = word.partition("=")
     if field.startswith("reward_weights.terms."):  # a name that the settings do not know yet
         return f"++{word}"
-    if field in ("runs", "report.runs") and re.fullmatch(r"\[[^'\"$]*\]", value):
+    if field in ("captions", "runs", "report.runs") and re.fullmatch(r"\[[^'\"$]*\]", value):
         return f"{field}=[" + ",".join(f"'{pattern.strip()}'" for pattern in value[1:-1].split(",")) + "]"
     is_list = value[:1] in ("[", "'", '"') or (multirun and "," in value)
     if field in _PATHS and not is_list and "${" not in value and not _PLAIN_PATH.fullmatch(value):
@@ -138,14 +138,15 @@ def launcher_of_one(argv: Sequence[str]) -> str | None:
 
 
 def _expanded_pattern(argv: Sequence[str]) -> str | None:
-    """`runs=` whose pattern the shell has expanded to several words."""
-    given = [word for word in argv if word.startswith("runs=")]
-    folders = [word for word in argv if "/" in word.partition("=")[0] and Path(word).exists()]
-    if not given or (len(given) == 1 and not folders):
-        return None
-    problem = f"runs is given {len(given)} times" if len(given) > 1 else f"{folders[0]} is no setting"
-    fix = "if the shell has made several words of a pattern, quote it: runs='runs/demo/*/seed=*'; or write a list"
-    return f"{problem}: {fix}, 'runs=[A,B]'"
+    """`runs=` or `captions=` whose pattern the shell has expanded to several words."""
+    for name, example in (("runs", "runs/demo/*/seed=*"), ("captions", "results/*.json")):
+        given = [word for word in argv if word.startswith(f"{name}=")]
+        paths = [word for word in argv if "/" in word.partition("=")[0] and Path(word).exists()]
+        if given and (len(given) > 1 or paths):
+            problem = f"{name} is given {len(given)} times" if len(given) > 1 else f"{paths[0]} is no setting"
+            fix = f"if the shell has made several words of a pattern, quote it: {name}='{example}'; or write a list"
+            return f"{problem}: {fix}, '{name}=[A,B]'"
+    return None
 
 
 # --------------------------------------------------------------------------------------- the composed settings

@@ -359,7 +359,8 @@ class Config:
     runs_dir: str = "runs"
     artifacts_dir: str = "artifacts"
     checkpoint: str | None = None  # evaluate, caption, serve: a checkpoint or a run folder; null: this run's own
-    captions: str | None = None  # evaluate: a file in COCO's results format, scored instead of a checkpoint
+    # evaluate: files in COCO's results format, scored instead of a checkpoint: a name or pattern, or a list of them
+    captions: Any = None
     images: Any = None  # caption, serve: a file, a folder or a list; -: standard input, one path per line
     # caption: a folder, null: captions/ in the run folder; captions=FILE: a folder, null: FILE_scores; report: a folder
     output: str | None = None
@@ -386,6 +387,11 @@ class Config:
     def image_paths(self) -> list[str]:
         """`images` as a list."""
         return [self.images] if isinstance(self.images, str) else list(self.images or [])
+
+    @property
+    def caption_patterns(self) -> list[str]:
+        """`captions` as a list."""
+        return [self.captions] if isinstance(self.captions, str) else list(self.captions or [])
 
     @property
     def run_patterns(self) -> list[str]:

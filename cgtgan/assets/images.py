@@ -12,13 +12,14 @@ from torch import Tensor
 
 from cgtgan.assets.backbone import backbone_producer, open_backbone
 from cgtgan.assets.encoding import Encoder, check_finite, fill_shards, read_vectors
-from cgtgan.assets.released import released_images, released_split
+from cgtgan.assets.released import released_images
+from cgtgan.assets.splits import data_root as data_root
+from cgtgan.assets.splits import dataset_identity
+from cgtgan.assets.splits import dataset_split as dataset_split
 from cgtgan.assets.workspace import Workspace
 from cgtgan.data.annotations import ImageId
-from cgtgan.data.custom_reader import reader_identity
 from cgtgan.data.dataset_kinds import KINDS
-from cgtgan.data.datasets import ImageRecord, Split, load_split
-from cgtgan.data.demo_world import world_folder, world_producer, write_demo_world
+from cgtgan.data.datasets import ImageRecord
 from cgtgan.data.image_files import open_image
 from cgtgan.data.loading import decoded
 from cgtgan.errors import InputError, MissingFileError
@@ -39,37 +40,6 @@ from cgtgan.runtime.tracking import Bar
 IMAGE_EMBEDDINGS_FORMAT = 1
 # Of a user's own pictures other than JPEGs: since 2 those of many bits are scaled, and what is transparent is white.
 OWN_PICTURES_FORMAT = 2
-
-
-def data_root(ws: Workspace) -> Path:
-    """The folder of the data set; the demo world is drawn there when first needed."""
-    if not KINDS[ws.cfg.dataset.kind].drawn:
-        return Path(ws.cfg.dataset.root).expanduser()
-    return ws.once("data root", lambda: _demo_world(ws))
-
-
-def _demo_world(ws: Workspace) -> Path:
-    world = ws.cfg.dataset.world
-    root = world_folder(ws.store.root, world)
-    if not (root / "world.json").is_file():
-        images = world.train_images + world.val_images + world.test_images
-        with ws.store.lock(root), ws.tracker.progress("drawing the demo world", images) as bar:
-            write_demo_world(world, root, lambda _done: bar.advance())
-    return root
-
-
-def dataset_split(ws: Workspace, name: str) -> Split:
-    """Images and references of a split: of the authors' files where they are given, else of the data set."""
-    return ws.once(("split", name), lambda: released_split(ws, name) or load_split(ws.cfg.dataset, name, data_root(ws)))
-
-
-def dataset_identity(ws: Workspace) -> dict[str, Any]:
-    """What the images of a data set depend on, apart from their list."""
-    config = ws.cfg.dataset
-    kind = KINDS[config.kind]
-    identity: dict[str, Any] = {"kind": config.kind}
-    identity |= {"world": world_producer(config.world)} if kind.drawn else {}
-    return identity | ({"reader": reader_identity(config)} if kind.listing == "reader" else {})
 
 
 def image_embeddings(ws: Workspace, name: str) -> Embeddings:

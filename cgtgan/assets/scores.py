@@ -7,25 +7,22 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from cgtgan.assets.backbone import open_backbone
-from cgtgan.assets.corpus import corpus_sentences
-from cgtgan.assets.images import dataset_split, image_embeddings
+from cgtgan.assets.splits import dataset_split
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import as_dict, custom_name
 from cgtgan.data.annotations import as_number
 from cgtgan.errors import InputError, UserError
 from cgtgan.evaluation.coco_files import id_list, load_named_references, load_references, load_results, save_results
-from cgtgan.evaluation.extra_metrics import clip_metric, diversity_metric
 from cgtgan.evaluation.java import find_java
 from cgtgan.evaluation.metrics import ExtraMetric, JavaSettings, Scores, score_many
 from cgtgan.evaluation.own_metrics import own_metric_fingerprints
 from cgtgan.evaluation.records import merged_inputs, merged_scores
 from cgtgan.runtime.artifacts import Embeddings, file_fingerprint, fingerprint, read_json, write_json
+
+if TYPE_CHECKING:  # the scorers of pycocoevalcap start without torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,8 @@ def run_identity(
     ws: Workspace, checkpoint: Path, images: Embeddings, references: Mapping[Any, Sequence[str]]
 ) -> dict[str, Any]:
     """What the scores of a run are made from, as scores.json records it."""
+    from cgtgan.assets.corpus import corpus_sentences
+
     cfg = ws.cfg.evaluate
     identity = {
         "checkpoint": file_fingerprint(checkpoint / "generator.safetensors"),
@@ -109,6 +108,8 @@ def novelty_corpus(ws: Workspace) -> NoveltyCorpus:
 def _novelty_corpus(ws: Workspace) -> NoveltyCorpus:
     if "diversity" not in ws.cfg.evaluate.metrics:
         return NoveltyCorpus()
+    from cgtgan.assets.corpus import corpus_sentences
+
     try:
         sentences, _, producer = corpus_sentences(ws)
     except UserError as error:  # captions made elsewhere, a transfer row: the other metrics come without it
@@ -198,6 +199,11 @@ def _extra_metrics(
     """The metrics that pycocoevalcap does not have, and that need the backbone or the corpus."""
     extra: dict[str, ExtraMetric] = {}
     cfg = ws.cfg.evaluate
+    if not {"clipscore", "diversity"}.intersection(metrics):
+        return extra
+    from cgtgan.assets.images import image_embeddings
+    from cgtgan.evaluation.extra_metrics import clip_metric, diversity_metric
+
     if "clipscore" in metrics:
         images = image_embeddings(ws, cfg.split)
         vectors = dict(zip(images.ids, images.vectors, strict=True))
@@ -210,6 +216,10 @@ def _extra_metrics(
 
 def _text_encoder(ws: Workspace) -> Callable[[Sequence[str]], Tensor]:
     """Texts -> their embeddings (N, D) on the CPU, with progress."""
+    import torch
+
+    from cgtgan.assets.backbone import open_backbone
+
     cfg = ws.cfg.clip_backbone
 
     def encode(texts: Sequence[str]) -> Tensor:

@@ -7,17 +7,19 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cgtgan.config import Config
 from cgtgan.errors import InputError
 from cgtgan.run_identity import run_folder, scientific_settings
 from cgtgan.runtime.artifacts import ArtifactStore, locked, read_json, write_json
-from cgtgan.runtime.devices import Devices, auto_workers, use_device
 from cgtgan.runtime.shards import Rank
 from cgtgan.runtime.tracking import Tracker
+
+if TYPE_CHECKING:  # scoring a file of captions needs no device: it starts without torch
+    import torch
+
+    from cgtgan.runtime.devices import Devices
 
 T = TypeVar("T")
 
@@ -62,6 +64,10 @@ class Workspace:
 
     @cached_property
     def device(self) -> torch.device:
+        import torch
+
+        from cgtgan.runtime.devices import use_device
+
         if self.cfg.threads is not None:
             torch.set_num_threads(self.cfg.threads)
         name = self.cfg.device
@@ -88,6 +94,8 @@ class Workspace:
     @cached_property
     def devices(self) -> Devices:
         """The processes of the job, in one group: every one of them must come here. `close` ends it."""
+        from cgtgan.runtime.devices import Devices
+
         return Devices(self.device, rank=self.rank)
 
     def close(self) -> None:
@@ -97,6 +105,8 @@ class Workspace:
 
     def workers(self, rows: int) -> int:
         """How many processes prepare `rows` images or texts ahead of the encoder."""
+        from cgtgan.runtime.devices import auto_workers
+
         return auto_workers(self.device, rows, self.rank.neighbours) if self.cfg.workers is None else self.cfg.workers
 
     def check_same_settings(self) -> None:

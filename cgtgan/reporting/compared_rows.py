@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -12,8 +12,9 @@ import numpy as np
 from cgtgan.config import METRICS
 from cgtgan.errors import InputError
 from cgtgan.evaluation.bootstrap import SystemScores, paired_bootstrap
-from cgtgan.reporting.methods import METHODS
+from cgtgan.reporting.methods import METHODS, SYSTEMS
 from cgtgan.reporting.run_folder import Run
+from cgtgan.reporting.score_folder import ScoreFolder
 from cgtgan.reporting.tables import MethodRow, Origin, RowsBySet
 from cgtgan.reporting.variants import Variant, distinguish
 from cgtgan.runtime.artifacts import canonical_json, fingerprint
@@ -52,7 +53,8 @@ class Entry:
 
     @property
     def order(self) -> tuple[bool, int, int]:
-        return self.method != "cgtgan", list(METHODS).index(self.method), self.first_variant
+        is_system = self.method in SYSTEMS
+        return not is_system, 0 if is_system else list(METHODS).index(self.method), self.first_variant
 
     def distance(self, base: Entry) -> tuple[bool, bool, bool]:
         """To a baseline: the nearest one of several is taken."""
@@ -68,19 +70,20 @@ class Entry:
         return set().union(*self.per_image.values())
 
 
-SetKey = tuple[str, str, str]  # dataset, split, fingerprint of the references
+SetKey = tuple[str, str, str]  # dataset, split (of files alone: "", the references in words), their fingerprint
 Sets = Mapping[SetKey, Sequence[Entry]]
 
 
 def entries(variants: Sequence[Variant], notes: list[str]) -> dict[SetKey, list[Entry]]:
     """The named rows of every test set in the table's order; contradictions between runs are added to `notes`."""
     sets: dict[SetKey, dict[tuple[str, ...], Entry]] = {}
-    for place, variant in enumerate(variants):
+    # runs first: captions made elsewhere join the table of their references
+    for place, variant in sorted(enumerate(variants), key=lambda pair: isinstance(pair[1].runs[0], ScoreFolder)):
         for run in (record for each in variant.runs for record in each.records()):
             method = run.method
             depends, differs = _depends(run, method, variant.settings), run.differs("projection_t")
-            kind = str(place) if method == "cgtgan" else canonical_json(depends)
-            rows, key = sets.setdefault(_set_key(run, method), {}), (method, kind, run.decoding(method), differs)
+            kind = str(place) if method in SYSTEMS else canonical_json(depends)
+            rows, key = sets.setdefault(_set_key(run, method, sets), {}), (method, kind, run.decoding(method), differs)
             entry = rows.setdefault(key, Entry(method, run.decoding(method), depends, differs))
             entry.variants[place] = variant
             first = entry.runs.setdefault(run.settings["seed"], run)
@@ -100,8 +103,11 @@ def _depends(run: Run, method: str, settings: Mapping[str, Any]) -> dict[str, An
     return depends if t is None else depends | {"aggregation_t.t": t}
 
 
-def _set_key(run: Run, method: str) -> SetKey:
+def _set_key(run: Run, method: str, known: Iterable[SetKey]) -> SetKey:
     made_from = run.scores(method).get("made_from") or {}
+    if isinstance(run, ScoreFolder):
+        same = (key for key in known if key[2] == made_from.get("references"))
+        return next(same, ("", run.against, str(made_from.get("references"))))
     data = {k: v for k, v in run.settings.items() if k.startswith("dataset.")}
     return run.settings["dataset.name"], run.split, made_from.get("references") or fingerprint(data)
 
@@ -119,14 +125,14 @@ def _row(entry: Entry, title: str) -> MethodRow:
     metrics = dict.fromkeys(metric for scores in by_seed.values() for metric in scores)
     seeds = {metric: [seed for seed, scores in by_seed.items() if metric in scores] for metric in metrics}
     sharing, known = list(entry.variants.values()), METHODS[entry.method]
-    trained, first = entry.method == "cgtgan", next(iter(entry.runs.values()))
+    is_system, first = entry.method in SYSTEMS, next(iter(entry.runs.values()))
     experiment = sharing[0].experiment if len({v.experiment for v in sharing}) == 1 else ""
-    name = sharing[0].name if trained else title
+    name = sharing[0].name if is_system else title
     return MethodRow(
         f"{name}, {entry.differs}" if entry.differs else name,
-        first.title("cgtgan") if trained else known.note,
+        first.title(entry.method) if is_system else known.note,
         {metric: [by_seed[seed][metric] for seed in seeds[metric]] for metric in metrics},
-        known.part or ("" if trained else "untrained"),
+        known.part or ("" if is_system else "untrained"),
         decoding=entry.decoding,
         seeds=seeds,
         origin=Origin(entry.method, experiment, sharing[0].variant if len(sharing) == 1 else ""),
@@ -135,15 +141,19 @@ def _row(entry: Entry, title: str) -> MethodRow:
 
 def tables_of(sets: Sets) -> RowsBySet:
     """The tables, with the paper's row where a variant's setting is the paper's."""
-    titles = [f"{dataset}, {split} split" for dataset, split, _ in sets]
+    titles = [f"{dataset}, {split} split" if dataset else split or "captions of files" for dataset, split, _ in sets]
+    names = [f"{title}{_images(rows)}" for title, rows in zip(titles, sets.values(), strict=True)]
     tables: dict[str, list[MethodRow]] = {}
-    for (key, rows), title in zip(sets.items(), titles, strict=True):
-        counts = {run.scores(entry.method).get("images") or 0 for entry in rows for run in entry.runs.values()}
-        images = " or ".join(f"{n:,}" for n in sorted(counts) if n)
-        name = f"{title}, {images} images" if images else title
-        name += f", references {key[2]}" if titles.count(title) > 1 else ""
+    for (key, rows), name in zip(sets.items(), names, strict=True):
+        name += f", references {key[2]}" if names.count(name) > 1 else ""
         tables[name] = [*(entry.row for entry in rows), *_published(rows)]
     return tables
+
+
+def _images(rows: Sequence[Entry]) -> str:
+    counts = {run.scores(entry.method).get("images") or 0 for entry in rows for run in entry.runs.values()}
+    images = " or ".join(f"{n:,}" for n in sorted(counts) if n)
+    return f", {images} images" if images else ""
 
 
 def _published(rows: Sequence[Entry]) -> list[MethodRow]:
@@ -165,7 +175,7 @@ def against_baseline(sets: Sets, wanted: str | None, *, resamples: int, seed: in
     chosen = {key: _baselines(rows, wanted) for key, rows in sets.items()}
     if wanted is not None and not any(chosen.values()):
         every = (entry for rows in sets.values() for entry in rows)
-        known = list(dict.fromkeys(entry.row.name if entry.method == "cgtgan" else entry.method for entry in every))
+        known = list(dict.fromkeys(entry.row.name if entry.method in SYSTEMS else entry.method for entry in every))
         raise InputError(f"report.baseline={wanted} is none of the rows; it must be one of {', '.join(known[:20])}")
     names = []
     for key, rows in sets.items():
@@ -179,7 +189,7 @@ def against_baseline(sets: Sets, wanted: str | None, *, resamples: int, seed: in
 
 def _baselines(rows: Sequence[Entry], wanted: str | None) -> list[Entry]:
     """The rows a name stands for: a variant in its decodings, or a method, which may have one row per corpus."""
-    trained = [(entry, entry.row.origin) for entry in rows if entry.method == "cgtgan"]
+    trained = [(entry, entry.row.origin) for entry in rows if entry.method in SYSTEMS]
     if wanted is None:
         first = [entry for entry, _ in trained if entry.variants == trained[0][0].variants]
         return first if len(first) < len(trained) else [entry for entry in rows if entry.method == "init"]

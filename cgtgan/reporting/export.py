@@ -41,7 +41,8 @@ def _csv_fields(row: MethodRow, metric: str) -> dict[str, object]:
     if row.part == "published":
         return fields
     fields |= {"n": len(finite), "std": statistics.stdev(finite) if len(finite) > 1 else ""}
-    fields |= {"seeds": " ".join(map(str, row.seeds[metric])), "values": " ".join(map(repr, values))}
+    seeds = row.seeds[metric] if row.num_seeds else ()
+    fields |= {"seeds": " ".join(map(str, seeds)), "values": " ".join(map(repr, values))}
     if difference := row.differences.get(metric):
         fields |= {"baseline": row.baseline, "diff": difference.value}
         for prefix, interval in (("", difference.images), ("seeds_", difference.seeds)):
@@ -113,7 +114,7 @@ def _tabular(rows: Sequence[MethodRow]) -> list[str]:
         lines.append("\\midrule")
         for row, cells in part:
             names = [row.name, row.decoding] if decoding else [row.name]
-            seeds = "--" if row.part == "published" else str(row.num_seeds)
+            seeds = "--" if row.part == "published" or not row.num_seeds else str(row.num_seeds)
             lines.append(" & ".join([*map(latex_escaped, names), seeds, *map(_latex_score, cells)]) + r" \\")
     return [*lines, "\\bottomrule", "\\end{tabular}"]
 

@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from cgtgan.assets.images import dataset_split
+from cgtgan.assets.splits import dataset_split
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config, DemoWorldConfig, ReportConfig
 from cgtgan.data.datasets import Split
@@ -20,10 +20,11 @@ from cgtgan.reporting import tables
 from cgtgan.reporting.compared_rows import Entry, against_baseline, entries, tables_of
 from cgtgan.reporting.curves import variant_plots
 from cgtgan.reporting.export import csv_text, latex_table, markdown
+from cgtgan.reporting.methods import SYSTEMS
 from cgtgan.reporting.page import About, ComparedPicture, Comparison, WrittenCaption, item_of, render_comparison
 from cgtgan.reporting.run_folder import Run
 from cgtgan.reporting.tables import MethodRow, RowsBySet, format_score, signed_interval
-from cgtgan.reporting.variants import OUTPUT, Variant, as_typed, differing, find_runs, gather
+from cgtgan.reporting.variants import OUTPUT, Selection, Variant, as_typed, differing, gather
 from cgtgan.runtime.artifacts import write_text
 from cgtgan.runtime.tracking import Tracker
 from cgtgan.runtime.versions import code_version
@@ -33,10 +34,12 @@ CAPTIONS_PER_PICTURE = 8  # variants whose captions stand under one picture
 FILES = (".csv", ".tex", ".md")
 
 
-def compare(cfg: Config) -> Path:
-    """Write the comparison of the runs that `runs` names; returns the page's path. Pictures are shown if available."""
+def compare(cfg: Config, selection: Selection, split: Split | None = None) -> Path:
+    """Write the comparison of the selected runs; returns the page's path.
+
+    Pictures and references are those of `split`, else of the first run's test set where it is available.
+    """
     tracker = Tracker()
-    selection = find_runs(cfg.run_patterns, cfg.evaluate.split)
     variants = gather(selection)
     notes: list[str] = []
     rows = entries(variants, notes)
@@ -44,16 +47,17 @@ def compare(cfg: Config) -> Path:
     sets = tables_of(rows)
     notes += _notes(variants, rows)
     notes += [selection.sentence()] if selection.left_out else []
-    differ = differing([variant.settings for variant in variants]).items()
+    trained = [variant for variant in variants if variant.settings]  # the others are files of captions
+    differ = differing([variant.settings for variant in trained]).items()
     about = replace(_about(cfg, variants), facts=_facts(variants, sets, baselines), notes=notes)
     page = Comparison(
         replace(about, summary=_summary(next(iter(sets.values())))),
         sets,
         cfg.report.resamples,
-        {v.name: {name: as_typed(values[i]) for name, values in differ} for i, v in enumerate(variants) if differ},
-        variant_plots({variant.name: [run.history for run in variant.runs] for variant in variants}),
-        _galleries(cfg, next(iter(rows.values()))),
-        [_run_line(variant.name, run) for variant in variants for run in variant.runs],
+        {v.name: {name: as_typed(values[i]) for name, values in differ} for i, v in enumerate(trained) if differ},
+        variant_plots({v.name: [run.history for run in v.runs] for v in trained}) if trained else [],
+        _galleries(cfg, next(iter(rows.values())), split),
+        [_run_line(variant, run) for variant in variants for run in variant.runs],
     )
     places = _outputs(cfg, [run.folder for variant in variants for run in variant.runs])
     write_text(places[".csv"], csv_text(sets))
@@ -80,33 +84,43 @@ def _outputs(cfg: Config, folders: Sequence[Path]) -> dict[str, Path]:
 
 def _command(cfg: Config) -> str:
     """The command line, made from the settings: the words that Hydra was given have quotes of their own."""
-    patterns, default = cfg.run_patterns, ReportConfig()
-    words = [f"runs={patterns[0]}" if len(patterns) == 1 else f"runs=[{','.join(patterns)}]"]
+    default = ReportConfig()
+    name, patterns = ("captions", cfg.caption_patterns) if cfg.captions is not None else ("runs", cfg.run_patterns)
+    words = [f"{name}={patterns[0]}" if len(patterns) == 1 else f"{name}=[{','.join(patterns)}]"]
+    words += [f"evaluate.references={cfg.evaluate.references}"] if cfg.evaluate.references else []
     for name in ("baseline", "resamples", "gallery"):
         value = getattr(cfg.report, name)
         words += [f"report.{name}={value}"] if value != getattr(default, name) else []
     words += [f"evaluate.split={cfg.evaluate.split}"] if cfg.evaluate.split != "test" else []
     words += [f"seed={cfg.seed}"] if cfg.seed else []
-    return " ".join(["python run.py stage=report", *map(shlex.quote, words)])
+    return " ".join([f"python run.py stage={cfg.stage}", *map(shlex.quote, words)])
 
 
 def _about(cfg: Config, variants: Sequence[Variant]) -> About:
-    experiments = list(dict.fromkeys(variant.experiment for variant in variants))
-    names = f"{len(experiments)} experiments" if len(experiments) > 3 else ", ".join(experiments)
+    experiments = list(dict.fromkeys(variant.experiment for variant in variants if variant.settings))
+    names = f"{len(experiments)} experiments" if len(experiments) > 3 else ", ".join(experiments) or "captions"
     random_weights = any(variant.settings.get("clip_backbone.kind") == "random" for variant in variants)
     warning = cfg.report.warning or (RANDOM_WEIGHTS if random_weights else None)
-    return About(f"cgtgan: {names}", "Runs side by side", warning, made_by=_command(cfg))
+    subtitle = "Runs side by side" if experiments else "Captions made elsewhere, side by side"
+    return About(f"cgtgan: {names}", subtitle, warning, made_by=_command(cfg))
 
 
 def _facts(variants: Sequence[Variant], sets: RowsBySet, baselines: Sequence[str]) -> dict[str, str]:
-    runs = [run for variant in variants for run in variant.runs]
-    seeds = sorted({run.settings["seed"] for run in runs})
-    decodings = {row.decoding for rows in sets.values() for row in rows if row.part != "published"} - {"none"}
-    return {
-        "Runs": f"{len(runs)}, of {len(variants)} {'variant' if len(variants) == 1 else 'variants'}",
-        "Experiments": ", ".join(dict.fromkeys(variant.experiment for variant in variants)),
-        "Seeds": ", ".join(map(str, seeds)) if len(seeds) <= 12 else f"{len(seeds)}, from {seeds[0]} to {seeds[-1]}",
+    trained = [variant for variant in variants if variant.settings]
+    runs, files = [run for variant in trained for run in variant.runs], len(variants) - len(trained)
+    seeds = [str(seed) for seed in sorted({run.settings["seed"] for run in runs})]
+    decodings = {row.decoding for rows in sets.values() for row in rows if row.part != "published"} - {"none", ""}
+    of_runs = {
+        "Runs": f"{len(runs)}, of {len(trained)} {'variant' if len(trained) == 1 else 'variants'}",
+        "Experiments": ", ".join(dict.fromkeys(variant.experiment for variant in trained)),
+        "Seeds" if len(seeds) > 1 else "Seed": ", ".join(seeds)
+        if len(seeds) <= 12
+        else f"{len(seeds)}, from {seeds[0]} to {seeds[-1]}",
         "Decoding": ", ".join(sorted(decodings)),
+    }
+    return {
+        **(of_runs if runs else {}),
+        **({"Files of captions": f"{files}"} if files else {}),
         "Baseline of the differences": ", ".join(baselines) or "none: there is only one row",
         "Code": code_version(),
     }
@@ -114,26 +128,31 @@ def _facts(variants: Sequence[Variant], sets: RowsBySet, baselines: Sequence[str
 
 def _summary(rows: Sequence[MethodRow]) -> str:
     """Which variant has the highest CIDEr, and how far above the baseline."""
-    trained = [row for row in rows if row.origin.method == "cgtgan"]
-    scored = [(mean, row) for row in trained if (mean := row.mean("CIDEr")) is not None]
+    systems = [row for row in rows if row.origin.method in SYSTEMS]
+    scored = [(mean, row) for row in systems if (mean := row.mean("CIDEr")) is not None]
     if not scored:
         return ""
     _, row = max(scored, key=lambda pair: pair[0])
-    best = f"Highest CIDEr of {len(scored)} variants: {row.name}" if len(scored) > 1 else row.name
+    kind = "variants" if any(row.num_seeds for _, row in scored) else "files"
+    best = f"Highest CIDEr of {len(scored)} {kind}: {row.name}" if len(scored) > 1 else row.name
     cell, seeds = tables.score_cell(row, "CIDEr"), len(row.scores["CIDEr"])
     text = f"{best}, {cell.mean}" + (f" {cell.spread} ({cell.note or f'{seeds} seeds'})" if seeds > 1 else "")
-    if (difference := row.differences.get("CIDEr")) is not None:
+    rivals = [(mean, other) for mean, other in scored if other.baseline == row.name and "CIDEr" in other.differences]
+    other = max(rivals, key=lambda pair: pair[0])[1] if rivals and not row.differences else row
+    if (difference := other.differences.get("CIDEr")) is not None:
         over = "test images and seeds" if difference.seeds else "test images"
         interval = signed_interval("CIDEr", difference.seeds or difference.images)
         side = "above" if difference.value >= 0 else "below"
-        text += f"; {format_score('CIDEr', abs(difference.value))} {side} {row.baseline}"
+        name = "" if other is row else f"{other.name} is "
+        text += f"; {name}{format_score('CIDEr', abs(difference.value))} {side} {other.baseline}"
         text += f" (95% interval over {over}: {interval})"
     return text + "."
 
 
-def _run_line(variant: str, run: Run) -> tuple[str, int, float | None, int | None, Path]:
-    cider = run.scores("cgtgan")["scores"].get("CIDEr") if "cgtgan" in run.scored else None
-    return variant, run.settings["seed"], cider, run.last_step, run.folder
+def _run_line(variant: Variant, run: Run) -> tuple[str, int | None, float | None, int | None, Path]:
+    method = next((method for method in SYSTEMS if method in run.scored), None)
+    cider = run.scores(method)["scores"].get("CIDEr") if method else None
+    return variant.name, run.settings["seed"] if variant.settings else None, cider, run.last_step, run.folder
 
 
 def _notes(variants: Sequence[Variant], sets: Mapping[Any, Sequence[Entry]]) -> list[str]:
@@ -156,16 +175,16 @@ def _notes(variants: Sequence[Variant], sets: Mapping[Any, Sequence[Entry]]) -> 
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
-def _galleries(cfg: Config, rows: Sequence[Entry]) -> dict[str, tuple[str, list[ComparedPicture]]]:
+def _galleries(cfg: Config, rows: Sequence[Entry], split: Split | None) -> dict[str, tuple[str, list[ComparedPicture]]]:
     """The same pictures with a caption of every variant: where their CIDErs lie farthest apart, and drawn at random."""
-    trained = [entry for entry in rows if entry.method == "cgtgan"]
-    chosen = trained[:CAPTIONS_PER_PICTURE]
+    systems = [entry for entry in rows if entry.method in SYSTEMS]
+    chosen = systems[:CAPTIONS_PER_PICTURE]
     if not chosen or not cfg.report.gallery:
         return {}
     runs = [entry.runs[min(entry.runs)] for entry in chosen]
-    names, captions = [entry.row.name for entry in chosen], [run.captions("cgtgan") for run in runs]
-    cider = [{i: s["CIDEr"] for i, s in run.per_image("cgtgan").items() if "CIDEr" in s} for run in runs]
-    split = load_split_if_available(cfg, runs[0])
+    names, captions = [entry.row.name for entry in chosen], [e.runs[min(e.runs)].captions(e.method) for e in chosen]
+    cider = [{i: s["CIDEr"] for i, s in e.per_image[min(e.runs)].items() if "CIDEr" in s} for e in chosen]
+    split = split or next((load_split_if_available(cfg, run) for run in runs if "dataset.name" in run.settings), None)
     common = [i for i in captions[0] if all(i in texts for texts in captions)]
     ciders = {i: [c[i] for c in cider if i in c] for i in common}
     apart = {i: max(values) - min(values) for i, values in ciders.items() if len(values) == len(chosen) > 1}
@@ -173,9 +192,11 @@ def _galleries(cfg: Config, rows: Sequence[Entry]) -> dict[str, tuple[str, list[
     farthest = [i for i in sorted(apart, key=lambda i: -apart[i]) if apart[i] > 0][:n]
     rest = [i for i in common if i not in farthest]
     drawn = random.Random(cfg.seed).sample(rest, min(n, len(rest)))
-    about = "The captions are those of each variant's lowest seed. The number is the CIDEr (×100) of that picture."
-    if len(trained) > len(chosen):
-        about += f" Only the first {len(chosen)} of {len(trained)} rows are shown."
+    about = "The number is the CIDEr (×100) of that picture."
+    if any(entry.row.num_seeds for entry in chosen):
+        about = f"The captions are those of each variant's lowest seed. {about}"
+    if len(systems) > len(chosen):
+        about += f" Only the first {len(chosen)} of {len(systems)} rows are shown."
     if split is None or not split.images:
         about += " The pictures are not available here."
     make, writers = item_of(split), list(zip(names, captions, cider, strict=True))

@@ -7,7 +7,6 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from cgtgan.config import Config
-from cgtgan.method.reward_terms import paper_weights
 from cgtgan.run_identity import scientific_settings
 
 
@@ -19,6 +18,8 @@ class Method(NamedTuple):
     part: str = ""
 
 
+FROM_FILE = "captions"  # the method of captions made elsewhere
+SYSTEMS = ("cgtgan", FROM_FILE)  # the rows that a comparison is about; the others are their baselines and bounds
 # The order is the table's.
 METHODS = {
     "init": Method("Initialisation only", "text only; reads the image embedding"),
@@ -26,6 +27,7 @@ METHODS = {
     "nearest": Method("Nearest sentence", "the corpus sentence nearest to the image"),
     "projection": Method("Projection (as DeCap)", "text only; reads the aggregated embedding"),
     "cgtgan": Method("CgT-GAN", "images and sentences, unpaired"),
+    FROM_FILE: Method("Captions made elsewhere", ""),
     "supervised": Method("Supervised", "the same generator trained on pairs", "bound"),
     "human": Method("Human", "a fresh sentence of the grammar", "bound"),
 }
@@ -86,6 +88,8 @@ def reward_title(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _semantics(settings: Mapping[str, Any]) -> str:
+    from cgtgan.method.reward_terms import paper_weights  # torch, which a comparison of files does without
+
     weights = paper_weights(settings["reward_weights.cos_weight"], settings["reward_weights.clip_weight"])
     prefix, end = "reward_weights.terms.", ".weight"
     names = [f.removeprefix(prefix).removesuffix(end) for f in settings if f.startswith(prefix) and f.endswith(end)]

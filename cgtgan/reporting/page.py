@@ -122,7 +122,7 @@ ComparedPicture = tuple[GalleryItem, Sequence[WrittenCaption]]
 class Comparison:
     """The page of many runs. `settings`: variant -> field -> value, of the fields that differ.
 
-    `galleries`: title -> note, pictures. `runs`: (variant, seed, raw CIDEr, last logged step, folder).
+    `galleries`: title -> note, pictures. `runs`: (variant, seed if any, raw CIDEr, last logged step, folder).
     """
 
     about: About
@@ -131,7 +131,7 @@ class Comparison:
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     plots: Sequence[Plot] = ()
     galleries: Mapping[str, tuple[str, Sequence[ComparedPicture]]] = field(default_factory=dict)
-    runs: Sequence[tuple[str, int, float | None, int | None, Path]] = ()
+    runs: Sequence[tuple[str, int | None, float | None, int | None, Path]] = ()
 
 
 # ----------------------------------------------------------------------------------------------------------- rendering

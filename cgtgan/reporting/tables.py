@@ -15,6 +15,7 @@ from rich.text import Text
 
 from cgtgan.config import COCO_METRICS, METRICS
 from cgtgan.evaluation.bootstrap import Difference, Interval
+from cgtgan.reporting.methods import FROM_FILE, SYSTEMS
 
 FIRST_COLUMNS = [score for metric in COCO_METRICS for score in METRICS[metric]]  # of the first table
 TIMES_100 = {*FIRST_COLUMNS, *METRICS["clipscore"]}  # others stay as measured
@@ -89,7 +90,8 @@ class MethodRow:
 
     @property
     def num_seeds(self) -> int:
-        return max(map(len, self.scores.values()), default=0)
+        """0 for captions made elsewhere."""
+        return 0 if self.origin.method == FROM_FILE else max(map(len, self.scores.values()), default=0)
 
     def mean(self, metric: str) -> float | None:
         """Over the finite values."""
@@ -203,7 +205,7 @@ def difference_table(
 def _reach(rows: Sequence[MethodRow], metric: str) -> float:
     """The largest end of the variants' intervals: a method without training may be far away and is cut off."""
     tested = [row for row in rows if metric in row.differences]
-    variants = [row for row in tested if row.origin.method == "cgtgan"] or tested
+    variants = [row for row in tested if row.origin.method in SYSTEMS] or tested
     intervals = [row.differences[metric].images for row in variants]
     return max(abs(edge) for interval in intervals for edge in (interval.low, interval.high))
 
@@ -232,6 +234,9 @@ def console_table(scores: ScoreTable) -> Table:
     as_measured = ", ".join(metric for metric, times_100 in scores.columns if not times_100)
     caption = f"scores x 100{f' (not {as_measured})' if as_measured else ''}; bold: best unpaired"
     caption += "; ± standard deviation over seeds (n-1)" if scores.several_seeds else ""
+    rows = [row for _, lines in scores.parts for row, _ in lines]
+    if any(row.mark(metric)[0] for row in rows for metric, _ in scores.columns):
+        caption += f"; ▲△ above, ▼▽ below {' / '.join(baseline_names(rows))} (△▽: for these runs and images alone)"
     table = Table(box=box.SIMPLE_HEAD, caption=Text(caption), caption_justify="left", padding=(0, 1, 0, 0))
     table.add_column("method", overflow="fold", min_width=18)  # the only column that gives way in a narrow console
     if scores.several_seeds:
@@ -254,6 +259,7 @@ def _console_name(row: MethodRow) -> Text:
 
 def _console_cell(cell: Cell) -> Text:
     text = Text(cell.mean, style="bold" if cell.best else "")
+    text.append(cell.mark, style="not bold")
     for extra in filter(None, (cell.spread, cell.note.replace(" ", "\n"))):
         text.append("\n" + extra, style="not bold dim")
     return text

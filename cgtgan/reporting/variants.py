@@ -1,4 +1,7 @@
-"""Run folders that `runs` names, gathered into variants: runs whose settings differ in the seed alone."""
+"""Run folders that `runs` names, gathered into variants: runs whose settings differ in the seed alone.
+
+A folder with the scores of captions made elsewhere is a variant by itself.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from typing import Any
 from cgtgan.config import Config
 from cgtgan.errors import InputError, MissingFileError, UserError
 from cgtgan.reporting.run_folder import Run
+from cgtgan.reporting.score_folder import SCORES, ScoreFolder, is_score_folder, without_parents
 from cgtgan.run_identity import scientific_settings
 from cgtgan.runtime.artifacts import canonical_json, read_json
 
@@ -49,7 +53,8 @@ class Selection:
 
 
 def find_runs(patterns: Sequence[str], split: str) -> Selection:
-    """Scored runs in and below the folders that match, by pattern and then by name (t80 before t100).
+    """Scored runs, and scores of captions made elsewhere, in and below the folders that match, by pattern and then by
+    name (t80 before t100).
 
     Raises MissingFileError when none is left.
     """
@@ -63,7 +68,7 @@ def find_runs(patterns: Sequence[str], split: str) -> Selection:
             folders = list(_run_folders(Path(match)))
             if not folders and "**" not in pattern and should_report(Path(match)):
                 selection.left_out.append((match, "no run"))
-            for run in (Run(folder, split) for folder in folders if folder.resolve() not in seen):
+            for run in (_opened(folder, split) for folder in folders if folder.resolve() not in seen):
                 seen.add(run.folder.resolve())
                 if why := _why_left_out(run):
                     selection.left_out.append((str(run.folder), why))
@@ -93,10 +98,14 @@ def _run_folders(match: Path) -> Iterator[Path]:
     if match.name == "settings.json":
         match = match.parent
     for folder, below, files in os.walk(match) if not _in_a_run(match) else ():
-        if "settings.json" in files:
+        if "settings.json" in files or is_score_folder(Path(folder)):
             below.clear()
             yield Path(folder)
         below.sort(key=natural)
+
+
+def _opened(folder: Path, split: str) -> Run:
+    return Run(folder, split) if (folder / "settings.json").is_file() else ScoreFolder(folder, split)
 
 
 def _in_a_run(match: Path) -> bool:
@@ -135,7 +144,8 @@ def gather(selection: Selection) -> list[Variant]:
     defaults = scientific_settings(Config())
     gathered: dict[tuple[str, str], dict[str, dict[int, Run]]] = {}  # (experiment, variant) -> settings -> seed -> run
     shared: dict[str, dict[str, Any]] = {}
-    for run in selection.runs:
+    files = [run for run in selection.runs if isinstance(run, ScoreFolder)]
+    for run in (run for run in selection.runs if not isinstance(run, ScoreFolder)):
         path = run.folder / "inputs.json"  # it says what train.precision came to, which is part of what was trained
         inputs = read_json(path) if path.is_file() else {}
         given = defaults | run.settings | {k: v for k, v in inputs.items() if k == "precision"}
@@ -156,7 +166,10 @@ def gather(selection: Selection) -> list[Variant]:
         for (key, seeds), suffix in zip(parts.items(), suffixes, strict=True):
             runs = [seeds[seed] for seed in sorted(seeds)]
             variants.append(Variant(f"{name} ({suffix})" if suffix else name, experiment, variant, shared[key], runs))
-    return variants
+    names = without_parents([file.folder.with_name(file.folder.name.removesuffix(SCORES)) for file in files])
+    variants += [Variant(name, "", name, {}, [file]) for name, file in zip(names, files, strict=True)]
+    place = {run.folder: i for i, run in enumerate(selection.runs)}
+    return sorted(variants, key=lambda each: min(place[run.folder] for run in each.runs)) if files else variants
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

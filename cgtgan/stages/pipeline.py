@@ -10,11 +10,11 @@ from cgtgan.assets.images import dataset_split
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config
 from cgtgan.stages.aggregate import aggregate
-from cgtgan.stages.evaluate import evaluate
 from cgtgan.stages.preprocess import preprocess
 from cgtgan.stages.report import report
 from cgtgan.stages.train import train
 from cgtgan.training.checkpoints import best_validation
+from cgtgan.training.scored_run import score_run
 
 SHARED: dict[str, Callable[[Workspace], object]] = {
     "preprocess": preprocess,
@@ -23,7 +23,7 @@ SHARED: dict[str, Callable[[Workspace], object]] = {
 OWN: dict[str, Callable[[Workspace], object]] = {
     "initialize": lambda ws: initial_generator(ws, ws.devices),
     "train": train,
-    "evaluate": evaluate,
+    "evaluate": score_run,
     "report": report,
 }
 

@@ -11,6 +11,7 @@ from cgtgan.reporting.one_run import make_report
 from cgtgan.reporting.page import render_report
 from cgtgan.reporting.run_folder import Run
 from cgtgan.reporting.tables import console_table, markdown_table, score_tables
+from cgtgan.reporting.variants import find_runs
 from cgtgan.runtime.artifacts import write_text
 from cgtgan.runtime.shards import Rank
 
@@ -19,7 +20,7 @@ def run(cfg: Config) -> None:
     if Rank.here().number:  # the page is the first process's
         return
     if cfg.run_patterns:
-        compare(cfg)
+        compare(cfg, find_runs(cfg.run_patterns, cfg.evaluate.split))
         return
     ws = Workspace(cfg)
     with ws.hold_run():

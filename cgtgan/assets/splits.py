@@ -1,0 +1,52 @@
+"""Where a data set lies, and its splits. Imports no torch: scoring a file of captions needs the references alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cgtgan.assets.workspace import Workspace
+from cgtgan.data.custom_reader import reader_identity
+from cgtgan.data.dataset_kinds import KINDS
+from cgtgan.data.datasets import Split, load_split
+from cgtgan.data.demo_world import world_folder, world_producer, write_demo_world
+
+
+def data_root(ws: Workspace) -> Path:
+    """The folder of the data set; the demo world is drawn there when first needed."""
+    if not KINDS[ws.cfg.dataset.kind].drawn:
+        return Path(ws.cfg.dataset.root).expanduser()
+    return ws.once("data root", lambda: _demo_world(ws))
+
+
+def _demo_world(ws: Workspace) -> Path:
+    world = ws.cfg.dataset.world
+    root = world_folder(ws.store.root, world)
+    if not (root / "world.json").is_file():
+        images = world.train_images + world.val_images + world.test_images
+        with ws.store.lock(root), ws.tracker.progress("drawing the demo world", images) as bar:
+            write_demo_world(world, root, lambda _done: bar.advance())
+    return root
+
+
+def dataset_split(ws: Workspace, name: str) -> Split:
+    """Images and references of a split: of the authors' files where they are given, else of the data set."""
+    return ws.once(("split", name), lambda: _split(ws, name))
+
+
+def _split(ws: Workspace, name: str) -> Split:
+    given = None
+    if ws.cfg.dataset.released:
+        from cgtgan.assets.released import released_split  # torch
+
+        given = released_split(ws, name)
+    return given or load_split(ws.cfg.dataset, name, data_root(ws))
+
+
+def dataset_identity(ws: Workspace) -> dict[str, Any]:
+    """What the images of a data set depend on, apart from their list."""
+    config = ws.cfg.dataset
+    kind = KINDS[config.kind]
+    identity: dict[str, Any] = {"kind": config.kind}
+    identity |= {"world": world_producer(config.world)} if kind.drawn else {}
+    return identity | ({"reader": reader_identity(config)} if kind.listing == "reader" else {})
