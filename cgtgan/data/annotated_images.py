@@ -21,9 +21,10 @@ from cgtgan.data.annotations import (
     split_list,
     split_list_file,
 )
+from cgtgan.data.caption_tables import read_captions
 from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.image_files import IMAGE_SUFFIXES
-from cgtgan.data.user_files import missing_file, read_user_json
+from cgtgan.data.user_files import missing_file
 from cgtgan.errors import InputError, MissingFileError
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ def _listed(config: DatasetConfig, name: str, root: Path, captions_wanted: bool)
 
 
 def _read(config: DatasetConfig, path: Path, field: str) -> Any:
-    return read_user_json(path, field, KINDS[config.kind].annotations_from)
+    return read_captions(path, field, KINDS[config.kind].annotations_from)
 
 
 def _lists_folder(config: DatasetConfig, root: Path) -> Path | None:

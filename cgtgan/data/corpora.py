@@ -29,11 +29,12 @@ import numpy as np
 
 from cgtgan.config import CorpusConfig, DatasetConfig
 from cgtgan.data.annotations import captions_in_file
+from cgtgan.data.caption_tables import read_captions
 from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.plain_pickle import load_plain_pickle
 from cgtgan.data.sentence_files import read_sentences
 from cgtgan.data.tables import UNEVEN
-from cgtgan.data.user_files import DAMAGED_FILE, broken_file, missing_file, open_bytes, read_user_json, text_lines
+from cgtgan.data.user_files import DAMAGED_FILE, broken_file, missing_file, open_bytes, text_lines
 from cgtgan.errors import InputError
 
 RULES = ("coco", "flickr30k", "gcc", "shutterstock", "none")
@@ -300,7 +301,7 @@ def read_raw(kind: str, path: Path, notes: Counter[str] | None = None, column: s
         raise missing_file(path, "corpus.path", where)
     if kind in ("coco", "flickr30k"):
         return iter(
-            [caption for _, caption in captions_in_file(read_user_json(path, "corpus.path", where), path, "train")]
+            [caption for _, caption in captions_in_file(read_captions(path, "corpus.path", where), path, "train")]
         )
     if kind == "shutterstock":
         content = load_plain_pickle(path, "corpus.path", where)

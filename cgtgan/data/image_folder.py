@@ -9,9 +9,10 @@ from pathlib import Path
 
 from cgtgan.config import DatasetConfig
 from cgtgan.data.annotations import CaptionsById, ImageId, captions_and_names, id_order, split_list
+from cgtgan.data.caption_tables import read_captions
 from cgtgan.data.image_files import IMAGE_SUFFIXES, pictures_below
 from cgtgan.data.image_names import match_names, plain_name
-from cgtgan.data.user_files import missing_file, printable, read_user_json
+from cgtgan.data.user_files import missing_file, printable
 from cgtgan.errors import InputError, MissingFileError
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def _pictures(base: Path) -> dict[ImageId, Path]:
 
 def _with_references(files: dict[ImageId, Path], base: Path, path: Path) -> tuple[dict[ImageId, Path], CaptionsById]:
     """The pictures under the ids of the reference file at `path`, and its captions."""
-    captions, names = captions_and_names(read_user_json(path, "dataset.references"), path)
+    captions, names = captions_and_names(read_captions(path, "dataset.references"), path)
     files = _under_reference_ids(files, {i: names.get(i) or str(i) for i in captions}, base, path)
     stray = captions.keys() - files.keys()
     if captions and len(stray) == len(captions):

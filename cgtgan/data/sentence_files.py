@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from cgtgan.data.other_layouts import LOOKED_AT, columns_sentence, is_json, table_columns
-from cgtgan.data.tables import TEXT, file_ending, read_table
-from cgtgan.data.user_files import first_bytes, text_lines
+from cgtgan.data.tables import TEXT, layout, read_table
+from cgtgan.data.user_files import text_lines
 from cgtgan.errors import InputError
 
 FIELD = "corpus.path"
@@ -23,7 +21,6 @@ _FIX = (
     "set corpus.column to the one with the sentences (to its number, from 1, where the first line has no names), or "
     "use corpus=coco for a caption file"
 )
-_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")  # endings that say what text is
 
 
 def read_sentences(path: Path, column: str | None, notes: Counter[str]) -> Iterator[Any]:
@@ -32,8 +29,8 @@ def read_sentences(path: Path, column: str | None, notes: Counter[str]) -> Itera
     notes: counts as of `tables.read_table`. Raises `MissingFileError` or `InputError`: a table without `column`, or
     with another one, is refused and its columns are named.
     """
-    if column is None and _is_text(path):
-        yield from _lines(path, notes)
+    if column is None and layout(path, FIELD) == "text":
+        yield from text_lines(path, FIELD, notes)
         return
     table = read_table(path, FIELD, header=not (column and column.isdigit()), notes=notes)
     if table is None:
@@ -47,17 +44,3 @@ def read_sentences(path: Path, column: str | None, notes: Counter[str]) -> Itera
         raise InputError(f"{path} ({FIELD}) {table.columns_sentence()}: corpus.column={column} is none of them")
     for (value,) in table.values([column]):
         yield from value if isinstance(value, list) else [value]
-
-
-def _is_text(path: Path) -> bool:
-    start = first_bytes(path, FIELD)
-    first = start.decode("utf-8-sig", "ignore").lstrip().split("\n")[0]
-    return not (start.startswith(b"PAR1") or is_json(first) or file_ending(path) in _TABLES)
-
-
-def _lines(path: Path, notes: Counter[str]) -> Iterator[str]:
-    lines = text_lines(path, FIELD, notes)
-    start = list(islice(lines, LOOKED_AT))
-    if columns := table_columns(start):
-        raise InputError(f"{path} ({FIELD}) {columns_sentence(columns)}, not one sentence per line: {_FIX}")
-    yield from chain(start, lines)

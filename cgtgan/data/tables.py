@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cgtgan.data.other_layouts import DELIMITERS, LOOKED_AT, is_json, is_json_lines
+from cgtgan.data.other_layouts import DELIMITERS, LOOKED_AT, is_json, is_json_lines, table_columns
 from cgtgan.data.user_files import (
     LONGEST_LINE,
     PACKED_ENDINGS,
+    START,
     broken_file,
     first_bytes,
     open_bytes,
@@ -32,6 +34,7 @@ from cgtgan.errors import InputError
 
 UNEVEN = "uneven_row"  # a row with more or fewer cells than the first one: it is counted and left out
 TEXT = "text"  # the column of rows that are a string alone
+_TABLES = (".csv", ".tsv")
 _LINES = (".jsonl", ".ndjson")
 
 Values = Callable[[Sequence[str]], Iterator[tuple[Any, ...]]]
@@ -70,16 +73,33 @@ def read_table(
     Raises `MissingFileError` or `InputError` at once, `InputError` where the reading of rows reaches the damage.
     """
     notes = Counter() if notes is None else notes
-    start = first_bytes(path, field, where)
-    if start.startswith(b"PAR1"):
+    kind = layout(path, field, where)
+    if kind == "parquet":
         return _parquet_table(path, field)
-    text = start.decode("utf-8-sig", "ignore").lstrip()
-    if file_ending(path) in _LINES or (is_json(text.split("\n")[0]) and _has_json_lines(path, field)):
+    if kind == "json lines":
         return _json_table("a JSON Lines file", _json_lines(path, field))
-    if is_json(text.split("\n")[0]):
+    if kind == "json":
         content = read_user_json(path, field, where)
         return _json_table("a JSON list", content) if isinstance(content, list) else None
     return _csv_table(path, field, header, notes)
+
+
+def layout(path: Path, field: str, where: str | None = None) -> str:
+    """What the start and the ending of a file say: parquet, json, json lines, table (of text) or text.
+
+    Raises `MissingFileError` or `InputError`, as `user_files.open_bytes` does.
+    """
+    start = first_bytes(path, field, where)
+    if start.startswith(b"PAR1"):
+        return "parquet"
+    lines = re.split(r"\r\n?|\n", start.decode("utf-8-sig", "replace").lstrip())
+    if file_ending(path) in _LINES:
+        return "json lines"
+    if lines and is_json(lines[0]):
+        return "json lines" if _has_json_lines(path, field) else "json"
+    if file_ending(path) in _TABLES or table_columns(lines[:-1] if len(start) == START and lines[1:] else lines):
+        return "table"
+    return "text"
 
 
 def parquet_file(path: Path, field: str) -> Any:

@@ -23,6 +23,7 @@ from cgtgan.errors import InputError, MissingFileError
 
 # A compressed JSON file may grow to 100 times its size, which no real one does, or to this many bytes.
 SMALL_JSON = 2**28
+START = 4096  # bytes from which the kind of a file is seen
 LONGEST_LINE = 1_000_000  # characters: no sentence and no file name is as long
 _ARCHIVE = "is an archive: unpack it and name the file inside"
 _OTHER_KINDS = {  # the first bytes of a file -> what it is, and the fix
@@ -150,9 +151,12 @@ def open_bytes(path: Path, field: str, where: str | None = None, *, parquet: boo
 
 
 def first_bytes(path: Path, field: str, where: str | None = None) -> bytes:
-    """The first 256 bytes of what a file holds, unpacked. Raises as `open_bytes`; a Parquet table is accepted."""
+    """The first `START` bytes of what a file holds, unpacked. Raises as `open_bytes`; a Parquet table is accepted."""
     with open_bytes(path, field, where, parquet=True) as stream:
-        return stream.read(256)  # as `open_bytes` did
+        try:
+            return stream.read(START)
+        except DAMAGED_FILE as error:
+            raise broken_file(path, error) from error
 
 
 def read_user_json(path: Path, field: str, where: str | None = None) -> Any:

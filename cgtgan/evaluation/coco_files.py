@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cgtgan.data.annotations import ImageId, as_number, captions_and_names, checked_id, numbers_of
+from cgtgan.data.caption_tables import read_captions
 from cgtgan.data.image_names import match_names
-from cgtgan.data.user_files import quoted, read_user_json
+from cgtgan.data.user_files import quoted
 from cgtgan.errors import InputError
 from cgtgan.runtime.artifacts import write_text
+
+log = logging.getLogger(__name__)
 
 
 def id_list(ids: Sequence[Any]) -> str:
@@ -36,21 +40,27 @@ def _rows(rows: Any, path: Path, where: str) -> list[tuple[ImageId, str]]:
 
 
 def load_results(path: str | Path) -> dict[ImageId, str]:
-    """Read captions in COCO's results format, a JSON list of {"image_id", "caption"}, plain or gzip: image id ->
-    caption.
+    """Read captions in COCO's results format, a JSON list of {"image_id", "caption"}, or in another layout of
+    `data/caption_tables.py`, plain or compressed: image id -> caption.
 
     Raises: MissingFileError; InputError for HTML, broken JSON, rows of another shape, or two captions for one image.
     """
     path = Path(path)
     captions: dict[ImageId, str] = {}
     twice: dict[ImageId, None] = {}
-    for image, caption in _rows(read_user_json(path, "captions"), path, "the file"):
+    content = read_captions(path, "captions")
+    rows, where = (content["annotations"], "annotations") if _is_coco(content) else (content, "the file")
+    for image, caption in _rows(rows, path, where):
         if image in captions:
             twice[image] = None
         captions[image] = caption
     if twice:
         raise InputError(f"{path}: {id_list(list(twice))} more than one caption: keep one for each image")
     return captions
+
+
+def _is_coco(content: Any) -> bool:
+    return isinstance(content, dict) and isinstance(content.get("annotations"), list)
 
 
 def save_results(path: str | Path, captions: Mapping[Any, str]) -> None:
@@ -65,8 +75,7 @@ def save_results(path: str | Path, captions: Mapping[Any, str]) -> None:
 
 
 def load_references(path: str | Path) -> dict[ImageId, list[str]]:
-    """References in a layout of `data/annotations.py` (COCO's, a list, Karpathy's), plain or gzip: id -> captions, in
-    the file's order.
+    """References in a layout of `data/annotations.py` or `data/caption_tables.py`: id -> captions, in the file's order.
 
     An image without a caption has an empty list, so that scoring can report it; "images" may be absent.
     Raises: MissingFileError; InputError for HTML, broken JSON or another shape.
@@ -77,7 +86,7 @@ def load_references(path: str | Path) -> dict[ImageId, list[str]]:
 def load_named_references(path: str | Path) -> tuple[dict[ImageId, list[str]], dict[ImageId, str]]:
     """`load_references`, and the file name of each image whose name the file gives."""
     path = Path(path)
-    document = read_user_json(path, "evaluate.references")
+    document = read_captions(path, "evaluate.references")
     if isinstance(document, dict) and not isinstance(document.get("images", []), list):
         raise InputError(f"{path}: 'images' is not a list of entries with an 'id': give a file in COCO's format")
     captions, names = captions_and_names(document, path)
@@ -93,7 +102,8 @@ def under_reference_ids(
     """The captions of `path` under the ids of the references: 42, "42", "000000000042" and photos/42.jpg are one image.
 
     names: the file names of images whose name is known; another is known by its id. Captions that fit no reference
-    keep their ids. Raises `InputError` where two captions belong to one image.
+    keep their ids. What is matched by value or by name is counted in a log line. Raises `InputError` where two captions
+    belong to one image.
     """
     ids = list(references)
     listed, meant = set(ids), numbers_of(ids)
@@ -104,4 +114,7 @@ def under_reference_ids(
     for key, image in target.items():
         if key != (other := key_of.setdefault(image, key)):
             raise InputError(f"{path}: the captions of {other!r} and {key!r} are of one image, {image!r}: keep one")
+    if renamed := {key: image for key, image in target.items() if image != key}:
+        message = "%s: %d of %d image ids are those of the references by value or by file name, such as %r for %r"
+        log.warning(message, path, len(renamed), len(captions), *next(iter(renamed.items())))
     return {image: captions[key] for image, key in key_of.items()}

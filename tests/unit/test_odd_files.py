@@ -171,13 +171,13 @@ def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, reason: str
     [
         ("image,caption\n100_a.jpg,A dog runs .\n", "'image', 'caption'"),
         (",image,caption\n0,100_a.jpg,A dog runs .\n", "'', 'image', 'caption'"),
-        ('\ufeff"image_id";"caption"\n"1";"A dog runs ."\n', "'\"image_id\"', '\"caption\"'"),
+        ('\ufeff"image_id";"caption"\n"1";"A dog runs ."\n', "'image_id', 'caption'"),
         (
             "image_name| comment_number| comment\n100.jpg| 0| A dog runs .\n",
             "'image_name', 'comment_number', 'comment'",
         ),
         ("100.jpg#0\tA dog runs .\n100.jpg#1\tTwo cats sit .\n", "'100.jpg#0', 'A dog runs .'"),
-        ("100.jpg A dog runs .\n101.jpg Two cats sit .\n", "'100.jpg', 'A dog runs .'"),
+        ("100.jpg A dog runs .\n101.jpg Two cats sit .\n", "'100.jpg A dog runs .'"),
         ("1,A dog runs .\n2,Two cats, and a wall .\n", "'1', 'A dog runs .'"),
         ("A dog runs .\thttp://a/1.jpg\nTwo cats .\thttp://a/2.jpg\n", "'A dog runs .', 'http://a/1.jpg'"),
         ("caption\nA dog runs .\nTwo cats sit .\n", "'caption'"),
