@@ -18,7 +18,7 @@ from cgtgan.evaluation.coco_files import id_list, load_named_references, load_re
 from cgtgan.evaluation.java import find_java
 from cgtgan.evaluation.metrics import ExtraMetric, JavaSettings, Scores, score_many
 from cgtgan.evaluation.own_metrics import own_metric_fingerprints
-from cgtgan.evaluation.records import merged_inputs, merged_scores
+from cgtgan.evaluation.records import merged_counts, merged_inputs, merged_scores
 from cgtgan.runtime.artifacts import Embeddings, file_fingerprint, fingerprint, read_json, write_json
 
 if TYPE_CHECKING:  # the scorers of pycocoevalcap start without torch
@@ -123,7 +123,7 @@ def write_scores(
 ) -> None:  # fmt: skip
     """Score the methods together, with temporary files in `home`, and add the scores to those in each one's place.
 
-    Writes captions.json, per_image.json and, last, scores.json there; `about` is written into scores.json. Says which
+    Writes captions.json, per_image.json, counts.json and, last, scores.json there; `about` is written into scores.json. Says which
     images were left out and why a score is missing.
     """
     for stale in home.glob(".scores*"):  # of a killed run: this process holds the folder
@@ -166,9 +166,14 @@ def _write_record(
         write_json(folder / "samples.json", rows, indent=None)
     elif not record:
         (folder / "samples.json").unlink(missing_ok=True)
-    earlier = per_image_scores(folder) if record else {}
+    earlier = per_image_rows(folder) if record else {}
     summary, per_image = merged_scores(record, earlier, result)
     write_json(folder / "per_image.json", [{"image_id": i, **row} for i, row in per_image.items()], indent=None)
+    counts = merged_counts(summary["scores"], per_image_rows(folder, "counts.json") if record else {}, result)
+    if any(counts.values()):
+        write_json(folder / "counts.json", [{"image_id": i, **row} for i, row in counts.items()], indent=None)
+    else:
+        (folder / "counts.json").unlink(missing_ok=True)
     made_from = merged_inputs(record, about["made_from"], result)
     write_json(folder / "scores.json", {**summary, **about, "made_from": made_from})
 
@@ -179,9 +184,9 @@ def record_in(folder: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def per_image_scores(folder: Path) -> dict[Any, dict[str, float]]:
-    """per_image.json of a record by image; empty without one."""
-    path = folder / "per_image.json"
+def per_image_rows(folder: Path, name: str = "per_image.json") -> dict[Any, dict[str, Any]]:
+    """The scores, or in counts.json the counts, of a record by image; empty where the file is missing."""
+    path = folder / name
     rows = read_json(path, list) if path.is_file() else []
     return {row["image_id"]: {name: value for name, value in row.items() if name != "image_id"} for row in rows}
 

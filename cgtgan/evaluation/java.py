@@ -20,9 +20,12 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, NamedTuple, TypeAlias
 
 import numpy as np
+
+from cgtgan.evaluation.counts import meteor_counts
+from cgtgan.runtime.sources import SPICE
 
 HOW_TO_INSTALL = (
     "install a Java runtime, for example `apt-get install default-jre-headless` or `conda install -c "
@@ -40,6 +43,14 @@ _QUICK = "-XX:TieredStopAtLevel=1"  # the first compiler alone
 _SHORT_RUN = 10_000
 _LINE_BREAKING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 Group: TypeAlias = tuple[list[str], list[list[str]]]  # captions and each one's references, tokenised
+
+
+class MeteorScores(NamedTuple):
+    """Of a group: the corpus score and n scores, fractions, and n lists of counts (evaluation/counts.py)."""
+
+    corpus: float
+    each: list[float]
+    counts: list[list[int]]
 
 
 @dataclass(frozen=True)
@@ -171,7 +182,7 @@ class MeteorRun:
 
     def __init__(self, java: str, captions: int, *, scratch: Path | None = None):
         self._timed_out = False
-        self._outcome: list[tuple[float, list[float]]] | JavaError = JavaError("METEOR was stopped before it was ready")
+        self._outcome: list[MeteorScores] | JavaError = JavaError("METEOR was stopped before it was ready")
         self._talker: threading.Thread | None = None
         self._watchdog: threading.Timer | None = None
         folder = package_folder("meteor")
@@ -210,8 +221,8 @@ class MeteorRun:
         _reap(self._process)
         self._stderr.close()
 
-    def result(self) -> list[tuple[float, list[float]]]:
-        """A group's (corpus score, n scores), fractions.
+    def result(self) -> list[MeteorScores]:
+        """The scores of each group.
 
         Raises JavaError when METEOR failed or took longer than its limit.
         """
@@ -258,7 +269,7 @@ class MeteorRun:
                 why = f"METEOR's Java program ended before it was ready: {_last_line(self._stderr)}"
             self._outcome = JavaError(why)
 
-    def _score(self, requests: list[str]) -> tuple[float, list[float]]:
+    def _score(self, requests: list[str]) -> MeteorScores:
         # all requests are sent ahead: an answer that Python's other threads keep waiting must not keep METEOR waiting
         # too
         sender = threading.Thread(target=self._send, args=(requests,), name="meteor requests", daemon=True)
@@ -267,7 +278,7 @@ class MeteorRun:
         sender.join()
         self._ask(" ||| ".join(["EVAL", *statistics]))
         each = [float(self._answer()) for _ in statistics]
-        return float(self._answer()), each
+        return MeteorScores(float(self._answer()), each, [meteor_counts(line) for line in statistics])
 
 
 def _score_request(hypothesis: str, references: list[str]) -> str:
@@ -278,18 +289,14 @@ def _score_request(hypothesis: str, references: list[str]) -> str:
 
 
 def missing_spice_jars() -> str | None:
-    """One sentence on the jars SPICE lacks and where they belong, or None when they are there.
-
-    Nothing is ever downloaded.
-    """
+    """One sentence on the jars SPICE lacks and where they belong, or None when they are there."""
     library = package_folder("spice") / "lib"
     missing = [jar for jar in SPICE_JARS if not (library / jar).is_file()]
     if not missing:
         return None
     return (
-        f"SPICE needs {' and '.join(missing)} in the folder {library}: take them from "
-        "stanford-corenlp-full-2015-12-09.zip "
-        "(nlp.stanford.edu/software, 384 MB) and put them there"
+        f"SPICE needs {' and '.join(missing)} in the folder {library}: take them from {SPICE.address} (384 MB) and put "
+        "them there, or run stage=download with spice in evaluate.metrics"
     )
 
 

@@ -17,6 +17,7 @@ from cgtgan.config import COCO_METRICS, DEFAULT_METRICS, METRICS, custom_name
 from cgtgan.errors import InputError, UserError
 from cgtgan.evaluation import java as jvm
 from cgtgan.evaluation.coco_files import ImageId, id_list
+from cgtgan.evaluation.counts import bleu_counts
 from cgtgan.evaluation.java import JavaSettings
 from cgtgan.evaluation.own_metrics import Columns, OwnMetric, own_metrics
 from cgtgan.evaluation.tokenizer import tokenize
@@ -33,7 +34,8 @@ class Scores:
     `corpus` and each entry of `per_image` have the keys BLEU-1..BLEU-4, METEOR, ROUGE-L, CIDEr (SPICE if asked and
     possible), and what further metrics give; BLEU and METEOR of a corpus are not means of the images. `failed`: an
     absent key -> one sentence why. `excluded`: images left out because they have no reference. `tokenizer`: "ptb", or
-    "approximate" where the Java tokeniser could not run.
+    "approximate" where the Java tokeniser could not run. `counts`: image -> what its BLEU ("bleu") and METEOR
+    ("meteor") are made of, which the corpus scores have the sums of (evaluation/counts.py).
     """
 
     corpus: dict[str, float]
@@ -41,6 +43,7 @@ class Scores:
     failed: dict[str, str] = field(default_factory=dict)
     excluded: tuple[ImageId, ...] = ()
     tokenizer: str = "ptb"
+    counts: dict[ImageId, dict[str, list[int]]] = field(default_factory=dict)
 
 
 def score_captions(
@@ -100,6 +103,8 @@ def score_many(
             for family in [f for f in families if f != "meteor"]:
                 if family in extra:
                     result.record(family, lambda f=family, m=name, r=result: extra[f](m, r.ids))
+                elif family == "bleu":
+                    result.record("bleu", result.bleu)
                 elif family == "spice":
                     result.record("spice", lambda r=result: _spice(program, r.hypotheses, r.references, java.scratch))
                 else:
@@ -107,7 +112,7 @@ def score_many(
                 on_metric()
         if meteor is not None:
             for n, result in enumerate(results.values()):
-                result.record("meteor", lambda n=n: _meteor(meteor, n))
+                result.record("meteor", lambda n=n, r=result: r.meteor(meteor, n))
                 on_metric()
     return {name: result.scores(families) for name, result in results.items()}
 
@@ -129,6 +134,7 @@ class _Result:
     problem: str | None = None  # why the Java tokeniser was not used
     columns: dict[str, Columns] = field(default_factory=dict)  # by family
     failed: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, list[list[int]]] = field(default_factory=dict)  # by family, of each image
 
     @classmethod
     def of(cls, captions: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> _Result:
@@ -155,6 +161,23 @@ class _Result:
             why = f"{family} was not computed: {type(error).__name__}: {error}"
             self._failed(family, why)
 
+    def bleu(self) -> Columns:
+        from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+        scorer = BleuScorer(n=4)
+        for hypothesis, references in zip(self.hypotheses, self.references, strict=True):
+            scorer += (hypothesis, references)
+        totals, columns = scorer.compute_score(option="closest", verbose=0)
+        made_of = ((c["testlen"], c["reflen"], c["correct"], c["guess"]) for c in scorer.ctest)
+        self.counts["bleu"] = [bleu_counts(*each) for each in made_of]
+        return _columns("bleu", totals, columns)
+
+    def meteor(self, run: jvm.MeteorRun | jvm.JavaError, method: int) -> Columns:
+        if isinstance(run, jvm.JavaError):
+            raise run
+        total, column, self.counts["meteor"] = run.result()[method]
+        return _columns("meteor", [total], [column])
+
     def _failed(self, family: str, why: str) -> None:
         names = METRICS[family] if family in COCO_METRICS else (custom_name(family),)
         self.failed.update(dict.fromkeys(names, why))
@@ -168,6 +191,7 @@ class _Result:
             failed=self.failed,
             excluded=self.excluded,
             tokenizer="ptb" if self.problem is None else "approximate",
+            counts={i: {f: rows[row] for f, rows in self.counts.items()} for row, i in enumerate(self.ids)},
         )
 
 
@@ -235,11 +259,6 @@ def _check_inputs(captions: Mapping[Any, str], references: Mapping[Any, Sequence
 
 def _python_metric(family: str, hypotheses: list[str], references: list[list[str]]) -> Columns:
     gts, res = dict(enumerate(references)), {i: [text] for i, text in enumerate(hypotheses)}
-    if family == "bleu":
-        from pycocoevalcap.bleu.bleu import Bleu
-
-        totals, columns = Bleu(4).compute_score(gts, res, verbose=0)
-        return _columns(family, totals, columns)
     if family == "rouge_l":
         from pycocoevalcap.rouge.rouge import Rouge as Scorer
     else:
@@ -252,13 +271,6 @@ def _columns(family: str, totals: Iterable[Any], columns: Iterable[Iterable[Any]
     names = METRICS[family]
     corpus = {name: float(total) for name, total in zip(names, totals, strict=True)}
     return corpus, {name: [float(x) for x in column] for name, column in zip(names, columns, strict=True)}
-
-
-def _meteor(run: jvm.MeteorRun | jvm.JavaError, method: int) -> Columns:
-    if isinstance(run, jvm.JavaError):
-        raise run
-    total, column = run.result()[method]
-    return _columns("meteor", [total], [column])
 
 
 def _spice(java: str | None, hypotheses: list[str], references: list[list[str]], scratch: Path | None) -> Columns:

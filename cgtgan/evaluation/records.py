@@ -225,6 +225,21 @@ def merged_scores(
     return summary, rows
 
 
+def merged_counts(
+    scores: Mapping[str, float], earlier: Mapping[Any, Mapping[str, list[int]]], result: Scores
+) -> dict[Any, dict[str, list[int]]]:
+    """counts.json of a record with `scores`, to which those of `result` were added: of each metric the counts that its
+    score is made of.
+    """
+    new = {
+        family for family in ("bleu", "meteor") if all(scores.get(n) == result.corpus.get(n) for n in METRICS[family])
+    }
+    return {
+        i: {f: row for f, row in earlier.get(i, {}).items() if f not in new} | {f: row[f] for f in new & row.keys()}
+        for i, row in result.counts.items()
+    }
+
+
 def merged_inputs(record: Mapping[str, Any], made_from: Mapping[str, Any], result: Scores) -> dict[str, Any]:
     """`made_from` of a record to which `result` was added: what the earlier scores were made from stays."""
     earlier = record.get("made_from") or {}

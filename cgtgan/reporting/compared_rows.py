@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from cgtgan.config import METRICS
 from cgtgan.errors import InputError
-from cgtgan.evaluation.bootstrap import SystemScores, paired_bootstrap
+from cgtgan.evaluation.bootstrap import SummedScores, System, SystemScores, paired_bootstrap
+from cgtgan.evaluation.counts import SUMMED
 from cgtgan.reporting.methods import METHODS, SYSTEMS
 from cgtgan.reporting.run_folder import Run
 from cgtgan.reporting.score_folder import ScoreFolder
@@ -19,7 +19,6 @@ from cgtgan.reporting.tables import MethodRow, Origin, RowsBySet
 from cgtgan.reporting.variants import Variant, distinguish
 from cgtgan.runtime.artifacts import canonical_json, fingerprint
 
-SUMMED = (*METRICS["bleu"], *METRICS["meteor"])  # of summed counts: no mean of the images' scores
 _GAN = ("train.", "reward_weights.", "discriminator.", "precision")
 _TEXT = (*_GAN, "aggregation_t.")
 _INITIAL = ("train.use_initialization", "train.dropout")
@@ -64,6 +63,20 @@ class Entry:
     def per_image(self) -> dict[int, dict[Any, dict[str, float]]]:
         """Seed -> image id -> metric -> raw score."""
         return {seed: run.per_image(self.method) for seed, run in self.runs.items()}
+
+    @cached_property
+    def counts(self) -> dict[str, np.ndarray]:
+        """Metric of summed counts -> (seeds, images in their sorted order, K); one that a seed lacks is left out."""
+        by_seed = [self.runs[seed].counts(self.method) for seed in sorted(self.runs)]
+        ids = self.sorted_images
+        complete = [
+            m for m in {m for m, _ in SUMMED.values()} if all(m in by.get(i, {}) for by in by_seed for i in ids)
+        ]
+        return {m: np.asarray([[by[i][m] for i in ids] for by in by_seed], dtype=np.float64) for m in complete}
+
+    @property
+    def sorted_images(self) -> list[Any]:
+        return sorted(self.images, key=lambda i: (str(i), isinstance(i, str)))
 
     @property
     def images(self) -> set[Any]:
@@ -204,9 +217,9 @@ def _baselines(rows: Sequence[Entry], wanted: str | None) -> list[Entry]:
 
 
 def _test(base: Entry, others: Sequence[Entry], resamples: int, seed: int, notes: list[str]) -> None:
-    ids = sorted(base.images, key=lambda i: (str(i), isinstance(i, str)))
+    ids = base.sorted_images
     base_scores = {metric: _scored(base, metric, ids) for metric in base.row.scores}
-    systems: list[SystemScores] = []
+    systems: list[System] = []
     tested: list[tuple[Entry, str]] = []
     for entry in others:
         if any(scores.keys() != set(ids) for e in (base, entry) for scores in e.per_image.values()):
@@ -225,11 +238,18 @@ def _test(base: Entry, others: Sequence[Entry], resamples: int, seed: int, notes
         entry.row = replace(entry.row, baseline=base.row.name, differences=differences)
 
 
-def _scored(entry: Entry, metric: str, ids: Sequence[Any]) -> SystemScores | None:
-    """Scores (seeds, images) where the corpus score is the mean over images: only such a score can be resampled."""
+def _scored(entry: Entry, metric: str, ids: Sequence[Any]) -> System | None:
+    """What can be resampled: the scores of the images where the corpus score is their mean, or counts that it is
+    made of.
+    """
     seeds = tuple(sorted(entry.runs))
-    if metric in SUMMED or list(seeds) != entry.row.seeds[metric]:
+    if list(seeds) != entry.row.seeds[metric]:
         return None
+    if metric in SUMMED:
+        family, score = SUMMED[metric]
+        summed = SummedScores(entry.counts[family], score, seeds) if family in entry.counts else None
+        good = summed is not None and np.allclose(summed.values, entry.row.scores[metric], rtol=1e-6, atol=1e-6)
+        return summed if good else None
     rows = [[entry.per_image[seed].get(i, {}).get(metric, np.nan) for i in ids] for seed in seeds]
     scores, whole = np.asarray(rows, dtype=np.float64), np.asarray(entry.row.scores[metric])
     if not np.isfinite(scores).all() or not np.allclose(scores.mean(1), whole, rtol=1e-6, atol=1e-6):

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from cgtgan.assets.scores import per_image_rows
 from cgtgan.evaluation.coco_files import load_results
 from cgtgan.evaluation.records import differences, method_of, records_of
 from cgtgan.reporting.methods import METHODS, published_scores, reward_title, with_defaults
@@ -74,6 +75,10 @@ class Run:
     def per_image(self, method: str) -> dict[Any, dict[str, float]]:
         rows = read_json(self._file(method, "per_image.json"), list)
         return {row["image_id"]: {m: value for m, value in row.items() if m != "image_id"} for row in rows}
+
+    def counts(self, method: str) -> dict[Any, dict[str, list[int]]]:
+        """What BLEU and METEOR of each image are made of (evaluation/counts.py); empty in a run of version 0.1."""
+        return per_image_rows(self._file(method, "counts.json").parent, "counts.json")
 
     def decoding(self, method: str) -> str:
         return "none" if method in ("nearest", "human") else self.scores(method)["decoding"]

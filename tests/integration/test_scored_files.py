@@ -164,3 +164,7 @@ def test_the_command_scores_files_without_torch(home: Path) -> None:
     )
     assert done.stdout.splitlines()[-1] == "imported: [] 0", done.stdout + done.stderr
     assert "report: " in done.stdout
+    table = lines(home / "comparison")
+    of_bleu = table["bad", "BLEU-1"]  # from counts.json
+    assert float(of_bleu["diff"]) == pytest.approx(float(of_bleu["mean"]) - float(table["good", "BLEU-1"]["mean"]))
+    assert float(of_bleu["ci_high"]) < 0

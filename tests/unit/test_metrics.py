@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from cgtgan.errors import InputError
 from cgtgan.evaluation import java as jvm
 from cgtgan.evaluation import metrics as m
 from cgtgan.evaluation.coco_files import load_references
+from cgtgan.evaluation.counts import meteor
 
 NAMES = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"}
 CAPTIONS = {1: "A man rides a horse.", 2: "two dogs play in the snow", 3: "a red bus on a street"}
@@ -86,6 +88,7 @@ def test_meteor_is_pycocoevalcaps_own() -> None:
     references = [
         [f"{text} slowly", "someone is there"][: 1 + i % 2] for i, text in enumerate(hypotheses[3:] + hypotheses[:3])
     ]
+    references[0] = [hypotheses[0]]  # a whole match, whose chunk METEOR leaves out of its sum
     java = jvm.find_java()
     assert java is not None
     theirs = Meteor()
@@ -97,11 +100,14 @@ def test_meteor_is_pycocoevalcaps_own() -> None:
             expected = theirs.compute_score(
                 dict(enumerate(references)), {i: [text] for i, text in enumerate(hypotheses)}
             )
-            ((corpus, each),) = run.result()
+            ((corpus, each, counts),) = run.result()
     finally:
         watchdog.cancel()
         theirs.meteor_p.kill()
     assert (corpus, each) == expected
+    rows = np.asarray(counts, dtype=float)
+    assert meteor(rows.sum(0)) == pytest.approx(corpus, abs=1e-12)  # Java's own sum
+    assert meteor(rows).tolist() == pytest.approx(each, abs=1e-12)
     assert len(set(each)) > 5
 
 
