@@ -12,6 +12,7 @@ from typing import Any
 from cgtgan.accepted_values import Check
 from cgtgan.config import (
     BASELINE_ROWS,
+    COCO_METRICS,
     METRICS,
     RELEASED_SLIPS,
     Config,
@@ -174,6 +175,15 @@ _RULES: tuple[tuple[Callable[[Config], Any], str], ...] = (
         "{dataset.reader} and {dataset.kind} contradict each other: a reader needs dataset=custom",
     ),
     (
+        lambda c: c.dataset.kind != "folder" and (c.dataset.caption_column or c.dataset.image_column),
+        "{dataset.caption_column}, {dataset.image_column} and {dataset.kind} contradict each other: a column is read "
+        "with dataset=folder",
+    ),
+    (
+        lambda c: c.dataset.caption_column and c.dataset.references,
+        "{dataset.caption_column} and {dataset.references} contradict each other: give one place of the captions",
+    ),
+    (
         lambda c: c.clip_backbone.kind == "custom" and not is_custom(c.clip_backbone.model) and _reads_data(c),
         "{clip_backbone.model!r} is not accepted: clip_backbone=custom needs path.py:Name or package.module:Name of a "
         "dual encoder",
@@ -230,6 +240,37 @@ _RULES: tuple[tuple[Callable[[Config], Any], str], ...] = (
         "{train.kl_weight} and {train.dropout} contradict each other: there is no KL penalty with dropout",
     ),
     (
+        lambda c: c.train.advantage_norm == "group" and c.train.num_samples < 2,
+        "{train.advantage_norm} and {train.num_samples} contradict each other: it needs 2 or more",
+    ),
+    (
+        lambda c: c.train.dropout and c.train.loss_norm != "caption",
+        "{train.dropout} and {train.loss_norm} contradict each other: with dropout it is caption, as published",
+    ),
+    (
+        lambda c: c.train.dropout and c.discriminator.loss == "pairwise",
+        "{train.dropout} and {discriminator.loss} contradict each other: with dropout it is bce, as published",
+    ),
+    (
+        lambda c: (
+            "accumulation" in c.train.released and (c.train.advantage_norm == "batch" or c.train.loss_norm == "tokens")
+        ),
+        "{train.released} with accumulation, {train.advantage_norm} and {train.loss_norm} contradict each other: "
+        "these two need the whole step's captions before the first gradient",
+    ),
+    (
+        lambda c: c.train.dropout and "entropy" in c.reward_weights.terms,
+        "{train.dropout} and reward_weights.terms.entropy contradict each other: the term needs no dropout",
+    ),
+    (
+        lambda c: c.discriminator.label_smoothing and c.discriminator.loss != "bce",
+        "{discriminator.label_smoothing} and {discriminator.loss} contradict each other: pairs have no labels",
+    ),
+    (
+        lambda c: c.gap.name == "projection" and c.gap.t is None and isinstance(c.aggregation_t.t, list),
+        "gap=projection needs one temperature: set gap.t",
+    ),
+    (
         lambda c: c.train.accumulation > c.train.batch_size,
         "{train.accumulation} and {train.batch_size} contradict each other: every part needs an image",
     ),
@@ -266,6 +307,26 @@ _RULES: tuple[tuple[Callable[[Config], Any], str], ...] = (
     (
         lambda c: c.captions is not None and c.evaluate.self_cider_samples,
         "{captions} and {evaluate.self_cider_samples} contradict each other: a results file has one caption per image",
+    ),
+    (
+        lambda c: (
+            c.captions is not None
+            and c.image_paths
+            and c.evaluate.references is None
+            and any(metric in COCO_METRICS for metric in c.evaluate.metrics)
+        ),
+        "{evaluate.metrics} needs references: add evaluate.references=FILE, or with pictures alone "
+        "evaluate.metrics=[clipscore]",
+    ),
+    (
+        lambda c: (
+            c.captions is not None
+            and c.image_paths
+            and "clipscore" in c.evaluate.metrics
+            and c.clip_backbone.kind == "demo"
+        ),
+        "{clip_backbone.kind} and {images} contradict each other: the demo's backbone knows the demo's drawn pictures "
+        "alone, add clip_backbone=vit_b32 or another one",
     ),
     (
         lambda c: c.captions is None and c.evaluate.references is not None,

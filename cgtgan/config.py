@@ -21,11 +21,15 @@ from cgtgan.accepted_values import (
     Check,
     is_device,
     is_temperature,
+    is_web_address,
     one_of,
     setting,
 )
 
-STAGES = ("preprocess", "aggregate", "initialize", "train", "evaluate", "caption", "report", "serve", "pipeline")
+STAGES = (
+    *("preprocess", "aggregate", "initialize", "train", "evaluate", "caption", "report", "serve", "pipeline"),
+    *("check", "download"),
+)
 SPLITS = ("train", "val", "test")
 DATASET_KINDS = ("demo", "coco", "flickr30k", "folder", "custom")  # their records: data/dataset_kinds.py
 DEFAULT_METRICS = ("bleu", "meteor", "rouge_l", "cider")
@@ -41,6 +45,7 @@ METRICS = {
     "diversity": ("Distinct-1", "Distinct-2", "Vocabulary", "Length", "Novel", "Self-CIDEr"),
 }
 RELEASED_SLIPS = ("text_order", "accumulation", "l1_target")
+GAPS = ("none", "mean", "mean_std", "c3", "projection")
 BASELINE_ROWS = ("init", "mean_shift", "projection", "nearest", "supervised", "human")
 
 # ------------------------------------------------------------------------------------------------------------- settings
@@ -67,7 +72,11 @@ class DatasetConfig:
     kind: str = setting("demo", one_of(*DATASET_KINDS))
     reader: str = ""  # custom: the function that lists the images (data/custom_reader.py)
     root: str = "data"
+    # folder: also a list of paths, tar files ({00000..00099}.tar), Parquet tables, a Hugging Face data set on disk
     images: str | None = None
+    image_column: str | None = None  # folder: of a table with several columns of pictures
+    # folder: of a table, the captions to score against; of tar files, the ending of those members (txt)
+    caption_column: str | None = None
     train_annotations: str | None = None
     val_annotations: str | None = None
     test_annotations: str | None = None
@@ -120,7 +129,7 @@ class ClipBackboneConfig:
 
     name: str = "demo"
     kind: str = setting("demo", one_of("openai", "huggingface", "open_clip", "random", "demo", "custom"))
-    # openai: ViT-L/14, ViT-B/32, RN50x4 or a .pt file; huggingface, open_clip: hub name or folder; custom: path.py:Name
+    # openai: ViT-L/14 and the like or a .pt file; huggingface, open_clip: hub name or folder; custom: path.py:Name
     model: str = ""
     pretrained: str = ""  # open_clip: the weights' tag
     cache: str = "~/.cache/clip"
@@ -163,9 +172,10 @@ class RewardWeightsConfig:
     name: str = "clip_agg"
     cos_weight: float = setting(0.5, SHARE)
     clip_weight: float = setting(0.0, SHARE)
-    # Further terms; cos, l1 or clip here get another weight. Each is a RewardTermConfig, or just its weight.
+    # Further terms; cos, l1 or clip here get another weight. Each is a RewardTermConfig, or just its weight; 0 is out.
     # The type is loose because Hydra cannot add a key to a dictionary of dataclasses.
     terms: dict[str, Any] = field(default_factory=dict)
+    pool: int = setting(1000, AT_LEAST_2)  # training images that the term `pmi` compares a caption with
     max_weight: float = setting(0.5, SHARE)
     delay_steps: int = setting(150, NOT_NEGATIVE)
     ramp_steps: int = setting(2350, NOT_NEGATIVE)
@@ -176,6 +186,14 @@ class RewardWeightsConfig:
                 self.terms[name] = RewardTermConfig(weight=term)
             elif isinstance(term, dict) and term.keys() <= {f.name for f in fields(RewardTermConfig)}:
                 self.terms[name] = RewardTermConfig(**term)  # anything else is refused by `checks.validate`
+
+
+@dataclass
+class GapConfig:
+    """What is done about the gap between image and text embeddings wherever the generator reads one (method/gap.py)."""
+
+    name: str = setting("none", one_of(*GAPS))
+    t: float | None = setting(None, POSITIVE)  # projection: its temperature; null: aggregation_t.t
 
 
 @dataclass
@@ -209,6 +227,9 @@ class DiscriminatorConfig:
     layers: int = setting(12, AT_LEAST_1)
     width: int = setting(768, AT_LEAST_2)
     heads: int = setting(12, AT_LEAST_1)
+    loss: str = setting("bce", one_of("bce", "pairwise"))  # pairwise: a sample against a real sentence (GAD)
+    label_smoothing: float = setting(0.0, ("0 to 0.5, without it", lambda v: 0 <= v < 0.5))  # bce: of real sentences
+    reward: str = setting("logit", one_of("logit", "probability", "binary", "rank"))
 
 
 @dataclass
@@ -248,6 +269,9 @@ class InitializeConfig:
     noise_std: float = setting(0.0, NOT_NEGATIVE)
     # raw: the noise is added to raw vectors; unit: normalise, add, normalise, as CapDec, ViECap and IFCap do
     noise: str = setting("raw", one_of("raw", "unit"))
+    # text: a sentence from its own embedding. pseudo: from the embedding of an unlabelled image that CLIP finds for it
+    pairs: str = setting("text", one_of("text", "pseudo"))
+    label_smoothing: float = setting(0.0, ("0 to 1, without it", lambda v: 0 <= v < 1))
     checkpoint_every: int = setting(500, AT_LEAST_1)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=2e-5, warmup_steps=5000, eps=1e-6, grad_clip=0.0)
@@ -263,6 +287,11 @@ class TrainConfig:
     batch_size: int = setting(128, AT_LEAST_1)  # images per step
     num_samples: int = setting(5, AT_LEAST_1)  # sampled captions per image
     baseline: str = setting("greedy", one_of("greedy", "leave_one_out"))
+    # each reward's advantages divided by their deviation, over an image's samples or over the step
+    advantage_norm: str = setting("none", one_of("none", "group", "batch"))
+    # what a caption's summed log-prob is divided by: its length, the step's mean length, or generator.max_length
+    loss_norm: str = setting("caption", one_of("caption", "tokens", "constant"))
+    ema: float | None = setting(None, ("0 to 1, without 1", lambda v: 0 <= v < 1))  # per step; null: no moving average
     use_discriminator: bool = True
     use_initialization: bool = True
     init_from: str | None = None  # our checkpoint, the authors' model.pt or a hub name, instead of `initialize`
@@ -358,10 +387,14 @@ class Config:
     workers: int | None = setting(None, NOT_NEGATIVE)  # processes that read images and texts ahead; null: by the cores
     runs_dir: str = "runs"
     artifacts_dir: str = "artifacts"
+    # fetch what is missing before a stage starts; null: ask once at a terminal, elsewhere say the command
+    download: bool | None = None
+    mirror: str | None = setting(None, ("http://... or https://...", is_web_address))  # runtime/sources.py
     checkpoint: str | None = None  # evaluate, caption, serve: a checkpoint or a run folder; null: this run's own
     # evaluate: files in COCO's results format, scored instead of a checkpoint: a name or pattern, or a list of them
     captions: Any = None
-    images: Any = None  # caption, serve: a file, a folder or a list; -: standard input, one path per line
+    # caption, serve: a file, a folder or a list; -: standard input, one path per line; captions=FILE: their pictures
+    images: Any = None
     # caption: a folder, null: captions/ in the run folder; captions=FILE: a folder, null: FILE_scores; report: a folder
     output: str | None = None
     runs: Any = None  # report: folders or glob patterns of the runs to compare, one or a list; null: this run alone
@@ -370,6 +403,7 @@ class Config:
     clip_backbone: ClipBackboneConfig = field(default_factory=ClipBackboneConfig)
     aggregation_t: AggregationConfig = field(default_factory=AggregationConfig)
     reward_weights: RewardWeightsConfig = field(default_factory=RewardWeightsConfig)
+    gap: GapConfig = field(default_factory=GapConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)

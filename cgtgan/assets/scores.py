@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cgtgan.assets.pictures import picture_embeddings, pictures_of
 from cgtgan.assets.splits import dataset_split
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import as_dict, custom_name
@@ -71,6 +72,12 @@ def image_names_of(ws: Workspace) -> dict[Any, str]:
     return {image.image_id: str(image.path) for image in dataset_split(ws, ws.cfg.evaluate.split).images}
 
 
+def named_pictures(ws: Workspace, ids: Iterable[Any]) -> dict[Any, Path]:
+    """The pictures in `images` of these ids, which the references may give a file name."""
+    names = image_names_of(ws) if ws.cfg.evaluate.references is not None else {}
+    return pictures_of(ws, {i: dict.fromkeys((str(i), names.get(i, str(i)))) for i in ids})
+
+
 def run_identity(
     ws: Workspace, checkpoint: Path, images: Embeddings, references: Mapping[Any, Sequence[str]]
 ) -> dict[str, Any]:
@@ -119,16 +126,16 @@ def _novelty_corpus(ws: Workspace) -> NoveltyCorpus:
 
 def write_scores(
     ws: Workspace, home: Path, places: Mapping[str, Path], scored: ScoredCaptions,
-    references: Mapping[Any, Sequence[str]], metrics: Sequence[str], about: Mapping[str, Any],
+    references: Mapping[Any, Sequence[str]] | None, metrics: Sequence[str], about: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Score the methods together, with temporary files in `home`, and add the scores to those in each one's place.
 
-    Writes captions.json, per_image.json, counts.json and, last, scores.json there; `about` is written into scores.json. Says which
-    images were left out and why a score is missing.
+    Writes captions.json, per_image.json, counts.json and, last, scores.json there; `about` is written into scores.json.
+    Says which images were left out and why a score is missing.
     """
     for stale in home.glob(".scores*"):  # of a killed run: this process holds the folder
         shutil.rmtree(stale, ignore_errors=True)
-    extra = _extra_metrics(ws, scored, references, metrics)
+    extra = _extra_metrics(ws, scored, references or {}, metrics)
     home.mkdir(parents=True, exist_ok=True)  # scores that were there may have moved beside it
     scratch = Path(tempfile.mkdtemp(prefix=".scores", dir=home))
     names = ", ".join(map(custom_name, metrics))
@@ -210,9 +217,13 @@ def _extra_metrics(
     from cgtgan.evaluation.extra_metrics import clip_metric, diversity_metric
 
     if "clipscore" in metrics:
-        images = image_embeddings(ws, cfg.split)
-        vectors = dict(zip(images.ids, images.vectors, strict=True))
-        extra["clipscore"] = clip_metric(scored.captions, references, vectors, _text_encoder(ws), cfg.split)
+        if ws.cfg.captions is not None and ws.cfg.image_paths:
+            ids = dict.fromkeys(i for captions in scored.captions.values() for i in captions)
+            vectors, where = picture_embeddings(ws, named_pictures(ws, ids)), "among the pictures of `images`"
+        else:
+            images, where = image_embeddings(ws, cfg.split), f"in the {cfg.split} split"
+            vectors = dict(zip(images.ids, images.vectors, strict=True))
+        extra["clipscore"] = clip_metric(scored.captions, references, vectors, _text_encoder(ws), where)
     if "diversity" in metrics:
         sentences = novelty_corpus(ws).sentences
         extra["diversity"] = diversity_metric(scored.captions, references, sentences, scored.samples)

@@ -24,12 +24,12 @@ def clip_metric(
     references: References,
     images: Mapping[Any, Tensor],
     encode: Callable[[Sequence[str]], Tensor],
-    split: str,
+    where: str,
 ) -> ExtraMetric:
-    """CLIPScore and RefCLIPScore.
+    """CLIPScore, and RefCLIPScore where there are references.
 
     images: id -> embedding (D,). encode: N texts -> (N, D); each text is embedded once, however many methods use it.
-    split: named in the error for images without an embedding.
+    where: for the error about images without an embedding, such as "in the test split".
     """
     prompts = list(
         dict.fromkeys(map(prompt, (*_texts(captions), *(t for texts in references.values() for t in texts))))
@@ -41,11 +41,13 @@ def clip_metric(
 
     def score(method: str, ids: list[Any]) -> Columns:
         if missing := [i for i in ids if i not in images]:
-            raise InputError(f"CLIPScore was not computed: {id_list(missing)} no embedding in the {split} split")
+            raise InputError(f"CLIPScore was not computed: {id_list(missing)} no embedding {where}")
         texts = embedded([captions[method][i] for i in ids])
         scores = clip_scores(torch.stack([images[i] for i in ids]), texts)
-        with_references = ref_clip_scores(scores, texts, [embedded(references[i]) for i in ids])
-        per_image = {"CLIPScore": scores.tolist(), "RefCLIPScore": with_references.tolist()}
+        per_image = {"CLIPScore": scores.tolist()}
+        if all(references.get(i) for i in ids):
+            with_references = ref_clip_scores(scores, texts, [embedded(references[i]) for i in ids])
+            per_image["RefCLIPScore"] = with_references.tolist()
         return {name: sum(column) / len(column) for name, column in per_image.items()}, per_image
 
     return score

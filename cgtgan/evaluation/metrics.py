@@ -68,7 +68,7 @@ def score_captions(
 
 def score_many(
     methods: Mapping[str, Mapping[Any, str]],
-    references: Mapping[Any, Sequence[str]],
+    references: Mapping[Any, Sequence[str]] | None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     *,
     java: JavaSettings = jvm.DEFAULT_SETTINGS,
@@ -78,13 +78,17 @@ def score_many(
     """`score_captions` of several methods' captions for the same images: the same numbers, but METEOR starts once for
     all.
 
+    references: None: there are none, and only extra metrics and own ones, which get empty lists, can be computed.
     extra_metrics: what `metrics` may name beside pycocoevalcap's: given a method's name and the ids that are scored,
     each returns the corpus values by name, and by name the n values of those that have one per image. `on_metric` is
     called after each metric of each method.
     """
-    extra = {spec: _of_method(metric, methods, references) for spec, metric in own_metrics(metrics).items()}
+    given = references if references is not None else {i: [] for captions in methods.values() for i in captions}
+    extra = {spec: _of_method(metric, methods, given) for spec, metric in own_metrics(metrics).items()}
     extra |= extra_metrics or {}
     families = _check_metrics(metrics, extra)
+    if references is None and (need := [family for family in families if family not in extra]):
+        raise InputError(f"{', '.join(need)} cannot be computed without references")
     results = {name: _Result.of(captions, references) for name, captions in methods.items()}
     program = jvm.find_java()
     with contextlib.ExitStack() as processes:
@@ -137,7 +141,9 @@ class _Result:
     counts: dict[str, list[list[int]]] = field(default_factory=dict)  # by family, of each image
 
     @classmethod
-    def of(cls, captions: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> _Result:
+    def of(cls, captions: Mapping[Any, str], references: Mapping[Any, Sequence[str]] | None) -> _Result:
+        if references is None:
+            return cls(list(captions), (), list(captions.values()), [[] for _ in captions])
         _check_inputs(captions, references)
         ids = [i for i in references if i in captions and _has_reference(references[i])]
         excluded = tuple(i for i in references if i in captions and not _has_reference(references[i]))

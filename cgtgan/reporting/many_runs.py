@@ -87,6 +87,7 @@ def _command(cfg: Config) -> str:
     default = ReportConfig()
     name, patterns = ("captions", cfg.caption_patterns) if cfg.captions is not None else ("runs", cfg.run_patterns)
     words = [f"{name}={patterns[0]}" if len(patterns) == 1 else f"{name}=[{','.join(patterns)}]"]
+    words += [f"images={','.join(cfg.image_paths)}"] if cfg.captions is not None and cfg.image_paths else []
     words += [f"evaluate.references={cfg.evaluate.references}"] if cfg.evaluate.references else []
     for name in ("baseline", "resamples", "gallery"):
         value = getattr(cfg.report, name)

@@ -13,6 +13,7 @@ from typing import Any
 from cgtgan.assets.scores import (
     ScoredCaptions,
     image_names_of,
+    named_pictures,
     own_metric_identity,
     record_in,
     references_of,
@@ -20,17 +21,18 @@ from cgtgan.assets.scores import (
 )
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import custom_name
-from cgtgan.data.datasets import Split
+from cgtgan.data.datasets import ImageRecord, Split
 from cgtgan.errors import InputError, MissingFileError, Stopped, UserError
 from cgtgan.evaluation.coco_files import id_list, load_results, under_reference_ids
 from cgtgan.evaluation.records import settle_record
 from cgtgan.reporting.many_runs import compare
+from cgtgan.reporting.methods import FROM_FILE
 from cgtgan.reporting.score_folder import SCORES, ScoreFolder, without_parents
 from cgtgan.reporting.tables import MethodRow, console_table, score_tables
 from cgtgan.reporting.variants import Selection, natural
 from cgtgan.runtime.artifacts import file_fingerprint, fingerprint, locked
 
-References = Mapping[Any, list[str]]
+References = Mapping[Any, list[str]] | None  # None: pictures alone
 
 
 def score_files(ws: Workspace) -> None:
@@ -39,7 +41,8 @@ def score_files(ws: Workspace) -> None:
     Of several files a wrong one is named, the others are scored, and an `InputError` at the end counts what is wrong.
     """
     places = _places(_files(ws.cfg.caption_patterns), ws.cfg.output)
-    references, wrong = references_of(ws), list[str]()
+    by_pictures = bool(ws.cfg.image_paths) and ws.cfg.evaluate.references is None
+    references, wrong = None if by_pictures else references_of(ws), list[str]()
     for file, folder in places.items():
         try:
             _score_file(ws, file, folder, references)
@@ -53,7 +56,7 @@ def score_files(ws: Workspace) -> None:
     scored = [folder for file, folder in places.items() if str(file) not in wrong]
     if len(scored) > 1:
         selection = Selection([ScoreFolder(folder, ws.cfg.evaluate.split) for folder in scored])
-        compare(ws.cfg, selection, Split("", [], dict(references)))
+        compare(ws.cfg, selection, _shown_with(ws, selection, references))
     for folder in scored if len(scored) == 1 else ():
         _show(ws, folder)
     if wrong:
@@ -92,16 +95,21 @@ def _score_file(ws: Workspace, file: Path, folder: Path, references: References)
     captions = load_results(file)
     if not captions:
         raise InputError(f"captions={file}: the file is an empty list, so there is nothing to score")
-    if not captions.keys() <= references.keys():
+    if references is None:
+        pictures = named_pictures(ws, captions)
+        if missing := [i for i in captions if i not in pictures]:
+            raise InputError(f"{file}: {id_list(missing)} no picture in images={','.join(ws.cfg.image_paths)}")
+    elif not captions.keys() <= references.keys():
         captions = under_reference_ids(captions, references, image_names_of(ws), file)
     # as COCO's own program: a part of the images of a reference file may be scored
-    if ws.cfg.evaluate.references is not None and not captions.keys().isdisjoint(references):
+    if references is not None and ws.cfg.evaluate.references is not None and not captions.keys().isdisjoint(references):
         if without := [i for i in references if i not in captions]:
             ws.tracker.say(f"{id_list(without)} no caption in {file}: left out")
         references = {i: texts for i, texts in references.items() if i in captions}
     made_from = {
         "captions": file_fingerprint(file),
-        "references": fingerprint(list(references.items())),
+        # without references the pictures tell what may be compared
+        "references": fingerprint(sorted(map(str, captions)) if references is None else list(references.items())),
         "split": ws.cfg.evaluate.split,
         "metrics": list(map(custom_name, ws.cfg.evaluate.metrics)),
     } | own_metric_identity(ws)
@@ -114,9 +122,20 @@ def _score_file(ws: Workspace, file: Path, folder: Path, references: References)
         write_scores(ws, folder, {name: folder}, scored, references, metrics, about)
 
 
+def _shown_with(ws: Workspace, selection: Selection, references: References) -> Split:
+    """The references, and where `images` are given the pictures, for the gallery of a comparison."""
+    images: list[ImageRecord] = []
+    if ws.cfg.image_paths:
+        ids = dict.fromkeys(i for scores in selection.runs for i in scores.captions(FROM_FILE))
+        images = [ImageRecord(i, path) for i, path in named_pictures(ws, ids).items()]
+    return Split("", images, dict(references or {}))
+
+
 def _against(ws: Workspace) -> str:
     """What the captions are scored against, in words."""
     given = ws.cfg.evaluate.references
+    if given is None and ws.cfg.image_paths:
+        return f"pictures of {', '.join(ws.cfg.image_paths)}"
     return f"{ws.cfg.dataset.name}, {ws.cfg.evaluate.split} split" if given is None else Path(given).name
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cgtgan.checks import validate
-from cgtgan.config import Config
+from cgtgan.config import ClipBackboneConfig, Config
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.evaluation.bootstrap import SystemScores, paired_bootstrap
 from cgtgan.stages import evaluate, report
@@ -168,3 +169,91 @@ def test_the_command_scores_files_without_torch(home: Path) -> None:
     of_bleu = table["bad", "BLEU-1"]  # from counts.json
     assert float(of_bleu["diff"]) == pytest.approx(float(of_bleu["mean"]) - float(table["good", "BLEU-1"]["mean"]))
     assert float(of_bleu["ci_high"]) < 0
+
+
+COLOURS = """
+import numpy as np
+import torch
+
+class Colours:
+    \"\"\"A picture is its mean colour, a text the colours that it names, and a little grey.\"\"\"
+    logit_scale = 100.0
+
+    @classmethod
+    def load(cls):
+        return cls()
+
+    def encode_images(self, images):
+        return torch.tensor(np.array([np.asarray(i.convert("RGB"), dtype="float32").mean((0, 1)) for i in images]))
+
+    def encode_texts(self, texts):
+        return torch.tensor([[0.1 + text.count(word) for word in ("red", "green", "blue")] for text in texts])
+"""
+
+
+@pytest.fixture
+def coloured(tmp_path: Path) -> Path:
+    """Three pictures of one colour each, two right captions and a wrong one."""
+    (tmp_path / "colours.py").write_text(COLOURS)
+    (tmp_path / "pictures").mkdir()
+    for name, colour in {"000000000007.png": (255, 0, 0), "8.jpg": (0, 255, 0), "sky.png": (0, 0, 255)}.items():
+        Image.new("RGB", (16, 16), colour).save(tmp_path / "pictures" / name)
+    rows = [{"image_id": i, "caption": text} for i, text in {7: "red", 8: "a green one", "sky": "red"}.items()]
+    (tmp_path / "captions.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def with_pictures(home: Path, captions: Any, *metrics: str, references: str | None = None) -> Config:
+    cfg = Config(stage="evaluate", captions=captions, images=str(home / "pictures"), artifacts_dir=str(home / "made"))
+    cfg.generator.tokenizer = cfg.discriminator.tokenizer = "corpus"
+    cfg.clip_backbone = ClipBackboneConfig(name="custom", kind="custom", model=f"{home / 'colours.py'}:Colours")
+    cfg.evaluate.metrics, cfg.evaluate.references = list(metrics), references
+    validate(cfg)
+    return cfg
+
+
+def cosine(a: list[float], b: list[float]) -> float:
+    return float(np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def test_clip_score_needs_pictures_alone(coloured: Path) -> None:
+    evaluate.run(with_pictures(coloured, str(coloured / "captions.json"), "clipscore"))
+    record = json.loads((coloured / "captions_scores/scores.json").read_text())
+    each = {row["image_id"]: row for row in json.loads((coloured / "captions_scores/per_image.json").read_text())}
+    right, wrong = 2.5 * cosine([1, 0, 0], [1.1, 0.1, 0.1]), 2.5 * cosine([0, 0, 1], [1.1, 0.1, 0.1])
+    assert {i: row["CLIPScore"] for i, row in each.items()} == pytest.approx(
+        {7: right, 8: right, "sky": wrong}, abs=2e-3
+    )
+    assert record["scores"] == {"CLIPScore": pytest.approx((2 * right + wrong) / 3, abs=2e-3)}
+    assert record["against"] == f"pictures of {coloured / 'pictures'}"
+
+
+def test_clip_score_with_pictures_and_references(coloured: Path) -> None:
+    rows = [{"image_id": i, "caption": text} for i, text in {"7": "red", "8": "blue", "sky": "a blue sky"}.items()]
+    (coloured / "references.json").write_text(json.dumps({"annotations": rows}))
+    given = with_pictures(
+        coloured, str(coloured / "captions.json"), "rouge_l", "clipscore", references=str(coloured / "references.json")
+    )
+    evaluate.run(given)
+    record = json.loads((coloured / "captions_scores/scores.json").read_text())
+    assert record["scores"].keys() == {"ROUGE-L", "CLIPScore", "RefCLIPScore"}
+    each = {str(row["image_id"]): row for row in json.loads((coloured / "captions_scores/per_image.json").read_text())}
+    right = 2.5 * cosine([1, 0, 0], [1.1, 0.1, 0.1])
+    assert each["7"]["RefCLIPScore"] == pytest.approx(2 * right / (right + 1), abs=2e-3)  # the reference is the caption
+    assert each["8"]["RefCLIPScore"] < each["7"]["RefCLIPScore"]
+
+
+def test_pictures_that_are_missing_and_metrics_that_need_references(coloured: Path) -> None:
+    write(coloured / "other.json", {7: "red", 99: "red"})
+    both = [str(coloured / "captions.json"), str(coloured / "other.json")]
+    with pytest.raises(InputError, match=r"1 of 2 files were not scored: .*other\.json"):
+        evaluate.run(with_pictures(coloured, both, "clipscore"))
+    with pytest.raises(InputError, match=r"other\.json: 1 image \(99\) has no picture in images="):
+        evaluate.run(with_pictures(coloured, both[1], "clipscore"))
+    with pytest.raises(InputError, match=r"evaluate\.metrics=\[bleu\] needs references: add evaluate\.references=FILE"):
+        with_pictures(coloured, both, "bleu")
+    settings_of_demo = Config(stage="evaluate", captions=both[0], images=str(coloured / "pictures"))
+    settings_of_demo.evaluate.metrics = ["clipscore"]
+    settings_of_demo.generator.tokenizer = settings_of_demo.discriminator.tokenizer = "corpus"
+    with pytest.raises(InputError, match="the demo's backbone knows the demo's drawn pictures alone"):
+        validate(settings_of_demo)
