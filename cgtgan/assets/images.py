@@ -22,6 +22,7 @@ from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.datasets import ImageRecord
 from cgtgan.data.image_files import open_image
 from cgtgan.data.loading import decoded
+from cgtgan.data.picture_archives import picture_state
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.runtime.artifacts import (
     Embeddings,
@@ -107,7 +108,7 @@ def _repaired(path: Path, images: list[ImageRecord]) -> dict[ImageId, Path]:
     written = report.stat().st_mtime_ns
     repaired: dict[ImageId, Path] = {}
     for image in images:
-        if image.image_id not in bad or (now := _state(image.path)) is None:
+        if image.image_id not in bad or (now := picture_state(image.path)) is None:
             continue
         then = bad[image.image_id]  # version 0.1 did not record it
         if now == then or (then is None and now[1] <= written):
@@ -138,7 +139,7 @@ def _with_repaired(ws: Workspace, name: str, old: Path, producer: dict[str, Any]
         batches = ([i] for i in range(len(chosen)))
         for batch in decoded([i.path for i in chosen], backbone.pixels, batches, workers=0, draft=draft):
             for row, why in batch.unreadable:
-                bad[chosen[row].image_id] = _reported(chosen[row], why, _state(chosen[row].path))
+                bad[chosen[row].image_id] = _reported(chosen[row], why, picture_state(chosen[row].path))
             if batch.pixels is not None:
                 image = chosen[batch.rows[0]]
                 (rows[image.image_id],) = encoder(batch.pixels)
@@ -193,7 +194,7 @@ def _encode_images(ws: Workspace, shards: Shards, images: list[ImageRecord], cla
             check_finite(vectors[-1], [paths[row] for row in batch.rows])
         rows += batch.rows
         bad += [
-            {"row": row, "why": why, "path": str(paths[row]), "state": _state(paths[row])}
+            {"row": row, "why": why, "path": str(paths[row]), "state": picture_state(paths[row])}
             for row, why in batch.unreadable
         ]
         bar.advance(len(batch.rows) + len(batch.unreadable))
@@ -206,20 +207,11 @@ def _encode_images(ws: Workspace, shards: Shards, images: list[ImageRecord], cla
 
 
 def _size(path: Path) -> int | None:
-    state = _state(path)
+    state = picture_state(path)
     return None if state is None else state[0]
-
-
-def _state(path: Path) -> list[int] | None:
-    """What tells whether a file was changed since."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _is_stale(piece: Path) -> bool:
     """Whether a piece is damaged, or has a bad image that is another file now."""
     meta = read_meta(piece)
-    return meta is None or any(_state(Path(b["path"])) != b["state"] for b in meta["bad"])
+    return meta is None or any(picture_state(Path(b["path"])) != b["state"] for b in meta["bad"])

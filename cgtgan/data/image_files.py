@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import io
+import logging
 import os
 import struct
 import sys
 import zlib
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from cgtgan.data.picture_archives import picture_content
 from cgtgan.data.user_files import broken_file, foreign_content, printable
 from cgtgan.errors import InputError, MissingFileError
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"})
 _HEIC = frozenset({".heic", ".heif"})
 PHOTO_SUFFIXES = IMAGE_SUFFIXES | _HEIC | {".avif"}  # what may be among a user's own pictures
+# Pictures that are not read from a folder: they are counted.
+_OTHER_PICTURES = frozenset(
+    {".jp2", ".jxl", ".svg", ".psd", ".eps", ".ppm", ".ico", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"}
+)
 
 # CLIP scales the short side before it crops the long one: 1 x 600,000 pixels would become 13 billion.
 MAX_ASPECT = 50
@@ -70,7 +80,8 @@ def open_image(path: Path, draft: int = 0) -> Image.Image:
     if path.exists() and not path.is_file():  # opening a named pipe would wait for a writer
         raise InputError(f"the image {printable(path)} is a folder or a device, and a picture file is needed")
     try:
-        with Image.open(path, formats=picture_formats()) as image:
+        content = picture_content(path)
+        with Image.open(path if content is None else io.BytesIO(content), formats=picture_formats()) as image:
             check_shape(image)
             if draft:
                 image.draft(None, (draft, draft))
@@ -189,19 +200,44 @@ def _listed_on_standard_input() -> list[Path]:
 
 
 def pictures_below(base: Path, suffixes: frozenset[str]) -> list[Path]:
-    """Files with such an ending, folder by folder in name order, no hidden ones. Linked folders are read, each once."""
+    """Files with such an ending, folder by folder in name order, no hidden ones. Linked folders are read, each once.
+
+    Pictures and folders that are left out are counted in a log line. Raises `InputError` if `base` cannot be read.
+    """
     paths: list[Path] = []
     seen: set[str] = set()
+    skipped: Counter[str] = Counter()
 
     def unreadable(error: OSError) -> None:
-        raise broken_file(Path(error.filename), error) from error
+        if Path(error.filename) == base:
+            raise broken_file(base, error) from error
+        skipped["folders that cannot be read"] += 1
 
     for folder, folders, names in os.walk(base, onerror=unreadable, followlinks=True):
         real = os.path.realpath(folder)
-        folders[:] = [] if real in seen else sorted(f for f in folders if not f.startswith((".", "__")))
         if real in seen:
+            folders.clear()
             continue
         seen.add(real)
-        pictures = (Path(folder, n) for n in sorted(names) if not n.startswith("."))
-        paths += [path for path in pictures if path.suffix.lower() in suffixes]
+        hidden = [f for f in folders if f.startswith((".", "__"))]
+        skipped["hidden folders"] += len(hidden)
+        folders[:] = sorted(set(folders).difference(hidden))
+        for path in (Path(folder, name) for name in sorted(names)):
+            suffix = path.suffix.lower()
+            if suffix in suffixes and not path.name.startswith("."):
+                paths.append(path)
+            elif suffix in PHOTO_SUFFIXES | _OTHER_PICTURES:
+                skipped["hidden pictures" if path.name.startswith(".") else f"{suffix} files"] += 1
+    count_skipped(base, skipped)
     return paths
+
+
+def count_skipped(place: Path, skipped: Counter[str]) -> None:
+    """A log line, the first time in this process: how many pictures and folders of `place` are left out, by reason."""
+    if counts := ", ".join(f"{why} ({number:,})" for why, number in sorted(skipped.items()) if number):
+        _warn_once(f"{printable(place)}: left out: {counts}")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)

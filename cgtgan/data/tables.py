@@ -102,11 +102,15 @@ def layout(path: Path, field: str, where: str | None = None) -> str:
     return "text"
 
 
-def parquet_file(path: Path, field: str) -> Any:
-    """pyarrow's `ParquetFile`. Raises `InputError` without pyarrow, or for a damaged file."""
+def parquet_file(path: Path, field: str, *, memory_map: bool = False) -> Any:
+    """pyarrow's `ParquetFile`. Raises `InputError` without pyarrow, or for a damaged file.
+
+    memory_map: for processes that read it at the same time; the file must not be compressed as a whole.
+    """
     parquet = needed("pyarrow.parquet", "tables", f"{path} ({field}) is a Parquet table")
     try:
-        return parquet.ParquetFile(open_bytes(path, field, parquet=True))
+        source = path if memory_map else open_bytes(path, field, parquet=True)
+        return parquet.ParquetFile(source, memory_map=memory_map)
     except (needed("pyarrow", "tables", "").ArrowException, OSError) as error:
         raise broken_file(path, error) from error
 

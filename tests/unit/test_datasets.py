@@ -471,17 +471,24 @@ def test_odd_things_in_a_folder(tmp_path: Path) -> None:
         str(caught.value).encode("utf-8")
 
 
-def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_read_is_counted_and_no_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     touch(tmp_path / "images/a.jpg", tmp_path / "images/locked/b.jpg")
     scan = os.scandir
 
     def refuse(path: Any) -> Any:
-        if str(path).endswith("locked"):
+        if str(path).endswith(locked):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return scan(path)
 
+    locked = "locked"
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(InputError, match=r"locked cannot be read \(Permission denied\)"):
+    everything = DatasetConfig(kind="folder", val_fraction=0.0, test_fraction=0.0)
+    assert [image.image_id for image in load_split(everything, "train", tmp_path).images] == ["a"]
+    assert caplog.messages == [f"{tmp_path / 'images'}: left out: folders that cannot be read (1)"]
+    locked = "images"
+    with pytest.raises(InputError, match=r"images cannot be read \(Permission denied\)"):
         load_split(FOLDER, "train", tmp_path)
 
 
