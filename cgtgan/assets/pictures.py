@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cgtgan.assets.workspace import Workspace
+from cgtgan.data.annotations import ImageId
 from cgtgan.data.image_files import find_images
 from cgtgan.data.image_names import match_names
 
@@ -17,13 +18,14 @@ if TYPE_CHECKING:  # which picture a caption means is known without torch
 def pictures_of(ws: Workspace, names: Mapping[Any, Iterable[str]]) -> dict[Any, Path]:
     """Image id -> its picture in `images`, of the ids that have one.
 
-    names: of each id, the file names by which the picture may be found (data/image_names.py), the ending may be missing.
+    names: of each id, the names by which the picture may be found (data/image_names.py), perhaps without its ending.
     """
     files = ws.once("pictures", lambda: find_images(ws.cfg.image_paths))
     wanted = {i: list(each) for i, each in names.items()}
-    matched = match_names(wanted, {str(file): str(file) for file in files})
-    others = {str(file): str(file.with_suffix("")) for file in files if str(file) not in matched.values()}
-    matched |= match_names({i: each for i, each in wanted.items() if i not in matched}, others)
+    whole: dict[ImageId, str] = {str(file): str(file) for file in files}
+    matched = match_names(wanted, whole)
+    stems: dict[ImageId, str] = {str(f): str(f.with_suffix("")) for f in files if str(f) not in matched.values()}
+    matched |= match_names({i: each for i, each in wanted.items() if i not in matched}, stems)
     return {i: Path(str(file)) for i, file in matched.items()}
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cgtgan.assets.domains import domain_scores, domains_of, merged_domains
 from cgtgan.assets.pictures import picture_embeddings, pictures_of
 from cgtgan.assets.splits import dataset_split
 from cgtgan.assets.workspace import Workspace
-from cgtgan.config import as_dict, custom_name
+from cgtgan.config import COCO_METRICS, as_dict, custom_name
 from cgtgan.data.annotations import as_number
 from cgtgan.errors import InputError, UserError
 from cgtgan.evaluation.coco_files import id_list, load_named_references, load_references, load_results, save_results
@@ -51,14 +52,22 @@ class NoveltyCorpus:
 
 
 def references_of(ws: Workspace) -> dict[Any, list[str]]:
-    """References of the split, or of `evaluate.references`; an image without any has an empty list."""
+    """References of the split, or of `evaluate.references`; an image without any has an empty list.
+
+    Empty for a split without any, if all metrics do without: else `InputError`.
+    """
     split, given = ws.cfg.evaluate.split, ws.cfg.evaluate.references
     if given is not None:
         return dict(load_references(Path(given).expanduser()))
     images = dataset_split(ws, split)
     if not images.references:
+        need = [metric for metric in ws.cfg.evaluate.metrics if metric in COCO_METRICS]
+        need += ["self-CIDEr"] if ws.cfg.evaluate.self_cider_samples else []
+        if not need:
+            return {}
         raise InputError(
-            f"the {split} split has no references, so there is nothing to score against: set dataset.references"
+            f"the {split} split has no references to score {', '.join(need)} against: set dataset.references, or "
+            "evaluate.metrics=[clipscore,diversity]"
         )
     # pictures of a folder that its reference file does not list have names for ids
     numbered = all(isinstance(i, int) for i in images.references)
@@ -88,7 +97,7 @@ def run_identity(
     identity = {
         "checkpoint": file_fingerprint(checkpoint / "generator.safetensors"),
         "images": images.header.fingerprint,
-        "references": fingerprint(list(references.items())),
+        "references": fingerprint(list(references.items())) if references else None,
         # without baselines a checkpoint can be scored where the corpus it was trained on is not available
         "sentences": fingerprint(corpus_sentences(ws)[2]) if cfg.baselines else None,
         "decode": as_dict(ws.cfg.decode),
@@ -140,10 +149,14 @@ def write_scores(
     scratch = Path(tempfile.mkdtemp(prefix=".scores", dir=home))
     names = ", ".join(map(custom_name, metrics))
     try:
-        with ws.tracker.progress(f"scoring: {names}", len(scored.captions) * len(metrics)) as bar:
+        domains = domains_of(ws) if references else {}
+        with ws.tracker.progress(f"scoring: {names}", len(scored.captions) * len(metrics) * (1 + len(domains))) as bar:
             java = JavaSettings(scratch=scratch)
             scores = score_many(
                 scored.captions, references, metrics, java=java, extra_metrics=extra, on_metric=bar.advance
+            )
+            by_domain = domain_scores(
+                scored.captions, references or {}, domains, metrics, java=java, on_metric=bar.advance
             )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -151,7 +164,9 @@ def write_scores(
     for method, result in scores.items():
         if problem and "diversity" not in result.failed:
             result.failed["Novel"] = problem
-        _write_record(places[method], scored.captions[method], scored.samples.get(method), result, about)
+        merged = merged_domains(record_in(places[method]), by_domain[method])
+        listed = {**about, "domains": merged} if merged else about
+        _write_record(places[method], scored.captions[method], scored.samples.get(method), result, listed)
     if excluded := list(dict.fromkeys(i for result in scores.values() for i in result.excluded)):
         ws.tracker.say(f"{id_list(excluded)} no reference: left out of the scores")
     reasons = {reason for result in scores.values() for reason in result.failed.values()}

@@ -24,12 +24,17 @@ from cgtgan.reporting.page import About, Change, Changes, GalleryItem, Pictures,
 from cgtgan.reporting.pictures import pick_gallery, thumbnails
 from cgtgan.reporting.run_folder import Run
 from cgtgan.reporting.svg import Histogram
-from cgtgan.reporting.tables import MethodRow, format_score, is_times_100, measured_metrics, score_cell
+from cgtgan.reporting.tables import MethodRow, domain_rows, format_score, is_times_100, measured_metrics, score_cell
 from cgtgan.runtime.versions import code_version
 
 CARD_METHODS = ("init", "projection", "supervised")  # their captions stand in every card
+LEADING = ("CIDEr", "CLIPScore")  # what pictures are ranked by: the first that there is
 LISTED = 10_000  # pictures that the page searches and sorts
 THUMBNAIL_BYTES = 15_000_000  # 5,000 photographs of COCO with a side of 88 pixels take 12 MB
+WITHOUT_REFERENCES = (
+    "The pictures have no references: no score compares the captions with those of people. CLIPScore says how near CLIP "
+    "puts caption and picture, which training rewards too; a high value does not show that a caption reads well."
+)
 SUBTITLE = "Unpaired image captioning: a captioner trained from images without captions and sentences without images."
 
 
@@ -39,8 +44,9 @@ def make_report(ws: Workspace, run: Run) -> Report:
         raise MissingFileError(f"{run.folder} holds no scores: run stage=evaluate there first")
     cfg, history, seed = ws.cfg, run.history, run.settings["seed"]
     rows, items = method_rows(run), pictures(ws, run)
-    ciders = {i: item.scores["CIDEr"] for i, item in items.items() if "CIDEr" in item.scores}
-    best, worst, drawn = pick_gallery(ciders, cfg.report.gallery, cfg.seed)
+    metric = next((m for m in LEADING if any(m in item.scores for item in items.values())), LEADING[0])
+    scores = {i: item.scores[metric] for i, item in items.items() if metric in item.scores}
+    best, worst, drawn = pick_gallery(scores, cfg.report.gallery, cfg.seed)
     galleries = {"best": best, "worst": worst, "random": drawn}
     plots = {
         "curves": curves.run_plots(history, seed),
@@ -53,9 +59,10 @@ def make_report(ws: Workspace, run: Run) -> Report:
         rows,
         plots,
         curves.health(history),
-        [*since_initialisation(run, items, cfg.report.gallery), *between_validations(ws, run)],
+        [*since_initialisation(run, items, cfg.report.gallery, metric), *between_validations(ws, run)],
         {key: [_for_card(items[i]) for i in ids] for key, ids in galleries.items()},
         _listed(ws, run, items),
+        metric,
     )
 
 
@@ -70,6 +77,7 @@ def method_rows(run: Run) -> list[MethodRow]:
         scores = {metric: [value] for metric, value in record.scores(method)["scores"].items()}
         ours = method == "cgtgan" and not run.ablated
         rows.append(MethodRow(record.record_title(), note, scores, part, ours, record.decoding(method)))
+        rows += domain_rows(record.record_title(), record.scores(method), record.decoding(method))
     paper = run.published()
     return [*rows, paper] if paper else rows
 
@@ -77,7 +85,7 @@ def method_rows(run: Run) -> list[MethodRow]:
 def summary(rows: Sequence[MethodRow]) -> str:
     """'A reaches CIDEr 239.0 ± 4.1 (5 seeds): 12.0 above B (227.0), ...; 93% of C (256.0).' Empty without `ours`."""
     metrics = measured_metrics(rows)
-    metric = next((metric for metric in metrics if metric.lower() == "cider"), metrics[-1] if metrics else "")
+    metric = next((metric for metric in LEADING if metric in metrics), metrics[-1] if metrics else "")
     scored = [(mean, row) for row in rows if (mean := row.mean(metric)) is not None]
     mean, ours = next(((mean, row) for mean, row in scored if row.ours), (0.0, None))
     if ours is None:
@@ -151,6 +159,9 @@ def _images(ws: Workspace, name: str) -> str:
 
 def _notes(run: Run) -> list[str]:
     notes = sorted({why for r in run.records() for why in r.scores(r.method)["failed"].values()})
+    made_from = run.scores(run.scored[0]).get("made_from") or {}
+    if "references" in made_from and made_from["references"] is None:
+        notes.append(WITHOUT_REFERENCES)
     if excluded := run.scores(run.scored[0])["excluded"]:
         notes.append(f"{len(excluded)} images have no reference and are left out of the scores")
     return notes
@@ -207,14 +218,14 @@ def _left_out(items: int, listed: int, files: int, small: int) -> str:
 # ---------------------------------------------------------------------------------------------------- changed captions
 
 
-def since_initialisation(run: Run, items: Mapping[Any, GalleryItem], n: int) -> list[Changes]:
+def since_initialisation(run: Run, items: Mapping[Any, GalleryItem], n: int, metric: str = "CIDEr") -> list[Changes]:
     """The test captions that gained and lost most since initialisation, half of `n` each."""
     title = METHODS["init"].title
     changes: list[tuple[float, Change]] = []
     for item in items.values():
         before, scores = item.others.get(title, (item.caption, {}))
-        if before != item.caption and "CIDEr" in scores and "CIDEr" in item.scores:
-            gain = item.scores["CIDEr"] - scores["CIDEr"]
+        if before != item.caption and metric in scores and metric in item.scores:
+            gain = item.scores[metric] - scores[metric]
             changes.append((gain, Change(item, before, gain)))
     ranked = sorted((pair for pair in changes if math.isfinite(pair[0])), key=lambda pair: -pair[0])
     gained = [change for gain, change in ranked if gain > 0]
@@ -223,8 +234,8 @@ def since_initialisation(run: Run, items: Mapping[Any, GalleryItem], n: int) -> 
     if not picked:
         return []
     note = (
-        f"{len(changes):,} of {len(items):,} test captions differ; CIDEr rose for {len(gained):,} of them and fell for "
-        f"{len(lost):,}. First those that gained most, then those that lost most."
+        f"{len(changes):,} of {len(items):,} test captions differ; {metric} rose for {len(gained):,} of them and fell "
+        f"for {len(lost):,}. First those that gained most, then those that lost most."
     )
     return [Changes("Before and after adversarial training", note, title, run.title("cgtgan"), picked)]
 

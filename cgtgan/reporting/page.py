@@ -103,7 +103,7 @@ class Pictures:
 class Report:
     """The page of one run. Keys of `plots`: curves, discriminator, distributions; of `galleries`: best, worst, random.
 
-    `health`: the discriminator in numbers.
+    `health`: the discriminator in numbers. `metric`: what best and worst are of, printed times 100.
     """
 
     about: About
@@ -113,6 +113,7 @@ class Report:
     changes: Sequence[Changes] = ()
     galleries: Mapping[str, Sequence[GalleryItem]] = field(default_factory=dict)
     pictures: Pictures = Pictures()
+    metric: str = "CIDEr"
 
 
 ComparedPicture = tuple[GalleryItem, Sequence[WrittenCaption]]

@@ -28,7 +28,7 @@ from cgtgan.evaluation.records import settle_record
 from cgtgan.reporting.many_runs import compare
 from cgtgan.reporting.methods import FROM_FILE
 from cgtgan.reporting.score_folder import SCORES, ScoreFolder, without_parents
-from cgtgan.reporting.tables import MethodRow, console_table, score_tables
+from cgtgan.reporting.tables import MethodRow, console_table, domain_rows, score_tables
 from cgtgan.reporting.variants import Selection, natural
 from cgtgan.runtime.artifacts import file_fingerprint, fingerprint, locked
 
@@ -42,7 +42,7 @@ def score_files(ws: Workspace) -> None:
     """
     places = _places(_files(ws.cfg.caption_patterns), ws.cfg.output)
     by_pictures = bool(ws.cfg.image_paths) and ws.cfg.evaluate.references is None
-    references, wrong = None if by_pictures else references_of(ws), list[str]()
+    references, wrong = None if by_pictures else references_of(ws) or None, list[str]()
     for file, folder in places.items():
         try:
             _score_file(ws, file, folder, references)
@@ -95,7 +95,10 @@ def _score_file(ws: Workspace, file: Path, folder: Path, references: References)
     captions = load_results(file)
     if not captions:
         raise InputError(f"captions={file}: the file is an empty list, so there is nothing to score")
-    if references is None:
+    if references is None and not ws.cfg.image_paths:
+        names = image_names_of(ws)
+        captions = under_reference_ids(captions, names, names, file)
+    elif references is None:
         pictures = named_pictures(ws, captions)
         if missing := [i for i in captions if i not in pictures]:
             raise InputError(f"{file}: {id_list(missing)} no picture in images={','.join(ws.cfg.image_paths)}")
@@ -142,6 +145,7 @@ def _against(ws: Workspace) -> str:
 def _show(ws: Workspace, folder: Path) -> None:
     record = record_in(folder)
     name = record["decoding"].removeprefix("captions of ")
-    for table in score_tables([MethodRow(name, "", {metric: [value] for metric, value in record["scores"].items()})]):
+    whole = MethodRow(name, "", {metric: [value] for metric, value in record["scores"].items()})
+    for table in score_tables([whole, *domain_rows(name, record)]):
         ws.tracker.show(console_table(table))
     ws.tracker.say(f"captions and scores, of the whole and of each image: {folder}")

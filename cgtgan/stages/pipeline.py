@@ -8,7 +8,7 @@ from collections.abc import Callable
 from cgtgan.assets.generators import initial_generator
 from cgtgan.assets.images import dataset_split
 from cgtgan.assets.workspace import Workspace
-from cgtgan.config import Config
+from cgtgan.config import COCO_METRICS, Config, custom_name
 from cgtgan.stages.aggregate import aggregate
 from cgtgan.stages.preprocess import preprocess
 from cgtgan.stages.report import report
@@ -40,14 +40,22 @@ def run(cfg: Config) -> float | None:
             if name == "evaluate" and ws.rank.number:  # scores and pages are the first process's
                 break
             if name == "evaluate" and not dataset_split(ws, ws.cfg.evaluate.split).references:
-                ws.tracker.say(
-                    f"the {ws.cfg.evaluate.split} images have no references, so there is nothing to score; "
-                    f"caption pictures with stage=caption checkpoint={ws.run} images=FOLDER"
-                )
-                break
+                _score_without_references(ws)
             _timed(ws, name, stage)
     ws.tracker.say(f"pipeline: {time.perf_counter() - started:.1f} s")
     return best_validation(ws)
+
+
+def _score_without_references(ws: Workspace) -> None:
+    """Leave the metrics and baselines that need no captions of people; CLIPScore and diversity where none is left."""
+    cfg = ws.cfg.evaluate
+    cfg.metrics = [metric for metric in cfg.metrics if metric not in COCO_METRICS] or ["clipscore", "diversity"]
+    cfg.baselines = [name for name in cfg.baselines if name not in ("supervised", "human")]
+    cfg.self_cider_samples = 0
+    ws.tracker.say(
+        f"the {cfg.split} images have no references: {', '.join(map(custom_name, cfg.metrics))} are computed; "
+        f"caption other pictures with stage=caption checkpoint={ws.run} images=FOLDER"
+    )
 
 
 def _timed(ws: Workspace, name: str, stage: Callable[[Workspace], object]) -> None:

@@ -45,7 +45,7 @@ def score_run(ws: Workspace) -> dict[str, Path]:
         places[method] = settle_record(folder, method, about, usual, foreign=origin.foreign and method == "cgtgan")
     for metrics in dict.fromkeys(wanted.values()):
         methods = [method for method, theirs in wanted.items() if theirs == metrics]
-        write_scores(ws, ws.run, places, scored.of(methods), listed, metrics, about)
+        write_scores(ws, ws.run, places, scored.of(methods), listed if references else None, metrics, about)
     if places["cgtgan"].name == "cgtgan" and ("cgtgan" in wanted or under_agent()):
         send_scores(ws, places["cgtgan"], made_from)
     return places

@@ -35,10 +35,11 @@ def test_pictures_and_a_text_file_are_enough(tmp_path: Path) -> None:
     args += ["initialize.steps=3", "train.steps=3", "train.batch_size=4", "train.checkpoint_every=2", "wandb=disabled"]
     done = subprocess.run([*base, *args], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "nothing to score" in done.stdout
+    assert "the test images have no references: clipscore, diversity are computed" in " ".join(done.stdout.split())
     (folder,) = (tmp_path / "runs" / "mine").glob("*/seed=0")
     assert (folder / "checkpoints/best/generator.json").is_file()
     assert (folder / "checkpoints/best").resolve() == (folder / "checkpoints/last").resolve()
+    check_the_page(folder)
     done = subprocess.run(
         [*base, "stage=caption", f"checkpoint={folder}", "images=photos", "output=out"],
         cwd=tmp_path,
@@ -50,5 +51,20 @@ def test_pictures_and_a_text_file_are_enough(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "out/captions.json").read_text())) == 24
     scored = subprocess.run([*base, *args, "stage=evaluate"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert scored.returncode == 1
-    assert "no references" in scored.stderr
+    assert "the test split has no references to score bleu, meteor, rouge_l, cider against" in scored.stderr
     assert "Traceback" not in scored.stderr
+
+
+def check_the_page(folder: Path) -> None:
+    """Curves, the discriminator's health and pictures ranked by CLIPScore stand on it; scores against people do not."""
+    scores = json.loads((folder / "evaluation/test/cgtgan/scores.json").read_text())
+    assert scores["images"] == 8
+    assert {"CLIPScore", "Distinct-1", "Length"} <= scores["scores"].keys()
+    assert not {"RefCLIPScore", "CIDEr"} & scores["scores"].keys()
+    page = (folder / "report.html").read_text()
+    for part in ('id="curves"', 'id="discriminator"', 'id="best"', 'id="pictures"', "Right on samples"):
+        assert part in page, part
+    assert "Test pictures with the highest CLIPScore" in page
+    assert "reaches CLIPScore" in page
+    assert "The pictures have no references" in page
+    assert page.count('<span class="badge">CLIPScore ') == 24  # eight pictures in each of three galleries
