@@ -42,7 +42,7 @@ def clip_correlations(
     vectors = dict(zip(names, torch.cat(pictures), strict=True))
     captions, references = part.inputs()
     of_pairs = {n: vectors[image] for n, image in enumerate(part.images)}
-    metric = clip_metric({METHOD: captions}, references, of_pairs, backbone.encode_texts, "judged")
+    metric = clip_metric({METHOD: captions}, references, of_pairs, backbone.encode_texts, f"in {folder}")
     return correlations(part, ("clipscore",), {"clipscore": metric})
 
 
