@@ -25,6 +25,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")  # seconds without a network until the local copy is used
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing, and `cgtgan.cli` prints a sentence
 
+_seen: dict[str, str] = {}  # what the runs of a multirun found missing (assets/readiness.py)
+
 
 def sweep_name(cfg: Config) -> str | None:
     """The W&B group of this job's runs: the name of its `sweep=`, else of a multirun the experiment, else none."""
@@ -53,6 +55,9 @@ def run_stage(raw: DictConfig) -> float | None:
     cfg.wandb.group = cfg.wandb.group or sweep_name(cfg)
     cfg.typed_decode = typed_decode()
     cli.check(cfg)
+    from cgtgan.assets.readiness import make_ready  # numpy, which an answer to a wrong setting does not wait for
+
+    make_ready(cfg, _seen)
     return importlib.import_module(f"cgtgan.stages.{cfg.stage}").run(cfg)
 
 
@@ -91,6 +96,7 @@ def main() -> int:
 
     ConfigStore.instance().store(name="cgtgan_schema", node=Config)
     cli.failures = []
+    _seen.clear()
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except KeyboardInterrupt:

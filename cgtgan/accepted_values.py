@@ -23,6 +23,10 @@ def is_device(value: str) -> bool:
     return value in ("auto", "cpu", "cuda") or (value.startswith("cuda:") and value[5:].isdigit())
 
 
+def is_web_address(value: str) -> bool:
+    return value.startswith(("http://", "https://"))
+
+
 def is_temperature(value: Any) -> bool:
     several = value if isinstance(value, list) and value else [value]
     return all(isinstance(t, int | float) and not isinstance(t, bool) and 0 < t < math.inf for t in several)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import re
+import shlex
 import sys
 import textwrap
 import traceback
@@ -30,6 +31,8 @@ STAGE_HELP = {
     "report": "one run -> one HTML page; runs=PATTERN: many runs compared",
     "serve": "a local web page to try a checkpoint",
     "pipeline": "all stages of a scored run, without those already done (the default)",
+    "check": "is everything there that the run reads? lists all that is missing",
+    "download": "fetches what is missing and public; says where to get the rest",
 }
 # (overrides, exit code) of the jobs that failed in this process. None in a worker of submitit: it imports anew.
 failures: list[tuple[str, int]] | None = None
@@ -111,6 +114,17 @@ def _corrected(word: str, multirun: bool) -> str:
         escaped = re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + (match[2] and "\\'"), value)
         return f"{field}='{escaped}'"
     return word
+
+
+def typed_with_stage(stage: str) -> str:
+    """The command that was typed, with another stage, for a shell. It runs here, whatever launcher was named."""
+    words = sys.argv[1:]
+    if failures is None:  # in a job: the program's words are those of submitit
+        from hydra.core.hydra_config import HydraConfig
+
+        words = list(HydraConfig.get().overrides.task)
+    kept = [word for word in words if not word.startswith(("stage=", "download=", "hydra/launcher="))]
+    return " ".join([program(), f"stage={stage}", *map(shlex.quote, kept)])
 
 
 def refused(argv: Sequence[str]) -> str | None:

@@ -10,7 +10,7 @@ from cgtgan.config import Config, custom_name, leaves
 # What may change between two starts of one run without changing its numbers.
 _NOT_SCIENTIFIC = (
     *("stage", "device", "threads", "workers", "runs_dir", "artifacts_dir"),
-    *("checkpoint", "captions", "images", "output", "runs"),
+    *("checkpoint", "captions", "images", "output", "runs", "download", "mirror"),
     *("report", "serve", "wandb", "evaluate", "decode", "typed_decode", "caption"),
 )
 _NOT_SCIENTIFIC_FIELDS = (

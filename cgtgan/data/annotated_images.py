@@ -63,6 +63,18 @@ def training_caption_files(config: DatasetConfig, root: Path) -> list[Path]:
     return files + [path for path, _ in _caption_files(config, "train", root, lists is not None)]
 
 
+def split_files(config: DatasetConfig, name: str, root: Path) -> list[tuple[Path, str]]:
+    """(file, config field) of what lists a split and its captions. Raises `InputError` for a folder without lists."""
+    if config.karpathy is not None and not (root / config.karpathy).exists():
+        return [(root / config.karpathy, LISTS)]
+    lists, kind = _lists_folder(config, root), KINDS[config.kind]
+    if lists is not None:
+        return [(split_list_file(lists, name, LISTS), LISTS), *_caption_files(config, name, root, True)]
+    if kind.train_list and name == "train":
+        return [(root / kind.train_list, "dataset.root")]
+    return _caption_files(config, name, root, False)
+
+
 def training_captions(config: DatasetConfig, root: Path) -> list[Any]:
     """Raw captions of the training images, as the files have them and in their order: a corpus."""
     lists = _lists_folder(config, root)
@@ -157,7 +169,8 @@ def _caption_files(config: DatasetConfig, name: str, root: Path, split_lists: bo
     return [(next((place for place in places if place.is_file()), places[0]), field)]
 
 
-def _folders(config: DatasetConfig, name: str, root: Path) -> list[Path]:
+def image_folders(config: DatasetConfig, name: str, root: Path) -> list[Path]:
+    """Where the pictures of a split are looked for."""
     kind = KINDS[config.kind]
     return [root / (config.images or kind.images) / folder for folder in kind.image_folders[name]]
 
@@ -166,22 +179,25 @@ def _scan(config: DatasetConfig, name: str, root: Path) -> dict[ImageId, Path]:
     """id -> path of every picture in the split's folders: one scan per folder, no look at single files."""
     kind = KINDS[config.kind]
     found: dict[str, Path] = {}
-    for folder in _folders(config, name, root):
-        if not folder.is_dir():
-            continue
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122 (120,000 Path objects would take seconds)
-                if suffix.lower() in IMAGE_SUFFIXES and not stem.startswith("."):
-                    found[entry.name] = folder / entry.name
+    for folder in image_folders(config, name, root):
+        found |= {file: folder / file for file in picture_names(folder)}
     index: dict[ImageId, Path] = {}
     if not kind.id_ends_name:
         index |= {os.path.splitext(file)[0]: path for file, path in found.items()}  # noqa: PTH122
     return index | {image_id: found[file] for file, image_id in kind.image_ids(found).items()}
 
 
+def picture_names(folder: Path) -> list[str]:
+    """Names of the pictures in a folder; empty where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:  # 120,000 Path objects would take seconds
+        names = [entry.name for entry in entries if not entry.name.startswith(".")]
+    return [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]  # noqa: PTH122
+
+
 def _absent_images(config: DatasetConfig, name: str, root: Path, absent: list[ImageId], total: int) -> MissingFileError:
-    folders = _folders(config, name, root)
+    folders = image_folders(config, name, root)
     gone = [str(folder) for folder in folders if not folder.is_dir()]
     where = " and ".join(map(str, folders)) + (f" (no such folder: {', '.join(gone)})" if gone else "")
     first, kind = ", ".join(map(str, absent[:3])), KINDS[config.kind]

@@ -31,11 +31,11 @@ from cgtgan.config import CorpusConfig, DatasetConfig
 from cgtgan.data.annotations import captions_in_file
 from cgtgan.data.caption_tables import read_captions
 from cgtgan.data.dataset_kinds import KINDS
-from cgtgan.data.plain_pickle import load_plain_pickle
 from cgtgan.data.sentence_files import read_sentences
 from cgtgan.data.tables import UNEVEN
 from cgtgan.data.user_files import DAMAGED_FILE, broken_file, missing_file, open_bytes, text_lines
 from cgtgan.errors import InputError
+from cgtgan.runtime.sources import GCC, PAGES
 
 RULES = ("coco", "flickr30k", "gcc", "shutterstock", "none")
 PUNCTUATION = frozenset(string.punctuation) | {"''", "``", "-LRB-", "-RRB-", "-LCB-", "-RCB-", "--", "..."}
@@ -46,9 +46,9 @@ TOO_SHORT, TOO_LONG, SAMPLED_OUT = "too_short", "too_long", "sampled_out"
 
 Cleaned: TypeAlias = tuple[str, str | None]  # text without its final '.' and None, or '' and why it is dropped
 
-_ADDRESSES = {
-    "gcc": "https://ai.google.com/research/ConceptualCaptions/download (Train_GCC-training.tsv)",
-    "shutterstock": "https://github.com/fengyang0317/unsupervised_captioning/issues/42 (sentences.pkl)",
+CORPUS_FROM = {  # where to get it
+    "gcc": f"{GCC.address} (or ai.google.com/research/ConceptualCaptions/download, Train_GCC-training.tsv)",
+    "shutterstock": f"{PAGES['shutterstock']} (sentences.pkl)",
     **{name: kind.annotations_from for name, kind in KINDS.items()},
 }
 _ENTITY = re.compile(r"&#?\w{1,31};")
@@ -233,7 +233,7 @@ def is_beside_its_images(config: CorpusConfig, dataset: DatasetConfig) -> bool:
         raise InputError(
             f"corpus.path is null and corpus.kind={config.kind} does not come with dataset.kind={dataset.kind}: set "
             f"corpus.path=FILE, its train_caption.json or Karpathy's dataset_{config.kind}.json; get it from "
-            f"{_ADDRESSES[config.kind]}"
+            f"{CORPUS_FROM[config.kind]}"
         )
     return True
 
@@ -296,7 +296,7 @@ def read_raw(kind: str, path: Path, notes: Counter[str] | None = None, column: s
     Raises `MissingFileError` at once, `InputError` at once or where the reading reaches the damage.
     """
     notes = Counter() if notes is None else notes
-    where = _ADDRESSES.get(kind.removesuffix("_external"))
+    where = CORPUS_FROM.get(kind.removesuffix("_external"))
     if not path.is_file():
         raise missing_file(path, "corpus.path", where)
     if kind in ("coco", "flickr30k"):
@@ -304,6 +304,8 @@ def read_raw(kind: str, path: Path, notes: Counter[str] | None = None, column: s
             [caption for _, caption in captions_in_file(read_captions(path, "corpus.path", where), path, "train")]
         )
     if kind == "shutterstock":
+        from cgtgan.data.plain_pickle import load_plain_pickle  # torch, which no other corpus needs
+
         content = load_plain_pickle(path, "corpus.path", where)
         if not isinstance(content, (list, tuple)):
             raise InputError(f"{path} (corpus.path) holds a {type(content).__name__}: a list of token lists is needed")

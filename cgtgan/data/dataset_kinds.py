@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 
 from cgtgan.config import SPLITS
 from cgtgan.data.annotations import ImageId, as_number
-
-KARPATHY_ZIP = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
+from cgtgan.runtime.sources import COCO_ANNOTATIONS, COCO_IMAGES, KARPATHY, PAGES
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class DatasetKind:
     caption_rule: str = "coco"  # how its training captions are cleaned (corpora.RULES), for the supervised bound
     annotations_from: str | None = None  # where to get them
     images_from: str | None = None
+    pictures: Mapping[str, int] = field(default_factory=dict)  # in each image folder of the whole data set
 
     def image_id(self, file_name: str) -> ImageId:
         """COCO_val2014_000000000042.jpg -> 42 where the id ends the name; else the name without folder and ending."""
@@ -83,17 +83,18 @@ KINDS = {
         },
         id_ends_name=True,
         annotations_from="https://biglmdiag.blob.core.windows.net/oscar/datasets/coco_caption.zip (or "
-        f"dataset_coco.json of {KARPATHY_ZIP}, or captions_{{train,val}}2014.json of "
-        "http://images.cocodataset.org/annotations/annotations_trainval2014.zip with dataset.karpathy)",
-        images_from="http://images.cocodataset.org/zips/train2014.zip and val2014.zip",
+        f"dataset_coco.json of {KARPATHY.address}, or captions_{{train,val}}2014.json of {COCO_ANNOTATIONS.address} "
+        "with dataset.karpathy)",
+        images_from=f"{COCO_IMAGES['train2014'].address} and val2014.zip",
+        pictures={"train2014": 82_783, "val2014": 40_504},
     ),
     "flickr30k": DatasetKind(
         images="flickr30k_images",
         image_folders=dict.fromkeys(SPLITS, (".",)),
         caption_files=_usual_caption_files("dataset_flickr30k.json"),
-        annotations_from=f"{KARPATHY_ZIP} (its dataset_flickr30k.json, in the same folder, takes this one's place)",
-        images_from="https://shannon.cs.illinois.edu/DenotationGraph (on request) or "
-        "kaggle.com/datasets/hsankesara/flickr-image-dataset",
+        annotations_from=f"{KARPATHY.address} (its dataset_flickr30k.json, in the same folder, takes this one's place)",
+        images_from=PAGES["flickr30k"],
+        pictures={".": 31_783},
     ),
     "folder": DatasetKind(listing="folder", public_ids=False),
     "custom": DatasetKind(listing="reader", public_ids=False),

@@ -11,11 +11,11 @@ from cgtgan.errors import MissingFileError
 from cgtgan.models.weights import model_identity
 from cgtgan.runtime.custom import custom_file, load_custom
 from cgtgan.runtime.fingerprints import file_fingerprint, kept_fingerprint
+from cgtgan.runtime.sources import CLIP_ARCHIVES
 
 CUSTOM_FIELD = "clip_backbone.model"
-_FILES = {"ViT-L/14": "ViT-L-14.pt", "ViT-B/32": "ViT-B-32.pt", "RN50x4": "RN50x4.pt"}
-# fingerprints of OpenAI's files: these three, as their addresses in the clip package have them, and its BPE file
-RELEASED = ("b8cca3fd41ae", "40d365715913", "7e526bd135e4")
+# fingerprints of OpenAI's files: those that version 0.1 knew, and the BPE file of the clip package
+RELEASED = tuple(str(CLIP_ARCHIVES[name].sha256)[:12] for name in ("ViT-L/14", "ViT-B/32", "RN50x4"))
 RELEASED_BPE = "924691ac288e"
 
 
@@ -41,9 +41,22 @@ def backbone_identity(config: ClipBackboneConfig, records: Path | None = None) -
 
 def archive_path(config: ClipBackboneConfig) -> Path:
     """Where the archive is expected: in `cache` for a released name, else `model` itself."""
-    if config.model in _FILES:
-        return Path(config.cache).expanduser() / _FILES[config.model]
+    if config.model in CLIP_ARCHIVES:
+        return Path(config.cache).expanduser() / CLIP_ARCHIVES[config.model].file_name
     return Path(config.model).expanduser()
+
+
+def missing_archive(config: ClipBackboneConfig) -> str | None:
+    """One sentence where OpenAI's archive is not there; None: it is."""
+    path, source = archive_path(config), CLIP_ARCHIVES.get(config.model)
+    if path.is_file():
+        return None
+    archive = f"OpenAI's archive ({source.address})" if source else "OpenAI's archive"
+    names = "" if source else f" or to one of {', '.join(CLIP_ARCHIVES)}"
+    return (
+        f"clip_backbone.model={config.model}: {path} is missing; get {archive} and put it there, or set "
+        f"clip_backbone.model to the .pt file{names}, or clip_backbone.cache to its folder"
+    )
 
 
 def _archive_identity(path: Path, records: Path | None = None) -> dict[str, Any]:

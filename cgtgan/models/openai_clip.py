@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from cgtgan.config import ClipBackboneConfig
 from cgtgan.errors import InputError, MissingFileError
-from cgtgan.models.backbone_identity import archive_path
+from cgtgan.models.backbone_identity import archive_path, missing_archive
 from cgtgan.models.chunks import pad_rows
 from cgtgan.models.clip_backbone import ClipBackbone, frozen
 from cgtgan.models.clip_inputs import CONTEXT, ClipPixels, OpenAITokens, clip_module
@@ -76,12 +74,8 @@ def _released_model(config: ClipBackboneConfig) -> Any:
 
 def _state(config: ClipBackboneConfig) -> dict[str, Tensor]:
     path, name = archive_path(config), f"clip_backbone.model={config.model}"
-    if not path.is_file():
-        address = _address(config.model)
-        raise MissingFileError(
-            f"{name}: {path} is missing; get OpenAI's archive{f' ({address})' if address else ''} and put it there, or "
-            "set clip_backbone.model to the .pt file, or clip_backbone.cache to its folder"
-        )
+    if sentence := missing_archive(config):
+        raise MissingFileError(sentence)
     try:
         return torch.jit.load(str(path), map_location="cpu").eval().state_dict()
     except RuntimeError as error:
@@ -99,14 +93,3 @@ def _state(config: ClipBackboneConfig) -> dict[str, Tensor]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
-
-
-def _address(model: str) -> str | None:
-    """Where OpenAI has the archive of this name, as the source of the clip package lists it."""
-    try:
-        spec = importlib.util.find_spec("clip.clip")  # imports our stand-in for the package, nothing of clip.py itself
-        source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
-    except (ImportError, OSError, ValueError):
-        return None
-    match = re.search(rf'"{re.escape(model)}": "(https://[^"]+)"', source)
-    return match[1] if match else None

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cgtgan.errors import InputError, MissingFileError, UserError
+from cgtgan.models.hub import CONFIGS, DESCRIPTIONS, WEIGHTS, cached_snapshot, how_to_fetch, is_hub_name, newest_commit
 from cgtgan.runtime.fingerprints import file_fingerprint, kept_fingerprint
 
 T = TypeVar("T")
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_WEIGHTS = (".safetensors", ".bin", ".pt")
-_CONFIGS = ("config.json", "open_clip_config.json")
 _BUILT_IN = ("scratch", "corpus", "pretrained")  # values of `language_model`, `encoder` and `tokenizer`
-_DESCRIPTIONS = (".json", ".txt", ".model", ".gz")  # config, tokenizer, image processor
 
 
 def model_identity(name: str, records: Path | None = None) -> dict[str, Any]:
@@ -43,9 +42,9 @@ def _files_identity(folder: Path, records: Path | None) -> dict[str, str]:
     for file in sorted(folder.iterdir()):
         if file.name.startswith(".") or not file.is_file():
             continue
-        if file.suffix in _WEIGHTS:
+        if file.suffix in WEIGHTS:
             identity[file.name] = kept_fingerprint(file, records)
-        elif file.suffix in _DESCRIPTIONS:
+        elif file.suffix in DESCRIPTIONS:
             identity[file.name] = file_fingerprint(file)
     return identity
 
@@ -67,16 +66,8 @@ def hub_commit(name: str) -> str | None:
     """
     if "@" in name:
         return name.partition("@")[2]
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        for config in _CONFIGS:
-            if isinstance(cached := try_to_load_from_cache(name, config), str):
-                return Path(cached).parent.name
-        return Path(hf_hub_download(name, "config.json")).parent.name
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError):
-        return None
+    snapshot = cached_snapshot(name, CONFIGS)
+    return snapshot.name if snapshot else newest_commit(name)[0]
 
 
 def load_pretrained(load: Callable[..., T], name: str, field: str, what: str, **settings: Any) -> T:
@@ -90,6 +81,14 @@ def load_pretrained(load: Callable[..., T], name: str, field: str, what: str, **
         place = str(folder)
     else:
         place, settings = name.partition("@")[0], {"revision": hub_commit(name) or "main", **settings}
+        if cached_snapshot(name):  # a whole local copy needs no network
+            with suppress(OSError):
+                return load(place, local_files_only=True, **settings)
+        if is_hub_name(name) and (why := newest_commit(place)[1]):  # asked once: transformers would ask many times
+            raise MissingFileError(
+                f"{field}={name}: no whole {what} is in the hub's cache, and no hub answers ({why}): "
+                + how_to_fetch(name)
+            )
     try:
         return load(place, **settings)
     except Exception as error:  # every way in which foreign bytes can fail to be a model
@@ -99,7 +98,7 @@ def load_pretrained(load: Callable[..., T], name: str, field: str, what: str, **
 def refuse_pointers(folder: Path, given: str) -> None:
     """Raise `MissingFileError` where git-lfs left its pointer in the place of a file."""
     for file in sorted(folder.iterdir()):
-        if file.is_file() and file.suffix in (*_WEIGHTS, *_DESCRIPTIONS):
+        if file.is_file() and file.suffix in (*WEIGHTS, *DESCRIPTIONS):
             with file.open("rb") as f:
                 is_pointer = f.read(len(_LFS_POINTER)) == _LFS_POINTER
             if is_pointer:
@@ -122,7 +121,7 @@ def _sentence(error: Exception, folder: Path, given: str, what: str) -> UserErro
     if isinstance(error, OSError) or (folder.is_dir() and not (folder / "config.json").is_file()):
         return MissingFileError(
             f"{given}: no {what} is found there ({reason}); give a folder with config.json, weights and tokenizer "
-            "downloaded beforehand, or a hub name with the network up"
+            "downloaded beforehand, or a hub name"
         )
     return InputError(f"{given}: what is there cannot be used as {what} ({reason}): choose another")
 

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from ssl import SSLError
 from urllib.error import HTTPError, URLError
 from urllib.request import OpenerDirector, Request, build_opener
-from zipfile import BadZipFile, ZipFile
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from cgtgan.errors import InputError, UserError
 from cgtgan.runtime.artifacts import locked
@@ -209,6 +209,15 @@ def _validator(head: Message) -> str | None:
     return tag if tag and not tag.startswith("W/") else head.get("Last-Modified")
 
 
+def _placed(member: ZipInfo, place: Callable[[str], Path | None]) -> Path | None:
+    name = PurePosixPath(member.filename.replace("\\", "/")).name
+    return None if member.is_dir() or name in ("", "..") or name.startswith(".") else place(name)
+
+
+def _is_there(member: ZipInfo, target: Path) -> bool:
+    return target.is_file() and target.stat().st_size == member.file_size
+
+
 def extract(archive: Path, place: Callable[[str], Path | None], tracker: Tracker) -> None:
     """Extract the members of a zip archive that `place` gives a path for; those that are there already are left.
 
@@ -217,12 +226,11 @@ def extract(archive: Path, place: Callable[[str], Path | None], tracker: Tracker
     """
     try:
         with ZipFile(archive) as zipped:
-            wanted = []
-            for member in zipped.infolist():
-                name = PurePosixPath(member.filename.replace("\\", "/")).name
-                target = None if member.is_dir() or name in ("", "..") or name.startswith(".") else place(name)
-                if target and not (target.is_file() and target.stat().st_size == member.file_size):
-                    wanted.append((member, target))
+            placed = [(member, _placed(member, place)) for member in zipped.infolist()]
+            known = [(member, target) for member, target in placed if target is not None]
+            if not known:
+                raise InputError(f"{archive} holds none of the files that are looked for: it is another archive")
+            wanted = [each for each in known if not _is_there(*each)]
             for folder in {target.parent for _, target in wanted}:
                 folder.mkdir(parents=True, exist_ok=True)
             need, free = sum(member.file_size for member, _ in wanted), shutil.disk_usage(archive.parent).free

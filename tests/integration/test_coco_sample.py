@@ -68,5 +68,8 @@ def test_a_missing_file_is_said_with_its_mend(tmp_path: Path) -> None:
         )
         assert done.returncode == 1, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
-        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-        assert "dataset." in line or "corpus." in line, line
+        first, *lines = done.stderr.splitlines()
+        missing = [line for line in lines if line.startswith("  ")]
+        assert first == f"error: {len(missing)} inputs are missing:"
+        assert sum("dataset." in line or "corpus." in line for line in missing) >= 2, missing
+        assert sum("generator." in line or "discriminator." in line for line in missing) == 2, missing

@@ -349,7 +349,7 @@ def test_a_bug_keeps_its_traceback(run_py, capsys):
     def stage(cfg: Config) -> None:
         raise ZeroDivisionError("ours")
 
-    assert run_py(stage=stage) == 1
+    assert run_py("experiment=demo", stage=stage) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
