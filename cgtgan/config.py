@@ -31,7 +31,7 @@ STAGES = (
     *("check", "download"),
 )
 SPLITS = ("train", "val", "test")
-DATASET_KINDS = ("demo", "coco", "flickr30k", "folder", "custom")  # their records: data/dataset_kinds.py
+DATASET_KINDS = ("demo", "coco", "flickr30k", "nocaps", "folder", "custom")  # their records: data/dataset_kinds.py
 DEFAULT_METRICS = ("bleu", "meteor", "rouge_l", "cider")
 COCO_METRICS = (*DEFAULT_METRICS, "spice")  # "spice" needs jars that are not part of pycocoevalcap
 # a metric that may be asked for -> the scores that it gives

@@ -40,7 +40,7 @@ def annotated_split(
     Raises `MissingFileError` for an absent file or more than `max_bad_images` absent images, else `InputError`.
     """
     ids, captions = _listed(config, name, root, captions_wanted)
-    index = _scan(config, name, root)
+    index = (_by_file_name if KINDS[config.kind].names_files else _scan)(config, name, root)
     ids = sorted(ids, key=id_order)[: config.max_images]
     alone = numbers_of(ids)
     paths = {i: path for i in ids if (path := index.get(i) or index.get(as_number(i) if as_number(i) in alone else i))}
@@ -194,6 +194,19 @@ def picture_names(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:  # 120,000 Path objects would take seconds
         names = [entry.name for entry in entries if not entry.name.startswith(".")]
     return [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]  # noqa: PTH122
+
+
+def _by_file_name(config: DatasetConfig, name: str, root: Path) -> dict[ImageId, Path]:
+    """id -> path of every picture in the split's folders that the caption file names."""
+    path, field = domain_file(config, name, root)
+    files = {file.name: file for file in _scan(config, name, root).values()}
+    names = images_in_file(_read(config, path, field), path, name)
+    return {image_id: files[file] for image_id, file in names.items() if file in files}
+
+
+def domain_file(config: DatasetConfig, name: str, root: Path) -> tuple[Path, str]:
+    """(file, config field) of the captions of a split of a kind whose one caption file names files and domains."""
+    return _caption_files(config, name, root, False)[0]
 
 
 def _absent_images(config: DatasetConfig, name: str, root: Path, absent: list[ImageId], total: int) -> MissingFileError:

@@ -95,6 +95,15 @@ def images_in_file(content: Any, path: Path, split: str) -> dict[ImageId, str | 
     return {unified[image_id]: name for image_id, name in names.items()}
 
 
+def domains_in_file(content: Any) -> dict[ImageId, str]:
+    """id -> NoCaps' domain of each image of a file in COCO's layout that names one; ids as in `images_in_file`."""
+    images = content.get("images") if isinstance(content, dict) and not is_karpathy(content) else None
+    entries = [i for i in images if isinstance(i, dict)] if isinstance(images, list) else []
+    domains = {i["id"]: i.get("domain") for i in entries if isinstance(i.get("id"), (int, str))}
+    unified = unify_ids(domains)
+    return {unified[image_id]: domain for image_id, domain in domains.items() if isinstance(domain, str)}
+
+
 def captions_and_names(content: Any, path: Path) -> tuple[CaptionsById, dict[ImageId, str | None]]:
     """Of a whole file, every split: captions by id; and the file name (or None) of each image it lists, same ids."""
     captions: CaptionsById = {}

@@ -25,6 +25,9 @@ class DatasetKind:
     train_list: str | None = None  # names the train images, so that no caption file is opened for them
     id_ends_name: bool = False  # an image's id is the number behind the last '_' of its name; else the whole name
     public_ids: bool = True  # an id names the same picture for everybody; else a picture's size tells two apart
+    splits: tuple[str, ...] = SPLITS  # those that it has
+    names_files: bool = False  # a picture has the name that the caption file gives it, not the one that its id gives
+    has_domains: bool = False  # its caption files name a domain of each image, by which scores are listed too
     drawn: bool = False  # drawn by the program when first needed
     caption_rule: str = "coco"  # how its training captions are cleaned (corpora.RULES), for the supervised bound
     annotations_from: str | None = None  # where to get them
@@ -95,6 +98,18 @@ KINDS = {
         annotations_from=f"{KARPATHY.address} (its dataset_flickr30k.json, in the same folder, takes this one's place)",
         images_from=PAGES["flickr30k"],
         pictures={".": 31_783},
+    ),
+    "nocaps": DatasetKind(  # its validation set; the captions of its test set are not public
+        image_folders=dict.fromkeys(SPLITS, (".",)),
+        caption_files=dict.fromkeys(
+            SPLITS, ("annotations/nocaps_val_4500_captions.json", "nocaps_val_4500_captions.json")
+        ),
+        splits=("val", "test"),
+        names_files=True,
+        has_domains=True,
+        annotations_from="https://nocaps.org/download (nocaps_val_4500_captions.json)",
+        images_from="the coco_url of each image in nocaps_val_4500_captions.json (https://nocaps.org/download)",
+        pictures={".": 4500},
     ),
     "folder": DatasetKind(listing="folder", public_ids=False),
     "custom": DatasetKind(listing="reader", public_ids=False),

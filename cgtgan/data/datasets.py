@@ -16,7 +16,7 @@ from cgtgan.data.annotations import CaptionsById, ImageId, id_order
 from cgtgan.data.custom_reader import reader_split
 from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.image_folder import folder_split
-from cgtgan.errors import InputError
+from cgtgan.errors import InputError, MissingFileError
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +51,16 @@ def load_split(config: DatasetConfig, name: str, root: Path) -> Split:
     """List a split (train, val or test) of the data set under `root`; folders are scanned, no image is opened.
 
     train: references is {}. val, test: images without captions are left out and logged where others have some.
-    Raises `MissingFileError` for an absent file or more than `max_bad_images` absent images, else `InputError`.
+    Raises `MissingFileError` for an absent file, a split that the kind does not have, or more than `max_bad_images`
+    absent images, else `InputError`.
     """
     if name not in SPLITS:
         raise InputError(f"split '{name}' is not accepted: one of {', '.join(SPLITS)}")
-    listing = _LISTINGS[KINDS[config.kind].listing]
+    kind = KINDS[config.kind]
+    if name not in kind.splits:
+        fix = "train with another data set, such as dataset=coco, and score with stage=evaluate checkpoint=RUN"
+        raise MissingFileError(f"dataset.kind={config.kind} has no {name} split: {fix}")
+    listing = _LISTINGS[kind.listing]
     paths, captions = listing(config, name, root, captions_wanted=name != "train")
     ids = sorted(paths, key=id_order)
     captions = {} if name == "train" else captions

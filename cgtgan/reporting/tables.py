@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.table import Table
@@ -23,6 +23,7 @@ TIMES_100 = {*FIRST_COLUMNS, *METRICS["clipscore"]}  # others stay as measured
 PARTS = {
     "": "",
     "untrained": "Without adversarial training",
+    "domain": "By domain of the pictures, each scored alone",
     "bound": "For orientation: supervised on pairs, or human",
     "published": "Published: the paper's figures, not measured here",
 }
@@ -85,8 +86,8 @@ class MethodRow:
 
     @property
     def apart(self) -> bool:
-        """Whether it is never bold: a bound (supervised, human) or published."""
-        return self.part in ("bound", "published")
+        """Whether it is never bold: of a domain alone, a bound (supervised, human) or published."""
+        return self.part in ("domain", "bound", "published")
 
     @property
     def num_seeds(self) -> int:
@@ -109,6 +110,20 @@ class MethodRow:
 
 
 # Name of a test set -> the rows that were scored on its images against its references, in the order of the table.
+def domain_rows(name: str, record: Mapping[str, Any], decoding: str = "") -> list[MethodRow]:
+    """A row per domain of what scores.json holds, for NoCaps; empty where it has none."""
+    return [
+        MethodRow(
+            f"{name}, {domain}",
+            f"{part['images']:,} images",
+            {metric: [value] for metric, value in part["scores"].items()},
+            "domain",
+            decoding=decoding,
+        )
+        for domain, part in (record.get("domains") or {}).items()
+    ]
+
+
 RowsBySet = Mapping[str, Sequence[MethodRow]]
 
 

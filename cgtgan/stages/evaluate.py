@@ -11,7 +11,7 @@ from cgtgan.config import Config
 from cgtgan.evaluation.records import WITHOUT_GENERATOR, differences
 from cgtgan.reporting.methods import METHODS
 from cgtgan.reporting.scored_files import score_files
-from cgtgan.reporting.tables import MethodRow, console_table, score_tables
+from cgtgan.reporting.tables import MethodRow, console_table, domain_rows, score_tables
 from cgtgan.runtime.artifacts import read_json
 
 
@@ -39,7 +39,8 @@ def _show(ws: Workspace, places: Mapping[str, Path]) -> None:
         usual = {} if place.name == method else record_in(place.with_name(method))
         differs = ", ".join(differences(method, record, usual, skip=("decode",)).values()) if usual else ""
         differs = differs or (str(record.get("checkpoint", "")) if place.name != method and not usual else "")
-        rows.append(MethodRow(f"{title}, {differs}" if differs else title, "", scores, part, decoding=decoding))
+        title = f"{title}, {differs}" if differs else title
+        rows += [MethodRow(title, "", scores, part, decoding=decoding), *domain_rows(title, record, decoding)]
     for table in score_tables(rows):
         ws.tracker.show(console_table(table))
     folders = {place.parent for place in places.values()} if len(places) > 1 else set(places.values())

@@ -274,7 +274,7 @@ WRONG_VALUES = {  # noticed after composition, whatever started the run
     "dataset=folder dataset.root=x dataset.caption_column=txt dataset.references=r.json": (
         "dataset.caption_column=txt and dataset.references=r.json contradict each other"
     ),
-    "dataset.kind=mine": "dataset.kind=mine is not accepted: it must be one of demo, coco, flickr30k, folder, custom",
+    "dataset.kind=mine": "dataset.kind=mine is not accepted: it must be one of demo, coco, flickr30k, nocaps, folder, custom",
     "corpus=text_file": "corpus.path is null",
     "corpus.column=caption": "corpus.column=caption and corpus.kind=coco contradict each other",
     "generator.width=100": "generator.width=100 and generator.heads=12 contradict each other",
