@@ -267,7 +267,7 @@ _RULES: tuple[tuple[Callable[[Config], Any], str], ...] = (
         "{discriminator.label_smoothing} and {discriminator.loss} contradict each other: pairs have no labels",
     ),
     (
-        lambda c: c.gap.name == "projection" and c.gap.t is None and isinstance(c.aggregation_t.t, list),
+        lambda c: c.gap.kind == "projection" and c.gap.t is None and isinstance(c.aggregation_t.t, list),
         "gap=projection needs one temperature: set gap.t",
     ),
     (

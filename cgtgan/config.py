@@ -192,7 +192,8 @@ class RewardWeightsConfig:
 class GapConfig:
     """What is done about the gap between image and text embeddings wherever the generator reads one (method/gap.py)."""
 
-    name: str = setting("none", one_of(*GAPS))
+    name: str = "none"
+    kind: str = setting("none", one_of(*GAPS))
     t: float | None = setting(None, POSITIVE)  # projection: its temperature; null: aggregation_t.t
 
 

@@ -63,6 +63,7 @@ REWARD_PRESETS = {
     "clip_cos": (0.5, 1.0, 0.5),
     "mixed": (0.5, 0.5, 0.5),
     "naturalness_only": (0.5, 0.0, 0.0),
+    "posterior": (0.5, 0.0, 1.0),
     "semantics_only": (0.5, 0.0, 1.0),
 }
 
@@ -95,6 +96,15 @@ def variant_name(cfg: Config) -> str:
     parts += noise if cfg.initialize.noise == "raw" else [*noise, cfg.initialize.noise]
     parts += [f"kl{_number(t.kl_weight)}", *([] if t.kl == "k3" else [t.kl])] if t.kl_weight else []
     parts += [] if t.baseline == "greedy" else [t.baseline]
+    parts += [] if cfg.gap.kind == "none" else [f"gap-{cfg.gap.kind}{_number(cfg.gap.t) if cfg.gap.t else ''}"]
+    parts += [] if t.advantage_norm == "none" else [f"adv-{t.advantage_norm}"]
+    parts += [] if t.loss_norm == "caption" else [f"loss-{t.loss_norm}"]
+    parts += [] if t.ema is None else [f"ema{_number(t.ema)}"]
+    d = cfg.discriminator
+    parts += [] if d.loss == "bce" else [d.loss]
+    parts += [] if d.reward == "logit" else [f"paid-{d.reward}"]
+    parts += [f"smooth{_number(d.label_smoothing)}"] if d.label_smoothing else []
+    parts += [] if cfg.initialize.pairs == "text" else [f"{cfg.initialize.pairs}-pairs"]
     return "_".join(p.replace("/", "-") for p in parts)
 
 

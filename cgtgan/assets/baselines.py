@@ -6,12 +6,13 @@ from torch import Tensor
 
 from cgtgan.assets.aggregated import aggregated_embeddings
 from cgtgan.assets.corpus import corpus_sentences, sentence_embeddings
+from cgtgan.assets.gap import gap_of
 from cgtgan.assets.generators import initial_generator, supervised_generator
 from cgtgan.assets.images import data_root, image_embeddings
 from cgtgan.assets.workspace import Workspace
 from cgtgan.evaluation.coco_files import load_results
 from cgtgan.method.aggregation import nearest_texts
-from cgtgan.method.gap import mean_shifted
+from cgtgan.method.gap import Gap
 from cgtgan.models.generator_bundle import GeneratorBundle
 
 
@@ -35,9 +36,9 @@ def baseline_generator(ws: Workspace, method: str) -> tuple[GeneratorBundle, Ten
     images = image_embeddings(ws, cfg.split).vectors
     if method == "supervised":
         return supervised_generator(ws), images
-    bundle = initial_generator(ws)
+    bundle = initial_generator(ws, gap=Gap())
     if method == "projection":
         return bundle, aggregated_embeddings(ws, cfg.split, cfg.projection_t).vectors
     if method == "mean_shift":
-        return bundle, mean_shifted(images, image_embeddings(ws, "train").vectors, sentence_embeddings(ws).vectors)
+        return bundle, gap_of(ws, "mean").images(images)
     return bundle, images

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cgtgan.assets.checkpoints import init_checkpoint
 from cgtgan.assets.corpus import corpus_sentences, sentence_embeddings
+from cgtgan.assets.gap import check_gap, gap_identity, gap_of
 from cgtgan.assets.images import data_root, image_embeddings
 from cgtgan.assets.optimizer import Optimizer
 from cgtgan.assets.released import generator_producer
@@ -26,7 +27,8 @@ from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.datasets import load_pairs
 from cgtgan.errors import InputError
 from cgtgan.method.batches import EpochOrder, stable_seed
-from cgtgan.method.gap import noised
+from cgtgan.method.gap import Gap, noised
+from cgtgan.method.pairs import pseudo_pairs
 from cgtgan.models.chunks import pad_rows
 from cgtgan.models.generator import CaptionGenerator
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator, make_generator, make_tokenizer
@@ -38,37 +40,43 @@ from cgtgan.runtime.shards import POLL_SECONDS
 
 GENERATORS_FORMAT = 1  # raise it where the same settings train another generator (runtime/producers.py)
 
+Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]  # vectors (B, D), tokens and mask (B, L), weights (B,)
+
 
 @dataclass(frozen=True)
 class Pairs:
-    """texts[i] is to be rebuilt from vectors[rows[i]]; vectors (N, D)"""
+    """texts[i] is to be rebuilt from read(vectors[rows[i]]); vectors (N, D), weights (len(texts),): of its tokens"""
 
     texts: Sequence[str]
     vectors: Tensor
     rows: Sequence[int]
+    read: Callable[[Tensor], Tensor] = Tensor.float
+    weights: Tensor | None = None
 
 
-def initial_generator(ws: Workspace, devices: Devices | None = None) -> GeneratorBundle:
-    """The generator that knows the corpus and no image: text only; or the one that `train.init_from` names.
+def initial_generator(ws: Workspace, devices: Devices | None = None, gap: Gap | None = None) -> GeneratorBundle:
+    """The generator that knows the corpus and no pair: from text alone, or from pseudo-pairs; or `train.init_from`.
 
-    devices: all processes of the job, which then make it together; None where this process comes here alone.
+    devices: all processes of the job, which then make it together; None where this process comes here alone. gap: how
+    it reads texts; None: as the run does.
     """
+    gap = gap_of(ws) if gap is None else gap
     if ws.cfg.train.init_from:
-        return load_generator(init_checkpoint(ws))
+        folder = init_checkpoint(ws)
+        check_gap(folder, gap)
+        return load_generator(folder)
     sentences, _, _ = corpus_sentences(ws)
     if not ws.cfg.train.use_initialization:
         return _fresh(ws, sentences, sentence_embeddings(ws).header.dim)
     embeddings = sentence_embeddings(ws)
-    producer = _producer(ws) | {"sentences": embeddings.header.fingerprint}
-    return _made(
-        ws,
-        "initial",
-        producer,
-        sentences,
-        Pairs(sentences, embeddings.vectors, range(len(sentences))),
-        ws.cfg.initialize,
-        devices,
-    )
+    producer = _producer(ws) | {"sentences": embeddings.header.fingerprint} | gap_identity(ws, gap)
+    if ws.cfg.initialize.pairs == "pseudo":
+        producer |= {"images": image_embeddings(ws, "train").header.fingerprint, "gap": gap.kind}
+        return _made(
+            ws, "initial", producer, sentences, lambda: _pseudo(ws, sentences, gap), ws.cfg.initialize, devices
+        )
+    pairs = Pairs(sentences, embeddings.vectors, range(len(sentences)), read=gap.texts)
+    return _made(ws, "initial", producer, sentences, pairs, ws.cfg.initialize, devices)
 
 
 def supervised_generator(ws: Workspace) -> GeneratorBundle:
@@ -95,6 +103,14 @@ def supervised_generator(ws: Workspace) -> GeneratorBundle:
         Pairs(texts, images.vectors, rows),
         replace(c, steps=steps, noise_std=0.0, noise="raw"),
     )
+
+
+def _pseudo(ws: Workspace, sentences: Sequence[str], gap: Gap) -> Pairs:
+    """Sentences, and the unlabelled images that CLIP finds for them."""
+    images = image_embeddings(ws, "train").vectors
+    found = pseudo_pairs(images, sentence_embeddings(ws).vectors, ws.device)
+    texts = [sentences[int(i)] for i in found.sentence]
+    return Pairs(texts, images, found.image.tolist(), gap.images, found.weight)
 
 
 def caption_pairs(ws: Workspace) -> tuple[list[str], list[int], dict[str, Any]]:
@@ -136,15 +152,16 @@ def _fresh(ws: Workspace, sentences: Sequence[str], dim: int) -> GeneratorBundle
 
 
 def _made(
-    ws: Workspace, kind: str, producer: dict[str, Any], sentences: Sequence[str], pairs: Pairs,
+    ws: Workspace, kind: str, producer: dict[str, Any], sentences: Sequence[str], pairs: Pairs | Callable[[], Pairs],
     recipe: InitializeConfig, devices: Devices | None = None,
 ) -> GeneratorBundle:  # fmt: skip
     path = ws.store.path(f"generator_{kind}", producer, "")
     devices = devices or Devices(ws.device)
 
     def write(folder: Path) -> None:
-        bundle = _fresh(ws, sentences, pairs.vectors.shape[1])
-        _reconstruct(ws, kind, bundle, pairs, recipe, folder, devices)
+        given = pairs() if callable(pairs) else pairs
+        bundle = _fresh(ws, sentences, given.vectors.shape[1])
+        _reconstruct(ws, kind, bundle, given, recipe, folder, devices)
 
     _make_together(ws, devices, path, write)
     check_as_written(path / "generator.safetensors", f"remove {path} and it is made again")
@@ -186,12 +203,13 @@ def _reconstruct(
     with ws.tracker.progress("initialising on text" if kind == "initial" else "supervised bound", steps, done) as bar:
         for step in range(done + 1, steps + 1):
             chosen = order.batch(step, c.batch_size)
-            vectors = pairs.vectors[row_of[torch.from_numpy(chosen)]].float()
+            vectors = pairs.read(pairs.vectors[row_of[torch.from_numpy(chosen)]])
             vectors = noised(vectors, c.noise_std, c.noise, stable_seed(seed, "noise", step))
             tokens, mask = pad_rows(_tokenized(bundle, [pairs.texts[int(i)] for i in chosen]))
             if ws.cfg.train.dropout and devices.world > 1:  # each process has its own masks
                 torch.manual_seed(stable_seed(seed, "initialize dropout", step, devices.number))
-            loss = _update(model, optimizer, devices, step, (vectors, tokens, mask))
+            weights = None if pairs.weights is None else pairs.weights[torch.from_numpy(chosen)]
+            loss = _update(model, optimizer, devices, step, (vectors, tokens, mask, weights), c.label_smoothing)
             if step % c.checkpoint_every == 0 and step < steps and devices.first:
                 with atomic_path(state) as beside:
                     save_state(beside, state_tensors({"generator": model}, {"generator": optimizer}), {"step": step})
@@ -203,24 +221,31 @@ def _reconstruct(
 
 
 def _update(
-    model: CaptionGenerator, optimizer: Optimizer, devices: Devices, step: int, batch: tuple[Tensor, Tensor, Tensor]
+    model: CaptionGenerator, optimizer: Optimizer, devices: Devices, step: int, batch: Batch, smoothing: float
 ) -> float:
-    """One optimiser step on vectors (B, D), tokens and mask (B, L), shared by the processes; the whole batch's loss."""
+    """One optimiser step on a batch, shared by the processes; the whole batch's loss."""
     if devices.world == 1:
-        loss = model.reconstruction_loss(*(x.to(devices.device) for x in batch))
+        loss = _loss(model, batch, slice(None), smoothing)
         optimizer.step(loss, step)
         return loss.item()
     rows = devices.share(range(len(batch[0])))
     optimizer.adamw.zero_grad(set_to_none=True)
     share = torch.zeros((), device=devices.device)
     if rows:  # the mean over this process's tokens, weighted by their number
-        vectors, tokens, mask = (x[rows[0] : rows[-1] + 1].to(devices.device) for x in batch)
-        share = model.reconstruction_loss(vectors, tokens, mask) * (mask.sum() / batch[2].sum().item())
+        mine = slice(rows[0], rows[-1] + 1)
+        share = _loss(model, batch, mine, smoothing) * (batch[2][mine].sum() / batch[2].sum().item())
         share.backward()
     devices.sum_gradients(optimizer.parameters)
     loss = devices.sum(share.detach().clone()).item()
     optimizer.finish_step(loss, step)
     return loss
+
+
+def _loss(model: CaptionGenerator, batch: Batch, rows: slice, smoothing: float) -> Tensor:
+    device = next(model.parameters()).device
+    vectors, tokens, mask = (x[rows].to(device) for x in batch[:3])
+    weights = None if batch[3] is None else batch[3][rows].to(device)
+    return model.reconstruction_loss(vectors, tokens, mask, weights, smoothing)
 
 
 def _tokenized(bundle: GeneratorBundle, texts: Sequence[str]) -> list[list[int]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -21,17 +21,20 @@ from torch import Tensor
 
 from cgtgan.assets.backbone import reopen_backbone
 from cgtgan.assets.checkpoints import checkpoint_in
+from cgtgan.assets.gap import load_gap
 from cgtgan.assets.workspace import Workspace
-from cgtgan.captioning.decoding import Decoder, ScoredCaption
+from cgtgan.captioning.decoding import Decoder, ScoredCaption, describe
 from cgtgan.checks import validate
 from cgtgan.config import Config, DecodeConfig
-from cgtgan.data.image_files import check_shape, plain_picture
+from cgtgan.data.image_files import PIXEL_ART, check_shape, plain_picture
 from cgtgan.data.loading import load_pixels
 from cgtgan.errors import InputError, MissingFileError
-from cgtgan.models.clip_backbone import ClipBackbone
+from cgtgan.method.gap import Gap
+from cgtgan.models.clip_backbone import ClipBackbone, DemoBackbone
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator
 from cgtgan.runtime.artifacts import read_json
 
+DRAWINGS = "This checkpoint knows the demo's small drawings alone: its captions of other pictures mean nothing."
 # A file or a picture in memory. Or, as a tensor, the pixels that `backbone.pixels` makes.
 PictureFile = str | os.PathLike[str] | Image.Image
 Picture = PictureFile | Tensor
@@ -55,6 +58,7 @@ class Captioner:
     decode: DecodeConfig
     seed: int = 0
     batch_size: int = 64  # pictures that CLIP encodes at once
+    gap: Gap = field(default_factory=Gap)  # how the generator reads their embeddings
 
     @classmethod
     def load(
@@ -92,13 +96,21 @@ class Captioner:
                 f"{backbone.dim}"
             )
         bundle.model.to(backbone.device).eval()
-        return cls(bundle, backbone, decode)
+        return cls(bundle, backbone, decode, gap=load_gap(folder))
+
+    def __repr__(self) -> str:
+        models = f"generator {self.bundle.config.name}, CLIP of {self.backbone.dim} dimensions, {self.backbone.device}"
+        return f"<Captioner: {models}; {describe(self.decode)}, seed {self.seed}>"
+
+    def is_foreign(self, size: tuple[int, int]) -> bool:
+        """Whether a picture of this width and height is none of the drawings that the demo's CLIP alone knows."""
+        return isinstance(self.backbone, DemoBackbone) and max(size) > max(PIXEL_ART, self.backbone.image_size)
 
     def caption(self, images: Iterable[Picture] | PictureFile | Encoded) -> list[str]:
         """One caption per picture, by `decode`. Raises `MissingFileError` or `InputError` naming an unreadable file."""
         captions: list[str] = []
         for vectors, sample_keys in self._encoded(images):
-            captions += self._decoder().captions(vectors, sample_keys)
+            captions += self._decoder().captions(self.gap.images(vectors), sample_keys, images=vectors)
         return captions
 
     def captions(self, images: Iterable[Picture] | PictureFile | Encoded, n: int = 5) -> list[list[ScoredCaption]]:
@@ -112,7 +124,7 @@ class Captioner:
         draws = max(n, self.decode.best_of) if self.decode.name == "best_of_n" else n
         ranked: list[list[ScoredCaption]] = []
         for vectors, sample_keys in self._encoded(images):
-            ranked += self._decoder().ranked(vectors, draws, sample_keys)
+            ranked += self._decoder().ranked(self.gap.images(vectors), draws, sample_keys, images=vectors)
         return [captions[:n] for captions in ranked]
 
     def _decoder(self) -> Decoder:

@@ -28,6 +28,23 @@ def advantages(rewards: Tensor, greedy_rewards: Tensor | None = None) -> Tensor:
     return rewards - (rewards.sum(dim=1, keepdim=True) - rewards) / (samples - 1)
 
 
+def normalised(advantages: Tensor, norm: str, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """(B, K) advantages of one reward divided by their standard deviation plus 1e-6: no unit of the reward is left.
+
+    `group`: over an image's K samples (GRPO, Shao et al., 2024; per reward: GDPO, arXiv 2601.05242). `batch`: over the
+    whole step, whose mean advantage and mean squared advantage `moments` are; None: those of `advantages`. `none`:
+    unchanged. Raises `ValueError` for another norm.
+    """
+    if norm == "none":
+        return advantages
+    if norm == "group":
+        return advantages / (advantages.std(dim=1, correction=0, keepdim=True) + 1e-6)
+    if norm != "batch":
+        raise ValueError(f"norm={norm} is not none, group or batch")
+    mean, square = moments or (advantages.mean(), advantages.square().mean())
+    return advantages / ((square - mean.square()).clamp_min(0).sqrt() + 1e-6)
+
+
 def policy_gradient_loss(advantages: Tensor, log_probs: Tensor) -> Tensor:
     """-mean(advantage * log_prob) over (B, K); the advantages are constants for the gradient. Returns a scalar."""
     if advantages.shape != log_probs.shape:

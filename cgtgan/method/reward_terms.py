@@ -6,6 +6,7 @@ A new term is one function `name(inputs: RewardInputs) -> Tensor` here, and its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ class RewardInputs:
     texts: the captions as they are printed. text, aggregated, image (R, D) float32, on one device, not normalised: the
     CLIP embedding of the caption (without its final stop), the image's aggregated text embedding, the image's own
     embedding. logit_scale: the factor of a cosine in CLIP's logits, as `train.reward_scale` or the backbone has it.
+    pool (J, D) float32: embeddings of unlabelled images, None where no term asks for it. log_prior, log_policy (R,)
+    float32: the caption's summed token log-probs under the initial generator and under the generator that drew it;
+    tokens (R,): their number. None where no term asks for them, and for captions that nobody drew.
     """
 
     texts: Sequence[str]
@@ -28,6 +32,10 @@ class RewardInputs:
     aggregated: Tensor
     image: Tensor
     logit_scale: float = 100.0
+    pool: Tensor | None = None
+    log_prior: Tensor | None = None
+    log_policy: Tensor | None = None
+    tokens: Tensor | None = None
 
 
 RewardTerm = Callable[[RewardInputs], Tensor]
@@ -48,7 +56,42 @@ def clip(inputs: RewardInputs) -> Tensor:
     return F.cosine_similarity(inputs.image, inputs.text, dim=-1)
 
 
-TERMS: dict[str, RewardTerm] = {"cos": cos, "l1": l1, "clip": clip}
+def pmi(inputs: RewardInputs) -> Tensor:
+    """log p(image | caption) - log p(image) by CLIP's own softmax over a pool of images v_j, as a share of the logit
+    scale s: cos(v, g) - log mean_j exp(s * cos(v_j, g)) / s. (R,) float32. A caption that fits every image earns 0.
+    """
+    assert inputs.pool is not None
+    text, scale = F.normalize(inputs.text, dim=-1), inputs.logit_scale
+    others = scale * text @ F.normalize(inputs.pool, dim=-1).T
+    evidence = torch.logsumexp(others, dim=-1) - math.log(len(inputs.pool))
+    return clip(inputs) - evidence / scale
+
+
+def prior(inputs: RewardInputs) -> Tensor:
+    """Summed log-prob of the caption under the initial generator, (R,) float32: a noisy channel's language model."""
+    assert inputs.log_prior is not None
+    return inputs.log_prior
+
+
+def fluency(inputs: RewardInputs) -> Tensor:
+    """`prior` per token, (R,) float32: it pays neither for short nor for long captions."""
+    assert inputs.log_prior is not None
+    assert inputs.tokens is not None
+    return inputs.log_prior / inputs.tokens
+
+
+def entropy(inputs: RewardInputs) -> Tensor:
+    """Minus the caption's summed log-prob under the generator that drew it, (R,) float32: its mean is the entropy."""
+    assert inputs.log_policy is not None
+    return -inputs.log_policy
+
+
+TERMS: dict[str, RewardTerm] = {
+    "cos": cos, "l1": l1, "clip": clip, "pmi": pmi, "prior": prior, "fluency": fluency, "entropy": entropy,
+}  # fmt: skip
+OF_IMAGES = ("pmi",)  # they read the pool
+OF_PRIOR = ("prior", "fluency")  # they read the initial generator's log-probs
+LIKELIHOODS = (*OF_PRIOR, "entropy")  # their scale is 1, not the logit scale; captions that nobody drew have none
 PAPER = ("cos", "l1", "clip")  # always computed and logged; any other term only where the settings name it
 
 

@@ -102,6 +102,30 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, labels)
 
 
+def pairwise_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """-log sigmoid(D(real) - D(fake)) of R pairs (R,), averaged (GAD, arXiv 2511.10643). A scalar."""
+    return F.softplus(fake_logits - real_logits).mean()
+
+
+def naturalness_rewards(logits: Tensor, kind: str, samples: int) -> Tensor:
+    """What the generator is paid for logits (B*K + B,), K = `samples` per image, then one greedy caption each.
+
+    `logit`: the logit itself. `probability`: its sigmoid. `binary`: 1 where it is above 0, else 0 (RIL, arXiv
+    2510.19307). `rank`: the share of the same image's other captions with a lower logit, ties as halves.
+    """
+    if kind == "logit":
+        return logits
+    if kind == "probability":
+        return logits.sigmoid()
+    if kind == "binary":
+        return (logits > 0).float()
+    images = len(logits) // (samples + 1)
+    each = torch.cat([logits[: images * samples].view(images, samples), logits[images * samples :, None]], dim=1)
+    below = (each[:, :, None] > each[:, None, :]).float() + 0.5 * (each[:, :, None] == each[:, None, :]).float()
+    ranks = (below.sum(-1) - 0.5) / samples  # without the caption's tie with itself
+    return torch.cat([ranks[:, :samples].flatten(), ranks[:, samples]])
+
+
 def discriminator_identity(config: DiscriminatorConfig, records: Path | None = None) -> dict[str, Any]:
     """`model_identities` of what a discriminator's settings only name."""
     return model_identities({"encoder": config.encoder, "tokenizer": config.tokenizer}, records)

@@ -57,10 +57,23 @@ class PrefixLanguageModel(nn.Module):
         """(R, P, E), (R, L) -> (R, L, V): logits of each token given the prefix and the tokens before it"""
         return self._logits(prefix, self.gpt.get_input_embeddings()(token_ids))
 
-    def reconstruction_loss(self, prefix_embedding: Tensor, token_ids: Tensor, mask: Tensor) -> Tensor:
-        """Cross-entropy of (B, L) tokens, averaged over those where `mask` (B, L) is true (METHOD: Initialisation)."""
+    def reconstruction_loss(
+        self,
+        prefix_embedding: Tensor,
+        token_ids: Tensor,
+        mask: Tensor,
+        weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """Cross-entropy of (B, L) tokens, averaged over those where `mask` (B, L) is true (METHOD: Initialisation).
+
+        weights (B,): what each text's tokens are multiplied by; None: 1.
+        """
         logits = self.token_logits(self.prefix(prefix_embedding), token_ids).float()
-        return F.cross_entropy(logits[mask], token_ids[mask])
+        if weights is None:
+            return F.cross_entropy(logits[mask], token_ids[mask], label_smoothing=label_smoothing)
+        losses = F.cross_entropy(logits[mask], token_ids[mask], reduction="none", label_smoothing=label_smoothing)
+        return (losses * weights[:, None].expand(mask.shape)[mask]).mean()
 
     def log_probs(self, prefix_embedding: Tensor, token_ids: Tensor, *, temperature: float = 1.0) -> Tensor:
         """(B, D), (B, K, L) -> (B, K) float32: mean log-prob of the tokens up to and including the stop token.

@@ -52,6 +52,7 @@ _PAPERS = (
     "discriminator.",
     "initialize.",
     "train.",
+    "gap.",
     "corpus.max_sentences",
 )
 _FREE = ("reward_weights.name", "train.validate_every", "train.dropout", "train.released")

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cgtgan.assets.workspace import Workspace
-from cgtgan.config import Config, TrainConfig
+from cgtgan.config import Config
 from cgtgan.errors import InputError
 from cgtgan.method.batches import stable_seed
-from cgtgan.method.reinforce import advantages, kl_to_reference, policy_gradient_loss, semantic_weight
-from cgtgan.models.generator import CaptionGenerator, Captions
+from cgtgan.method.reinforce import semantic_weight
 from cgtgan.runtime.interrupts import stop_requests, stopped
 from cgtgan.training.batches import Batch, Batches, prefetched
 from cgtgan.training.checkpoints import Checkpoints, best_validation
@@ -21,6 +19,15 @@ from cgtgan.training.health import Health, caption_metrics
 from cgtgan.training.inputs import TrainingInputs, training_inputs
 from cgtgan.training.meters import Clock, Means
 from cgtgan.training.parts import TrainingParts, make_training_parts
+from cgtgan.training.policy_gradient import (
+    DrawnBatch,
+    batch_advantages,
+    draw,
+    likelihoods,
+    reference_log_probs,
+    reinforce,
+    step_tokens,
+)
 from cgtgan.training.rewards import semantic_rewards
 from cgtgan.training.validation import validate
 from cgtgan.training.wandb_tables import (
@@ -89,7 +96,7 @@ def _loop(
     if meta["step"]:
         ws.tracker.say(f"train: going on after step {meta['step']} of {steps} in {ws.run}")
     health = Health(meta["health"])
-    batches = Batches(ws.cfg, devices, inputs.images, inputs.targets, inputs.sentences)
+    batches = Batches(ws.cfg, devices, inputs.images, inputs.targets, inputs.sentences, inputs.read)
     with ws.tracker.progress("GAN training", steps, meta["step"]) as bar, stop_requests(t.max_minutes) as stop:
         for step, batch in prefetched(batches, meta["step"] + 1, steps):
             logged = step % t.log_every == 0 or step in (1, steps)
@@ -120,7 +127,7 @@ def _validate(
 ) -> bool:
     """Score the validation images, log it, and note the best in `meta`; returns whether this is the best so far."""
     step = meta["step"]
-    scores = validate(ws, parts, inputs.val, step)
+    scores = validate(ws, parts, inputs.val, inputs.read_val, step)
     epoch = step * ws.cfg.train.batch_size / len(inputs.images.ids)
     ws.tracker.log(step, {"eval/CIDEr": scores.cider, "eval/epoch": epoch})
     log_captions(ws, parts, examples, scores, step)
@@ -154,42 +161,30 @@ def gan_step(cfg: Config, parts: TrainingParts, step: int, batch: Batch, *, logg
         torch.manual_seed(stable_seed(cfg.seed, "dropout", step, devices.number))
     w = _semantic_weight(cfg, step)
     micro_batches = batch.split(t.accumulation)
-    sampled_texts: list[str] = []
-    greedy_texts: list[str] = []
+    # the released program sets the new w just before the last micro-batch
+    lagging = _semantic_weight(cfg, step - 1) if "accumulation" in t.released and step > 1 else w
+    weights = [lagging] * (len(micro_batches) - 1) + [w]
     for optimizer in parts.optimizers.values():
         optimizer.adamw.zero_grad(set_to_none=True)
-    for number, micro in enumerate(micro_batches, start=1):
-        # 1. captions of the generator as it is: K samples and the greedy one per image
-        with devices.autocast():
-            sampled, greedy = _draw(parts.bundle.model, micro, t)
-        samples, greedies = parts.bundle.texts(sampled.token_ids), parts.bundle.texts(greedy.token_ids)
-        clock.mark("drawing")
-
-        # 2. how human they sound, by the discriminator as it was before its update; then the gradient of its update
-        naturalness = update_discriminator(parts, micro, samples, greedies, means, dropout=t.dropout)
-        clock.mark("discriminator")
-
-        # 3. how well they fit the image
-        owner = micro.owner().to(devices.device)
-        rewards = semantic_rewards(cfg, parts, [*samples, *greedies], micro.image[owner], micro.target[owner])
-        clock.mark("CLIP")
-
-        # 4. policy gradient, each reward against its own baseline
-        is_last = number == len(micro_batches)
-        # the released program sets the new w just before the last micro-batch
-        lags = "accumulation" in t.released and not is_last and step > 1
-        weight = _semantic_weight(cfg, step - 1) if lags else w
-        reinforce(t, parts, micro, sampled, rewards | {"naturalness": naturalness}, weight, means)
-        clock.mark("policy gradient")
-        if "accumulation" in t.released:  # the released program clips after every micro-batch
-            for optimizer in parts.optimizers.values():
-                optimizer.clip(optimizer.norm())
-        sampled_texts += samples
-        greedy_texts += greedies
-    parts.last_batch = {"ids": batch.ids, "real": batch.real, "samples": sampled_texts, "greedy": greedy_texts}
-
+    parts.last_batch = {"ids": batch.ids, "real": batch.real, "samples": [], "greedy": []}
+    drawn = (draw_and_reward(cfg, parts, micro, means, clock) for micro in micro_batches)
+    if t.advantage_norm == "batch" or t.loss_norm == "tokens":  # they need the whole step's captions
+        everything = list(drawn)
+        tokens = step_tokens(parts, everything)
+        for work, advantages in zip(everything, batch_advantages(cfg, parts, everything, weights), strict=True):
+            reinforce(t, parts, work, advantages, means, tokens)
+    else:
+        for work, weight in zip(drawn, weights, strict=True):
+            reinforce(t, parts, work, batch_advantages(cfg, parts, [work], [weight])[0], means)
+            clock.mark("policy gradient")
+            if "accumulation" in t.released:  # the released program clips after every micro-batch
+                for optimizer in parts.optimizers.values():
+                    optimizer.clip(optimizer.norm())
+    clock.mark("policy gradient")
     # 5. the updates, if everything is finite
     metrics = _apply_updates(parts, step, means)
+    if parts.average is not None and t.ema is not None:
+        metrics["train/ema_distance"] = parts.update_average(t.ema)
     clock.mark("optimisers")
     semantic_loss, naturalness_loss = metrics["train/semantic_loss"], metrics["train/naturalness_loss"]
     kl_penalty = t.kl_weight * metrics.get("train/kl_loss", metrics.get("train/kl", 0.0))
@@ -197,7 +192,8 @@ def gan_step(cfg: Config, parts: TrainingParts, step: int, batch: Batch, *, logg
     metrics["train/semantic_weight"] = w
     metrics.setdefault("train/d_loss", 0.0)
     if logged:
-        metrics |= caption_metrics(devices.gather(sampled_texts), devices.gather(greedy_texts))
+        texts = (devices.gather(parts.last_batch[kind]) for kind in ("samples", "greedy"))
+        metrics |= caption_metrics(*texts)
         metrics |= clock.metrics(batch.total)
     return metrics
 
@@ -207,79 +203,25 @@ def _semantic_weight(cfg: Config, step: int) -> float:
     return semantic_weight(step, max_weight=r.max_weight, delay_steps=r.delay_steps, ramp_steps=r.ramp_steps)
 
 
-def _draw(generator: CaptionGenerator, batch: Batch, t: TrainConfig) -> tuple[Captions, Captions]:
-    if not t.dropout:
-        log_probs = bool(t.kl_weight) and t.kl == "k1_reward"
-        return generator.eval().sample_and_greedy(batch.image, batch.seeds, log_probs=log_probs)
-    sampled = generator.train().sample_with_graph(batch.image, batch.seeds)
-    return sampled, generator.eval().greedy(batch.image, log_probs=False)
-
-
-def reinforce(
-    t: TrainConfig, parts: TrainingParts, batch: Batch, sampled: Captions, rewards: dict[str, Tensor], w: float,
-    means: Means,
-) -> None:  # fmt: skip
-    """Add G's gradient of w*semantic + (1-w)*naturalness, and of the KL penalty, over this micro-batch's captions.
-
-    `rewards`: name -> (B*K + B,), of the samples, then of the greedy captions. `accumulate_gradient` calls `chunk_loss`
-    and its backward pass for as many captions at a time as memory holds.
-    """
-    generator, devices = parts.bundle.model, parts.devices
-    advantage_of = {name: _advantages(reward, batch, t.baseline) for name, reward in rewards.items()}
-    semantic, natural = advantage_of["semantic"], advantage_of["naturalness"]
-    advantage = (w * semantic + (1 - w) * natural).flatten()
-    drawn = sampled.drawn.flatten(0, 1)
-    mask = generator.up_to_stop(drawn)
-    num_captions = batch.total * batch.samples  # of the whole step, over all micro-batches and processes
-    reference = torch.empty(0)
-    if parts.reference is not None and (t.kl_weight or means.detailed):
-        with torch.no_grad(), devices.autocast():
-            reference = parts.reference.token_log_probs(batch.image, sampled.drawn)[0].flatten(0, 1)
-
-    kl_is_loss, kl_advantage = bool(t.kl_weight) and t.kl != "k1_reward", torch.empty(0)
-    if t.kl_weight and not kl_is_loss:
-        k1 = sampled.log_probs - (reference.sum(-1) / mask.sum(-1)).view_as(sampled.log_probs)
-        kl_advantage = (advantages(-k1) if batch.samples > 1 else -k1).flatten()
-        advantage = advantage + t.kl_weight * kl_advantage
-
-    def chunk_loss(token_log_probs: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
-        log_probs = token_log_probs.sum(-1) / mask.sum(-1)
-        loss = policy_gradient_loss(advantage[rows], log_probs) * len(rows)
-        if kl_is_loss:
-            loss = loss + t.kl_weight * kl_to_reference(token_log_probs, reference[rows], mask, t.kl).sum()
-        return loss / num_captions
-
-    if t.dropout:
-        token_log_probs = _released_gradient(sampled, advantage, num_captions, mask)
-    else:
-        with devices.autocast():
-            token_log_probs = generator.eval().accumulate_gradient(batch.image, drawn, chunk_loss, parts.g_chunk)
-    log_probs = token_log_probs.sum(-1) / mask.sum(-1)
-    means.add("train/semantic_loss", -semantic.flatten() * log_probs)
-    means.add("train/naturalness_loss", -natural.flatten() * log_probs)
-    means.add("train/caption_tokens", mask.sum(-1))
-    means.add("caption/finished", (drawn == generator.stop_token_id).any(-1))
-    if len(reference) and not t.dropout:
-        means.add("train/kl", kl_to_reference(token_log_probs, reference, mask))  # k3 is the estimate to look at
-        if t.kl_weight and t.kl != "k3":
-            penalty = (
-                kl_to_reference(token_log_probs, reference, mask, t.kl) if kl_is_loss else -kl_advantage * log_probs
-            )
-            means.add("train/kl_loss", penalty)
-    means.add_rewards(rewards, advantage_of)
-
-
-def _released_gradient(sampled: Captions, advantage: Tensor, num_captions: int, mask: Tensor) -> Tensor:
-    """The gradient through the pass that drew, with dropout (released program); each token has the mean log-prob."""
-    log_probs = sampled.log_probs.flatten()
-    (policy_gradient_loss(advantage, log_probs) * len(log_probs) / num_captions).backward()
-    return log_probs.detach()[:, None] * mask
-
-
-def _advantages(rewards: Tensor, batch: Batch, baseline: str) -> Tensor:
-    """(B*K + B,) rewards, samples then greedy -> (B, K)"""
-    of_samples, of_greedy = rewards[: -len(batch.seeds)], rewards[-len(batch.seeds) :]
-    return advantages(of_samples.view(len(batch.seeds), -1), of_greedy if baseline == "greedy" else None)
+def draw_and_reward(cfg: Config, parts: TrainingParts, batch: Batch, means: Means, clock: Clock) -> DrawnBatch:
+    """The first three parts of a step, on a micro-batch; D's gradient is added."""
+    # 1. captions of the generator as it is: K samples and the greedy one per image
+    sampled, greedy = draw(cfg, parts, batch)
+    samples, greedies = parts.bundle.texts(sampled.token_ids), parts.bundle.texts(greedy.token_ids)
+    parts.last_batch["samples"] += samples
+    parts.last_batch["greedy"] += greedies
+    clock.mark("drawing")
+    # 2. how human they sound, by the discriminator as it was before its update; then the gradient of its update
+    naturalness = update_discriminator(cfg, parts, batch, samples, greedies, means)
+    clock.mark("discriminator")
+    # 3. how well they fit the image
+    reference = reference_log_probs(cfg, parts, batch, sampled, greedy, detailed=means.detailed)
+    owner = batch.owner().to(parts.devices.device)
+    known = likelihoods(cfg, parts, sampled, greedy, reference)
+    texts = [*samples, *greedies]
+    rewards = semantic_rewards(cfg, parts, texts, batch.image[owner], batch.target[owner], known)
+    clock.mark("CLIP")
+    return DrawnBatch(batch, sampled, greedy, reference, rewards | {"naturalness": naturalness})
 
 
 def _apply_updates(parts: TrainingParts, step: int, means: Means) -> dict[str, float]:

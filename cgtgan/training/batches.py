@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cgtgan.assets.gap import ReadImages
 from cgtgan.config import Config
 from cgtgan.method.batches import EpochOrder, sampling_seeds
 from cgtgan.runtime.artifacts import Embeddings
@@ -27,6 +28,12 @@ class Batch:
     seeds: list[list[int]]
     real: list[str]
     total: int
+    closed: Tensor | None = None  # the images as the generator reads them; None: as they are
+
+    @property
+    def read(self) -> Tensor:
+        """(B, D) float32: the images as the generator reads them."""
+        return self.image if self.closed is None else self.closed
 
     @property
     def samples(self) -> int:
@@ -48,16 +55,23 @@ class Batch:
 
     def _rows(self, rows: slice, sentences: slice) -> Batch:
         image, target, seeds = self.image[rows], self.target[rows], self.seeds[rows]
-        return Batch(self.ids[rows], image, target, seeds, self.real[sentences], self.total)
+        closed = None if self.closed is None else self.closed[rows]
+        return Batch(self.ids[rows], image, target, seeds, self.real[sentences], self.total, closed)
 
 
 class Batches:
     """The batch of each step: a function of (seed, step), whatever the number of processes."""
 
     def __init__(
-        self, cfg: Config, devices: Devices, images: Embeddings, targets: Embeddings, sentences: Sequence[str]
+        self,
+        cfg: Config,
+        devices: Devices,
+        images: Embeddings,
+        targets: Embeddings,
+        sentences: Sequence[str],
+        read: ReadImages | None = None,
     ):
-        self.cfg, self.devices = cfg, devices
+        self.cfg, self.devices, self.read = cfg, devices, read
         self.images, self.targets, self.sentences = images, targets, sentences
         self.image_order = EpochOrder(len(images.ids), cfg.seed, "images")
         self.text_order = EpochOrder(len(sentences), cfg.seed, "real")
@@ -76,7 +90,8 @@ class Batches:
         seeds = sampling_seeds(self.cfg.seed, step, ids, t.num_samples)
         sentences = [self.sentences[i] for i in real[places[0] * t.num_samples : (places[-1] + 1) * t.num_samples]]
         image, target = self.images.vectors[index].float(), self.targets.vectors[index].float()
-        return Batch(ids, image.to(device), target.to(device), seeds, sentences, t.batch_size)
+        closed = None if self.read is None else self.read[index].to(device)
+        return Batch(ids, image.to(device), target.to(device), seeds, sentences, t.batch_size, closed)
 
 
 def prefetched(batches: Batches, first: int, last: int) -> Iterator[tuple[int, Batch]]:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_model
+from torch import nn
 
 from cgtgan.assets.backbone import backbone_description, backbone_producer, save_demo_clip
 from cgtgan.assets.checkpoints import LINKS, STATE, link_targets, settle_links, step_folders
+from cgtgan.assets.gap import save_gap
 from cgtgan.assets.training_state import load_state, read_meta, save_state, state_tensors
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import as_dict
@@ -134,8 +136,8 @@ class Checkpoints:
         fresh = {"step": 0, "best": -1.0, "best_step": 0, "wandb_id": None, "health": {}}
         if newest is None:
             return fresh
-        load_model(parts.bundle.model, str(newest / "generator.safetensors"))
-        modules = {name: module for name, module in parts.modules.items() if name != "generator"}
+        load_model(parts.averaged.model, str(newest / "generator.safetensors"))
+        modules = _beside_the_weights(parts)
         return fresh | load_state(newest / STATE, modules, parts.optimizers)
 
     def due(self, step: int) -> bool:
@@ -149,12 +151,12 @@ class Checkpoints:
         if not parts.devices.first:
             return
         self.writer.wait()  # one at a time: a second copy of the state is enough
-        bundle, meta = parts.bundle.copy(), dict(meta)
-        modules = {name: module for name, module in parts.modules.items() if name != "generator"}
-        tensors = state_tensors(modules, parts.optimizers)
+        bundle, meta, gap = parts.averaged.copy(), dict(meta), parts.gap
+        tensors = state_tensors(_beside_the_weights(parts), parts.optimizers)
 
         def write(path: Path) -> None:
             bundle.save(path)
+            save_gap(path, gap)
             save_state(path / STATE, tensors, meta)
             describe_checkpoint(self.ws, path, parts.backbone, meta["step"])
 
@@ -166,6 +168,11 @@ class Checkpoints:
 
     def close(self) -> None:
         self.writer.join()
+
+
+def _beside_the_weights(parts: TrainingParts) -> dict[str, nn.Module]:
+    """What the training state holds: the discriminator; with a moving average, also the weights that are trained."""
+    return {name: m for name, m in parts.modules.items() if name != "generator" or parts.average is not None}
 
 
 def best_validation(ws: Workspace) -> float | None:

@@ -9,14 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgtgan.models.discriminator import Discriminator, discriminator_loss
+from cgtgan.config import Config
+from cgtgan.models.discriminator import Discriminator, discriminator_loss, naturalness_rewards, pairwise_loss
 from cgtgan.training.batches import Batch
 from cgtgan.training.meters import Means
 from cgtgan.training.parts import TrainingParts
 
 
 def update_discriminator(
-    parts: TrainingParts, batch: Batch, sampled: list[str], greedy: list[str], means: Means, *, dropout: bool
+    cfg: Config, parts: TrainingParts, batch: Batch, sampled: list[str], greedy: list[str], means: Means
 ) -> Tensor:
     """Naturalness (B*K + B,) of samples and greedy captions, by the discriminator before its update.
 
@@ -26,6 +27,10 @@ def update_discriminator(
     discriminator, devices, real = parts.discriminator, parts.devices, batch.real
     if discriminator is None:
         return torch.zeros(len(sampled) + len(greedy), device=devices.device)
+    config, dropout = cfg.discriminator, cfg.train.dropout
+    if config.loss == "pairwise":
+        logits = _pairwise_update(parts, discriminator, batch, sampled, greedy, means)
+        return naturalness_rewards(logits, config.reward, batch.samples)
     naturalness = None
     if dropout:
         with devices.autocast():
@@ -35,7 +40,7 @@ def update_discriminator(
         counts = Counter(sampled)
         fakes, repeats = list(counts), list(counts.values())
     sentences = batch.total * len(sampled) // max(1, len(greedy))  # of each kind in the whole step
-    labels = torch.tensor([1.0] * len(real) + [0.0] * len(fakes), device=devices.device)
+    labels = torch.tensor([1.0 - config.label_smoothing] * len(real) + [0.0] * len(fakes), device=devices.device)
     weights = torch.tensor([1.0] * len(real) + [float(n) for n in repeats], device=devices.device) / (2 * sentences)
 
     def chunk_loss(logits: Tensor, rows: Tensor) -> Tensor:
@@ -48,8 +53,33 @@ def update_discriminator(
         if naturalness is None:
             naturalness = _scores(discriminator, fakes, logits[len(real) :], sampled, greedy)
     fake_logits = logits[len(real) :].repeat_interleave(torch.tensor(repeats, device=devices.device))
-    _log(means, logits[: len(real)], fake_logits)
-    return naturalness
+    loss = discriminator_loss(logits[: len(real)], fake_logits)
+    _log(means, loss, logits[: len(real)], fake_logits)
+    return naturalness_rewards(naturalness, config.reward, batch.samples)
+
+
+def _pairwise_update(
+    parts: TrainingParts, discriminator: Discriminator, batch: Batch, sampled: list[str], greedy: list[str],
+    means: Means,
+) -> Tensor:  # fmt: skip
+    """The same with the pairwise loss, whose pairs no chunk may part: the logits come first, the gradient second.
+
+    Returns the logits (B*K + B,) of samples and greedy captions.
+    """
+    real, pairs = batch.real, batch.total * batch.samples
+    with parts.devices.autocast():
+        logits = discriminator.eval().score([*real, *sampled, *greedy])
+    leaf = logits[: 2 * len(real)].detach().requires_grad_()
+    loss = pairwise_loss(leaf[: len(real)], leaf[len(real) :])
+    (loss * len(real) / pairs).backward()
+    slope = leaf.grad
+    assert slope is not None
+    with parts.devices.autocast():
+        discriminator.accumulate_gradient(
+            [*real, *sampled], lambda chunk, rows: (chunk * slope[rows]).sum(), parts.d_chunk
+        )
+    _log(means, loss, logits[: len(real)], logits[len(real) : 2 * len(real)])
+    return logits[len(real) :]
 
 
 def _scores(
@@ -63,8 +93,8 @@ def _scores(
     return all_logits[torch.tensor([row[text] for text in (*sampled, *greedy)], device=all_logits.device)]
 
 
-def _log(means: Means, real_logits: Tensor, fake_logits: Tensor) -> None:
-    means.add("train/d_loss", discriminator_loss(real_logits, fake_logits)[None].expand(len(real_logits)))
+def _log(means: Means, loss: Tensor, real_logits: Tensor, fake_logits: Tensor) -> None:
+    means.add("train/d_loss", loss[None].expand(len(real_logits)))
     means.add("train/d_accuracy_real", real_logits > 0)
     means.add("train/d_accuracy_generated", fake_logits <= 0)
     means.add("train/d_accuracy", torch.cat([real_logits > 0, fake_logits <= 0]))

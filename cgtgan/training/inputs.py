@@ -10,6 +10,7 @@ from typing import Any
 from cgtgan.assets.aggregated import aggregated_embeddings
 from cgtgan.assets.checkpoints import init_checkpoint
 from cgtgan.assets.corpus import corpus_sentences
+from cgtgan.assets.gap import ReadImages, read_images
 from cgtgan.assets.generators import total_steps
 from cgtgan.assets.images import dataset_split, image_embeddings
 from cgtgan.assets.workspace import Workspace
@@ -36,6 +37,8 @@ class TrainingInputs:
     scored: bool
     steps: int
     made_from: dict[str, Any]
+    read: ReadImages | None = None  # the training images as the generator reads them; None: as they are
+    read_val: ReadImages | None = None
 
     @property
     def precision(self) -> str:
@@ -81,4 +84,6 @@ def training_inputs(ws: Workspace) -> TrainingInputs:
             f"train.batch_size={t.batch_size} in {t.accumulation} parts is less than one image for each of "
             f"{ws.rank.world} processes: raise it, or start fewer"
         )
-    return TrainingInputs(images, targets, val, sentences, scored, total_steps(t, len(images.ids)), made_from)
+    steps = total_steps(t, len(images.ids))
+    read, read_val = (None if cfg.gap.kind == "none" else read_images(ws, split) for split in ("train", "val"))
+    return TrainingInputs(images, targets, val, sentences, scored, steps, made_from, read, read_val)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cgtgan.assets.backbone import open_backbone
+from cgtgan.assets.gap import gap_of
 from cgtgan.assets.generators import initial_generator
+from cgtgan.assets.images import image_embeddings
 from cgtgan.assets.optimizer import Optimizer
 from cgtgan.assets.workspace import Workspace
 from cgtgan.errors import InputError
-from cgtgan.method.batches import stable_seed
-from cgtgan.method.reward_terms import RewardTerm
+from cgtgan.method.batches import EpochOrder, stable_seed
+from cgtgan.method.gap import Gap
+from cgtgan.method.reward_terms import OF_IMAGES, OF_PRIOR, RewardTerm
 from cgtgan.models.attention import use_float32_attention
 from cgtgan.models.clip_backbone import ClipBackbone
 from cgtgan.models.discriminator import Discriminator, make_discriminator
@@ -43,6 +47,9 @@ class TrainingParts:
     own_terms: Mapping[str, RewardTerm] = field(default_factory=dict)
     run: Path = Path()
     last_batch: dict[str, Any] = field(default_factory=dict)  # captions and sentences of the step, should it go wrong
+    pool: torch.Tensor | None = None  # (J, D) float32: unlabelled images that the term `pmi` compares a caption with
+    average: CaptionGenerator | None = None  # moving average of the generator's weights, which is scored and kept
+    gap: Gap = field(default_factory=Gap)
 
     @property
     def modules(self) -> Mapping[str, torch.nn.Module]:
@@ -53,6 +60,22 @@ class TrainingParts:
     def optimizers(self) -> Mapping[str, Optimizer]:
         both = {"generator": self.g_optimizer, "discriminator": self.d_optimizer}
         return {name: optimizer for name, optimizer in both.items() if optimizer is not None}
+
+    @property
+    def averaged(self) -> GeneratorBundle:
+        """The generator that is scored and kept: the moving average of its weights, if there is one."""
+        return self.bundle if self.average is None else replace(self.bundle, model=self.average)
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> float:
+        """average = decay * average + (1 - decay) * weights; returns the distance, relative to the weights' length."""
+        assert self.average is not None
+        distance = length = 0.0
+        for mean, weight in zip(self.average.parameters(), self.bundle.model.parameters(), strict=True):
+            mean.lerp_(weight, 1 - decay)
+            distance += (mean - weight).square().sum()
+            length += weight.square().sum()
+        return float((distance / length) ** 0.5)
 
     @property
     def clip_batch(self) -> int:
@@ -88,7 +111,7 @@ def make_training_parts(ws: Workspace, sentences: Sequence[str], steps: int, dim
         keep_freed_memory()
     bundle = _generator(ws, dim)
     reference = None
-    if t.kl_weight or t.watch_kl:
+    if t.kl_weight or t.watch_kl or any(name in OF_PRIOR for name in ws.cfg.reward_weights.terms):
         reference = initial_generator(ws, ws.devices).model.to(ws.device).eval().requires_grad_(False)
     discriminator, d_optimizer, d_chunk = None, None, 1
     if t.use_discriminator:
@@ -108,8 +131,20 @@ def make_training_parts(ws: Workspace, sentences: Sequence[str], steps: int, dim
     ws.devices.precision = precision
     parts = TrainingParts(bundle, reference, discriminator, backbone, g_optimizer, d_optimizer, ws.devices)
     parts.g_chunk, parts.d_chunk = g_chunk, d_chunk
-    parts.own_terms, parts.run = load_own_terms(ws.cfg.reward_weights), ws.run
+    parts.own_terms, parts.run, parts.gap = load_own_terms(ws.cfg.reward_weights), ws.run, gap_of(ws)
+    if any(name in OF_IMAGES for name in ws.cfg.reward_weights.terms):
+        parts.pool = _pool(ws)
+    if t.ema is not None:
+        parts.average = copy.deepcopy(bundle.model).requires_grad_(False)
     return parts
+
+
+def _pool(ws: Workspace) -> torch.Tensor:
+    """Embeddings of `reward_weights.pool` training images, drawn by the seed; all of them where there are fewer."""
+    vectors = image_embeddings(ws, "train").vectors
+    count = min(ws.cfg.reward_weights.pool, len(vectors))
+    rows = EpochOrder(len(vectors), ws.cfg.seed, "pool").batch(1, count)
+    return vectors[torch.from_numpy(rows)].float().to(ws.device)
 
 
 def _generator(ws: Workspace, dim: int) -> GeneratorBundle:

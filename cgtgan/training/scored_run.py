@@ -12,6 +12,7 @@ from torch import Tensor
 from cgtgan.assets.backbone import open_backbone
 from cgtgan.assets.baselines import baseline_generator, written_captions
 from cgtgan.assets.checkpoints import find_checkpoint
+from cgtgan.assets.gap import load_gap
 from cgtgan.assets.images import image_embeddings
 from cgtgan.assets.scored_checkpoint import scored_checkpoint
 from cgtgan.assets.scores import ScoredCaptions, record_in, references_of, run_identity, stored_captions, write_scores
@@ -88,7 +89,8 @@ def _caption_split(
     if (captions := written_captions(ws, method)) is not None:
         return captions, []
     if method == "cgtgan":
-        bundle, vectors = load_generator(checkpoint), image_embeddings(ws, ws.cfg.evaluate.split).vectors
+        images = image_embeddings(ws, ws.cfg.evaluate.split).vectors
+        bundle, vectors = load_generator(checkpoint), load_gap(checkpoint).images(images)
     else:
         bundle, vectors = baseline_generator(ws, method)
     captions = _decoded(ws, method, bundle, vectors) if caption else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from cgtgan.assets.gap import ReadImages
 from cgtgan.assets.images import dataset_split
 from cgtgan.assets.workspace import Workspace
 from cgtgan.captioning.decoding import Decoder
@@ -23,13 +24,17 @@ class Validation:
     per_image: dict[Any, float]
 
 
-def validate(ws: Workspace, parts: TrainingParts, val: Embeddings, step: int) -> Validation:
-    """Score greedy captions of the validation images and write them; each process captions its share."""
+def validate(ws: Workspace, parts: TrainingParts, val: Embeddings, read: ReadImages | None, step: int) -> Validation:
+    """Score greedy captions of the validation images and write them; each process captions its share.
+
+    read: the images as the generator reads them; None: as they are.
+    """
     devices = parts.devices
     rows = devices.share(range(len(val.ids)))
-    vectors = val.vectors[rows[0] : rows[-1] + 1] if rows else val.vectors[:0]
+    share = slice(rows[0], rows[-1] + 1) if rows else slice(0)
+    vectors = val.vectors[share] if read is None else read[share]
     with devices.autocast():
-        captions = Decoder(parts.bundle, ws.cfg.decode, ws.device).greedy(vectors)
+        captions = Decoder(parts.averaged, ws.cfg.decode, ws.device).greedy(vectors)
     by_id = dict(zip(val.ids, devices.gather(captions), strict=True))
     per_image: dict[Any, float] = {}
 

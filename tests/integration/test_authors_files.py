@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from tests.program import run_program
+
 ROOT = Path(__file__).resolve().parents[2]
 DIM, WIDTH, PREFIX = 64, 64, 10
 WORDS = ["A dog runs.", "Two cats sleep on a mat.", "A red bus stops.", "A man rides a wave."]
@@ -21,9 +23,7 @@ WORDS = ["A dog runs.", "Two cats sleep on a mat.", "A red bus stops.", "A man r
 
 def run(home: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *overrides], cwd=home, env=environment, capture_output=True, text=True
-    )
+    return run_program([sys.executable, str(ROOT / "run.py"), *overrides], cwd=home, env=environment)
 
 
 def good(done: subprocess.CompletedProcess[str]) -> str:

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,7 @@ from cgtgan.errors import InputError, MissingFileError
 from cgtgan.models.clip_backbone import DemoBackbone
 from cgtgan.runtime.artifacts import write_json
 from cgtgan.stages.caption import caption
+from tests.program import run_program
 from tests.tiny_gan import tiny_parts
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +119,9 @@ def test_a_caption_is_the_pictures_own(checkpoint: Path, photos: Path) -> None:
         assert captioner.caption(iter(opened)) == captions
     captioner.seed = 1
     assert captioner.caption(paths) != captions
+    assert re.fullmatch(
+        r"<Captioner: generator \w+, CLIP of 96 dimensions, cpu; one sample at temperature 1, seed 1>", repr(captioner)
+    )
     assert captioner.caption([]) == []
 
 
@@ -272,7 +277,7 @@ def test_greedy_that_a_person_types_wins_over_the_checkpoints_decoding(
     sampled = Captioner.load(checkpoint, device="cpu").caption(path)
     assert greedy != sampled
     for words, expected in (((), sampled), (("decode.batch_size=1",), sampled), (("decode=greedy",), greedy)):
-        done = subprocess.run(command(checkpoint, path, tmp_path / "out", *words), capture_output=True, text=True)
+        done = run_program(command(checkpoint, path, tmp_path / "out", *words))
         assert done.returncode == 0, done.stderr
         assert [row["caption"] for row in json.loads((tmp_path / "out/captions.json").read_text())] == expected
 
@@ -283,9 +288,7 @@ def test_a_list_from_standard_input(
     """With a file that has gone and a folder among them: one line in the report, and what is below it."""
     listed = [str(pictures(photos)[0]), str(tmp_path / "gone.png"), str(photos / "deep" / "deeper"), ""]
     out = tmp_path / "out"
-    done = subprocess.run(
-        command(checkpoint, "-", out), input="\n".join(listed), cwd=tmp_path, capture_output=True, text=True
-    )
+    done = run_program(command(checkpoint, "-", out), input="\n".join(listed), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = [row["image_id"] for row in json.loads((out / "captions.json").read_text())]
     assert found == [listed[0], *map(str, sorted((photos / "deep" / "deeper").iterdir()))]

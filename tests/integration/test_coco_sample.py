@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 from PIL import Image
+
+from tests.program import run_program
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +42,7 @@ def test_every_stage_on_real_photographs(shared: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     run = [sys.executable, str(ROOT / "run.py"), "experiment=coco_sample", f"dataset.root={coco}", "threads=1"]
-    done = subprocess.run(run, cwd=home, capture_output=True, text=True, timeout=300)
+    done = run_program(run, cwd=home, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     (folder,) = home.glob("runs/coco_sample/*/seed=0")
@@ -59,12 +60,8 @@ def test_every_stage_on_real_photographs(shared: Path, tmp_path: Path) -> None:
 
 def test_a_missing_file_is_said_with_its_mend(tmp_path: Path) -> None:
     for experiment in ("coco_coco", "flickr30k_flickr30k", "coco_gcc", "coco_shutterstock"):
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "run.py"), f"experiment={experiment}"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=120,
+        done = run_program(
+            [sys.executable, str(ROOT / "run.py"), f"experiment={experiment}"], cwd=tmp_path, timeout=120
         )
         assert done.returncode == 1, done.stdout + done.stderr
         assert "Traceback" not in done.stderr

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 from PIL import Image
+
+from tests.program import run_program
 
 ROOT = Path(__file__).parents[2]
 READER = """
@@ -33,7 +34,7 @@ SETTINGS = [
 
 def run(home: Path, *overrides: str, code: int = 0) -> str:
     command = [sys.executable, str(ROOT / "run.py"), *SETTINGS, *overrides]
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=300)
+    done = run_program(command, cwd=home, timeout=300)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr

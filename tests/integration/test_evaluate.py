@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from cgtgan.models.clip_backbone import DemoBackbone
 from cgtgan.run_identity import scientific_settings
 from cgtgan.runtime.artifacts import load_embeddings
 from cgtgan.stages import evaluate
+from tests.program import run_program
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -43,9 +43,7 @@ METRICS = "evaluate.metrics=[rouge_l,cider,clipscore,diversity]"
 
 def run(home: Path, *overrides: str, code: int = 0) -> str:
     command = [sys.executable, str(ROOT / "run.py"), *TINY, *overrides]
-    done = subprocess.run(
-        command, cwd=home, capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": "200"}
-    )
+    done = run_program(command, cwd=home, timeout=300, env=os.environ | {"COLUMNS": "200"})
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 

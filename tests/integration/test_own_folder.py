@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 from PIL import Image
+
+from tests.program import run_program
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("tokenizer=corpus", "layers=1", "width=32", "heads=2")
@@ -33,23 +34,19 @@ def test_pictures_and_a_text_file_are_enough(tmp_path: Path) -> None:
     args += ["clip_backbone.kind=random", "generator.language_model=scratch", "discriminator.encoder=scratch"]
     args += [f"{part}.{setting}" for part in ("generator", "discriminator") for setting in SMALL]
     args += ["initialize.steps=3", "train.steps=3", "train.batch_size=4", "train.checkpoint_every=2", "wandb=disabled"]
-    done = subprocess.run([*base, *args], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = run_program([*base, *args], cwd=tmp_path, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the test images have no references: clipscore, diversity are computed" in " ".join(done.stdout.split())
     (folder,) = (tmp_path / "runs" / "mine").glob("*/seed=0")
     assert (folder / "checkpoints/best/generator.json").is_file()
     assert (folder / "checkpoints/best").resolve() == (folder / "checkpoints/last").resolve()
     check_the_page(folder)
-    done = subprocess.run(
-        [*base, "stage=caption", f"checkpoint={folder}", "images=photos", "output=out"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=100,
+    done = run_program(
+        [*base, "stage=caption", f"checkpoint={folder}", "images=photos", "output=out"], cwd=tmp_path, timeout=100
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(json.loads((tmp_path / "out/captions.json").read_text())) == 24
-    scored = subprocess.run([*base, *args, "stage=evaluate"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    scored = run_program([*base, *args, "stage=evaluate"], cwd=tmp_path, timeout=100)
     assert scored.returncode == 1
     assert "the test split has no references to score bleu, meteor, rouge_l, cider against" in scored.stderr
     assert "Traceback" not in scored.stderr

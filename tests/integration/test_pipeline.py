@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from PIL import Image
 
 from cgtgan import Captioner
 from cgtgan.data.corpora import embedded_text
+from tests.program import Program, run_program
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +28,7 @@ def command(home: Path, *overrides: str) -> list[str]:
 
 
 def run(home: Path, *overrides: str, code: int = 0) -> str:
-    done = subprocess.run(command(home, *overrides), cwd=home, capture_output=True, text=True, timeout=300)
+    done = run_program(command(home, *overrides), cwd=home, timeout=300)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -129,13 +129,7 @@ KILL_WHEN: dict[str, Callable[[Path], bool]] = {
 def test_killed_anywhere_and_typed_again_it_ends_with_the_same_scores(whole: Path, tmp_path: Path) -> None:
     killed = []
     for point, reached in KILL_WHEN.items():
-        process = subprocess.Popen(
-            command(tmp_path),
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        process = Program(command(tmp_path), cwd=tmp_path)
         deadline = time.monotonic() + 200
         while process.poll() is None and not reached(tmp_path):
             assert time.monotonic() < deadline, f"{point} is never reached"
@@ -152,10 +146,7 @@ def test_killed_anywhere_and_typed_again_it_ends_with_the_same_scores(whole: Pat
 
 def test_two_at_once_share_the_work(whole: Path, tmp_path: Path) -> None:
     """As when `make` alone is killed and typed again: its child is still at work in the run folder."""
-    both = [
-        subprocess.Popen(command(tmp_path), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for _ in range(2)
-    ]
+    both = [Program(command(tmp_path), cwd=tmp_path) for _ in range(2)]
     output = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], output
     assert sum("waiting for another process that works in" in text for text in output) == 1
@@ -197,9 +188,7 @@ def test_captions_of_ones_own_pictures(whole: Path, tmp_path: Path) -> None:
         "stage=caption",
         f"checkpoint={run_folder(whole) / 'checkpoints' / 'last'}",
     ]
-    done = subprocess.run(
-        [*single, f"images=[{pictures / 'plain.jpg'}]", f"output={out}"], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = run_program([*single, f"images=[{pictures / 'plain.jpg'}]", f"output={out}"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (one,) = json.loads((out / "captions.json").read_text())
     assert one["caption"] == next(c["caption"] for c in captions if c["image_id"].endswith("plain.jpg"))

@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from PIL import Image
 from cgtgan.assets.encoding import Encoder
 from cgtgan.errors import UserError
 from cgtgan.runtime.artifacts import load_embeddings
+from tests.program import Program
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES, SENTENCES = 60, 150
@@ -39,14 +39,12 @@ SETTINGS = [
 ]
 
 
-def start(home: Path, *overrides: str, rank: tuple[int, int] | None = None) -> subprocess.Popen[str]:
+def start(home: Path, *overrides: str, rank: tuple[int, int] | None = None) -> Program:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     if rank:
         environment |= {"RANK": str(rank[0]), "WORLD_SIZE": str(rank[1]), "LOCAL_RANK": str(rank[0])}
     command = [sys.executable, str(ROOT / "run.py"), *SETTINGS, *overrides]
-    return subprocess.Popen(
-        command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return Program(command, cwd=home, env=environment)
 
 
 def run(home: Path, *overrides: str, fails: bool = False) -> str:

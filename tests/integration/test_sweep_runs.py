@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from tests.program import run_program
+
 ROOT = Path(__file__).parents[2]
 SHORT = ("experiment=demo_tiny", "threads=1", "wandb=disabled", "evaluate.baselines=[]", "evaluate.metrics=[cider]")
 
@@ -23,7 +25,7 @@ def command(home: Path, *overrides: str) -> list[str]:
 
 
 def run(home: Path, *overrides: str, code: int = 0) -> str:
-    done = subprocess.run(command(home, *overrides), cwd=home, capture_output=True, text=True, timeout=300)
+    done = run_program(command(home, *overrides), cwd=home, timeout=300)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr

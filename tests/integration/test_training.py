@@ -18,6 +18,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.program import Program, run_program
+
 ROOT = Path(__file__).parents[2]
 STEPS = 20
 CLOCK = ("time/", "memory/", "train/seconds", "train/images_per_second")
@@ -46,9 +48,7 @@ def command(home: Path, *overrides: str, processes: int = 1) -> list[str]:
 
 
 def run(home: Path, *overrides: str, code: int = 0, processes: int = 1) -> str:
-    done = subprocess.run(
-        command(home, *overrides, processes=processes), cwd=home, capture_output=True, text=True, timeout=300
-    )
+    done = run_program(command(home, *overrides, processes=processes), cwd=home, timeout=300)
     output = done.stdout + done.stderr
     assert done.returncode == code, output
     return output
@@ -94,7 +94,7 @@ def home(whole: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def started(home: Path, *overrides: str, rows: int, processes: int = 1) -> subprocess.Popen[str]:
+def started(home: Path, *overrides: str, rows: int, processes: int = 1) -> subprocess.Popen[str] | Program:
     """A job that has logged some rows and is still at work."""
     pipes: dict[str, Any] = {
         "stdout": subprocess.PIPE,
@@ -102,7 +102,8 @@ def started(home: Path, *overrides: str, rows: int, processes: int = 1) -> subpr
         "text": True,
         "start_new_session": True,
     }
-    job = subprocess.Popen(command(home, *overrides, processes=processes), cwd=home, **pipes)
+    words = command(home, *overrides, processes=processes)
+    job = Program(words, cwd=home) if processes == 1 else subprocess.Popen(words, cwd=home, **pipes)
     deadline = time.monotonic() + 200
     while not any(len(f.read_text().splitlines()) >= rows for f in home.glob("runs/demo_tiny/*/seed=0/metrics.jsonl")):
         assert job.poll() is None, job.communicate()[0]
@@ -130,9 +131,7 @@ def test_a_signal_stops_with_a_checkpoint_and_the_same_command_goes_on(
 def test_a_time_limit_stops_again_and_again_and_ends_in_the_same_place(whole: Path, home: Path) -> None:
     stops = 0
     for _ in range(60):
-        done = subprocess.run(
-            command(home, "train.max_minutes=0.02"), cwd=home, capture_output=True, text=True, timeout=200
-        )
+        done = run_program(command(home, "train.max_minutes=0.02"), cwd=home, timeout=200)
         if done.returncode == 0:
             break
         stops += 1
@@ -212,7 +211,7 @@ def test_killed_at_any_moment_of_a_checkpoint_the_same_command_ends_as_if_undist
 ) -> None:
     started = command(home)
     killed = [sys.executable, "-c", KILLED, moment, str(step), *started[2:]]
-    done = subprocess.run(killed, cwd=home, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = run_program(killed, cwd=home, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == -signal.SIGKILL, done.stderr
     run(home)
     assert results(home) == results(whole)
@@ -243,7 +242,7 @@ def test_a_signal_in_the_last_step_is_the_exit_code_and_the_state_is_whole(
     whole: Path, home: Path, which: signal.Signals
 ) -> None:
     stopped = [sys.executable, "-c", LAST_STEP, str(int(which)), *command(home)[2:]]
-    done = subprocess.run(stopped, cwd=home, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = run_program(stopped, cwd=home, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 128 + which, done.stdout + done.stderr
     assert f"received {which.name}: stopped after the last step, {STEPS}, in" in done.stderr
     assert results(home) == results(whole)
@@ -270,7 +269,7 @@ sys.exit(main())
 
 def test_a_full_disk_under_the_checkpoints_is_one_sentence_and_the_retry_ends_the_same(whole: Path, home: Path) -> None:
     full = [sys.executable, "-c", FULL, *command(home)[2:]]
-    done = subprocess.run(full, cwd=home, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = run_program(full, cwd=home, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 1
     (sentence,) = done.stderr.splitlines()
     assert re.search(r"^error: .*/checkpoints/step_0000\d\d: File too large: fix that place", sentence), sentence
@@ -376,7 +375,7 @@ def test_two_processes_initialise_what_one_does_and_go_on_after_a_kill_bit_for_b
     script = home / "killed.py"
     script.write_text(INITIALISED_AND_KILLED)
     killed = [str(script) if part.endswith("run.py") else part for part in command(home, *settings, processes=2)]
-    done = subprocess.run(killed, cwd=home, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = run_program(killed, cwd=home, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode != 0
     (state,) = folder.glob("*.training")
     assert "initialising on text 15/20" in run(home, *settings, processes=2)
@@ -387,7 +386,7 @@ def test_two_processes_initialise_what_one_does_and_go_on_after_a_kill_bit_for_b
 
 def test_one_process_goes_on_where_two_were_stopped(whole: Path, home: Path) -> None:
     job = started(home, rows=4, processes=2)
-    children = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
+    children = run_program(["pgrep", "-P", str(job.pid)]).stdout.split()
     os.kill(int(children[-1]), signal.SIGUSR1)  # one of them gets the signal; both stop
     output = job.communicate(timeout=100)[0]
     assert job.returncode != 0

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cgtgan.runtime.artifacts import read_json
+from tests.program import run_program
 from tests.wandb_server import Server, Written, files, written
 
 ROOT = Path(__file__).parents[2]
@@ -51,9 +52,7 @@ def command(home: Path, *overrides: str) -> list[str]:
 
 
 def run(home: Path, *overrides: str) -> str:
-    done = subprocess.run(
-        command(home, *overrides), cwd=home, env=environment(home), capture_output=True, text=True, timeout=300
-    )
+    done = run_program(command(home, *overrides), cwd=home, env=environment(home), timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -246,13 +245,8 @@ def test_a_run_killed_and_started_again_is_one_run_without_a_gap(whole: Path, ho
 
 
 def test_a_stopped_run_is_preempted(home: Path) -> None:
-    done = subprocess.run(
-        command(home, "stage=train", "train.max_minutes=0.0001"),
-        cwd=home,
-        env=environment(home),
-        capture_output=True,
-        text=True,
-        timeout=100,
+    done = run_program(
+        command(home, "stage=train", "train.max_minutes=0.0001"), cwd=home, env=environment(home), timeout=100
     )
     assert done.returncode == 75, done.stderr
     (file,) = files(run_folder(home))
@@ -309,7 +303,7 @@ def test_a_wandb_sweep_asks_for_settings_that_there_are_and_never_looks_at_test_
         first[name], last[name] = low, high
     for values in (first, last):
         words = agents_command(sweep, values)
-        done = subprocess.run([*words, "--cfg", "job"], capture_output=True, text=True, timeout=60)
+        done = run_program([*words, "--cfg", "job"], timeout=60)
         assert done.returncode == 0, done.stderr
 
 
@@ -328,9 +322,7 @@ def test_what_an_agent_starts_is_a_run_of_its_sweep(home: Path, server: Server) 
     )
     given = [word for word in command(home)[2:] if not word.startswith("hydra")]
     for _ in range(2):  # the second finds everything done, and an agent's run must have its result all the same
-        done = subprocess.run(
-            [*words[:3], *given, *words[3:]], cwd=home, env=here, capture_output=True, text=True, timeout=200
-        )
+        done = run_program([*words[:3], *given, *words[3:]], cwd=home, env=here, timeout=200)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         (run_,) = (home / "runs" / "demo_tiny").glob("*/seed=0")

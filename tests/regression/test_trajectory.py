@@ -1,11 +1,12 @@
-"""Twenty steps of the GAN on one thread: losses, rewards and gradient norms are as stored.
+"""Twenty steps of the GAN on one thread, as published and with each option: losses, rewards and norms are as stored.
 
-After a change that is meant to change them, `PYTHONPATH=. python tests/regression/test_trajectory.py` stores them anew;
-say why in the commit.
+After a change that is meant to change them, `PYTHONPATH=. python tests/regression/test_trajectory.py` stores the
+published ones anew, with `options` behind it the last row of each option; say why in the commit.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -17,8 +18,16 @@ import torch
 import transformers
 
 from cgtgan.assets.optimizer import Optimizer
-from cgtgan.config import Config, DemoClipConfig, DiscriminatorConfig, GeneratorConfig, OptimizerConfig
+from cgtgan.config import (
+    Config,
+    DemoClipConfig,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    OptimizerConfig,
+    RewardTermConfig,
+)
 from cgtgan.method.batches import EpochOrder, sampling_seeds
+from cgtgan.method.gap import closed_gap
 from cgtgan.models.clip_backbone import DemoBackbone
 from cgtgan.models.demo_clip import DemoClip
 from cgtgan.models.discriminator import make_discriminator
@@ -29,6 +38,7 @@ from cgtgan.training.batches import Batch
 from cgtgan.training.parts import TrainingParts
 
 STORED = Path(__file__).with_name("trajectory.json")
+STORED_OPTIONS = Path(__file__).with_name("trajectories_of_options.json")
 STEPS, IMAGES = 20, 6
 CLOCK = ("time/", "memory/", "train/seconds", "train/images_per_second")
 SENTENCES = [
@@ -49,7 +59,29 @@ def versions() -> dict[str, str]:
     }
 
 
-def trajectory() -> list[dict[str, float]]:
+POSTERIOR = {
+    "cos": RewardTermConfig(0.0), "l1": RewardTermConfig(0.0), "pmi": RewardTermConfig(1.0),
+    "prior": RewardTermConfig(0.1), "entropy": RewardTermConfig(0.05),
+}  # fmt: skip
+# name -> the settings that it changes
+OPTIONS: dict[str, dict[str, Any]] = {
+    "gap": {"gap.kind": "mean"},
+    "posterior": {"reward_weights.terms": POSTERIOR, "train.baseline": "leave_one_out", "train.num_samples": 2},
+    "fluency": {"reward_weights.terms": {"fluency": RewardTermConfig(1.0)}},
+    "group": {"train.advantage_norm": "group"},
+    "batch": {"train.advantage_norm": "batch", "train.accumulation": 2},
+    "tokens": {"train.loss_norm": "tokens", "train.accumulation": 2},
+    "constant": {"train.loss_norm": "constant"},
+    "ema": {"train.ema": 0.9},
+    "pairwise": {"discriminator.loss": "pairwise", "discriminator.reward": "rank"},
+    "smoothing": {"discriminator.label_smoothing": 0.1, "discriminator.reward": "probability"},
+    "binary": {"discriminator.reward": "binary"},
+    "k1_reward": {"train.kl_weight": 0.1, "train.kl": "k1_reward"},
+    "k2": {"train.kl_weight": 0.1, "train.kl": "k2"},
+}
+
+
+def trajectory(changes: dict[str, Any] | None = None) -> list[dict[str, float]]:
     torch.set_num_threads(1)
     cfg = Config()
     small: dict[str, Any] = {"tokenizer": "corpus", "vocab_size": 320, "width": 32, "heads": 4, "layers": 2}
@@ -57,6 +89,9 @@ def trajectory() -> list[dict[str, float]]:
     cfg.discriminator = DiscriminatorConfig(encoder="scratch", **small)
     cfg.reward_weights.delay_steps, cfg.reward_weights.ramp_steps = 4, 8
     cfg.train.num_samples, cfg.train.reward_scale = 4, 20.0
+    for path, value in (changes or {}).items():
+        part, name = path.split(".")
+        setattr(getattr(cfg, part), name, value)
     torch.manual_seed(0)
     clip = DemoClip(DemoClipConfig(dim=16, width=8, text_layers=1), train_tokenizer(SENTENCES, 300, [END_OF_TEXT]), 32)
     backbone = DemoBackbone(clip, torch.device("cpu"))
@@ -65,8 +100,13 @@ def trajectory() -> list[dict[str, float]]:
     recipe = OptimizerConfig(lr=1e-3, warmup_steps=3)
     g_optimizer, d_optimizer = Optimizer(bundle.model, recipe, STEPS), Optimizer(discriminator, recipe, STEPS)
     parts = TrainingParts(bundle, None, discriminator, backbone, g_optimizer, d_optimizer)
+    if changes:
+        parts.reference = copy.deepcopy(bundle.model).requires_grad_(False)
+        parts.average = copy.deepcopy(parts.reference) if cfg.train.ema else None
     noise = torch.Generator().manual_seed(3)
     images, targets = torch.randn(2, 40, backbone.dim, generator=noise)
+    gap = closed_gap(cfg.gap.kind, images, targets)
+    parts.pool = images[:30]
     order, texts = EpochOrder(40, 0, "images"), EpochOrder(len(SENTENCES), 0, "real")
     rows = []
     for step in range(1, STEPS + 1):
@@ -74,7 +114,9 @@ def trajectory() -> list[dict[str, float]]:
         index = torch.from_numpy(chosen)
         seeds = sampling_seeds(0, step, chosen.tolist(), cfg.train.num_samples)
         real = [SENTENCES[i] for i in texts.batch(step, IMAGES * cfg.train.num_samples)]
-        row = gan_step(cfg, parts, step, Batch(chosen.tolist(), images[index], targets[index], seeds, real, IMAGES))
+        image, target = images[index], targets[index]
+        batch = Batch(chosen.tolist(), image, target, seeds, real, IMAGES, gap.images(image))
+        row = gan_step(cfg, parts, step, batch)
         rows.append({k: v for k, v in row.items() if not k.startswith(CLOCK)})
     return rows
 
@@ -84,10 +126,22 @@ def test_twenty_steps_are_as_stored() -> None:
     assert stored["versions"] == versions(), (
         "other libraries: look whether the trajectory still holds, and store it anew"
     )
-    for step, (found, wanted) in enumerate(zip(trajectory(), stored["rows"], strict=True), start=1):
-        assert found == pytest.approx(wanted, rel=1e-3, abs=1e-4), f"step {step}"
+    for step, (row, wanted) in enumerate(zip(trajectory(), stored["rows"], strict=True), start=1):
+        assert {name: row[name] for name in wanted} == pytest.approx(wanted, rel=1e-3, abs=1e-4), f"step {step}"
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_twenty_steps_with_an_option_are_as_stored(option: str) -> None:
+    stored = json.loads(STORED_OPTIONS.read_text())[option]
+    rows = trajectory(OPTIONS[option])[-1:]
+    assert {name: rows[0][name] for name in stored} == pytest.approx(stored, rel=1e-3, abs=1e-4)
+    paper = json.loads(STORED.read_text())["rows"][-1]
+    assert any(abs(paper[name] - rows[0][name]) > 1e-3 for name in paper if name in rows[0]) or option == "ema"
 
 
 if __name__ == "__main__":
-    STORED.write_text(json.dumps({"versions": versions(), "rows": trajectory()}, indent=1) + "\n")
-    sys.exit(f"stored {STORED}")
+    if sys.argv[1:] == ["options"]:
+        lines = [f"{json.dumps(name)}: {json.dumps(trajectory(changes)[-1])}" for name, changes in OPTIONS.items()]
+        STORED_OPTIONS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    else:
+        STORED.write_text(json.dumps({"versions": versions(), "rows": trajectory()}, indent=1) + "\n")

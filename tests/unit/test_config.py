@@ -72,7 +72,7 @@ def no_torch(tmp_path) -> Path:
 def test_every_option_of_every_group_is_valid_and_named_as_its_file(typed, name):
     group, option = name.split("/")
     part = getattr(typed(f"{group}={option}", *NEEDS.get(name, [])), group)
-    named = {"aggregation_t": f"t{getattr(part, 't', 0):g}", "wandb": getattr(part, "mode", "")}.get(group)
+    named = {"aggregation_t": f"t{getattr(part, 't', 0) or 0:g}", "wandb": getattr(part, "mode", "")}.get(group)
     assert (named or part.name) == option
 
 

@@ -401,4 +401,5 @@ def test_the_page_of_metrics_names_every_logged_key() -> None:
     assert {name for name in named if name.split("/")[0] in groups} <= logged | {
         "train/kl",
         "train/kl_loss",
-    }  # with a KL penalty
+        "train/ema_distance",
+    }  # with a KL penalty, with a moving average

@@ -1,0 +1,110 @@
+"""`run.py` as a process of its own, started in a tenth of a second: a fork of tests/program_server.py.
+
+For tests of what a run does. Tests of how the program itself starts (its imports, an installed wheel, variables that
+Python or a library reads while it is imported) start an interpreter with `subprocess`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+RUN = Path(__file__).parents[1] / "run.py"
+SERVER = Path(__file__).with_name("program_server.py")
+
+
+@cache
+def _server() -> subprocess.Popen[str]:
+    server = subprocess.Popen([sys.executable, str(SERVER)], stdin=subprocess.PIPE, text=True)
+    atexit.register(server.kill)
+    return server
+
+
+class Program:
+    """A running `run.py`, as `subprocess.Popen` has it: in a session of its own, its streams in files."""
+
+    def __init__(
+        self, command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None, input: str = ""
+    ):
+        assert list(command[:2]) == [sys.executable, str(RUN)], command
+        self.args = list(command)
+        self.files = Path(tempfile.mkdtemp(prefix="program"))
+        for name, content in (("in", input), ("out", ""), ("err", "")):
+            (self.files / name).write_text(content, encoding="utf-8")
+        environment = dict(os.environ if env is None else env)
+        place = str(cwd or Path.cwd())
+        request = {"words": self.args[2:], "cwd": place, "environment": environment, "files": str(self.files)}
+        pipe = _server().stdin
+        assert pipe is not None
+        pipe.write(json.dumps(request) + "\n")
+        pipe.flush()
+        self.returncode: int | None = None
+        self._wait_for("pid", 60)
+        self.pid = int((self.files / "pid").read_text())
+
+    @property
+    def stdout(self) -> str:
+        return (self.files / "out").read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return (self.files / "err").read_text(encoding="utf-8", errors="replace")
+
+    def poll(self) -> int | None:
+        if self.returncode is None and (self.files / "ended").exists():
+            self.returncode = int((self.files / "ended").read_text())
+        return self.returncode
+
+    def wait(self, timeout: float = 300) -> int:
+        self._wait_for("ended", timeout)
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        """(what it printed on both streams, "") at its end."""
+        self.wait(timeout)
+        return self.stdout + self.stderr, ""
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _wait_for(self, name: str, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while not (self.files / name).exists() or not (self.files / name).stat().st_size:
+            if time.monotonic() > deadline:
+                self.kill()
+                raise subprocess.TimeoutExpired(self.args, timeout, self.stdout, self.stderr)
+            time.sleep(0.01)
+
+
+def run_program(
+    command: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    input: str = "",
+    timeout: float = 300,
+) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run` with captured text; a command that is not [sys.executable, run.py, ...] is left to it."""
+    if list(command[:2]) != [sys.executable, str(RUN)]:
+        return subprocess.run(command, cwd=cwd, env=env, input=input, timeout=timeout, capture_output=True, text=True)
+    program = Program(command, cwd=cwd, env=env, input=input)
+    code = program.wait(timeout)
+    done = subprocess.CompletedProcess(program.args, code, program.stdout, program.stderr)
+    shutil.rmtree(program.files)
+    return done

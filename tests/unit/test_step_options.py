@@ -1,0 +1,110 @@
+"""A step with the options beyond the paper: parts and processes add up, gradients are those of the plain formula."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from cgtgan.config import Config, RewardTermConfig
+from cgtgan.models.discriminator import pairwise_loss
+from cgtgan.training.parts import TrainingParts
+from tests.tiny_gan import SENTENCES, one_step, tiny_batch, tiny_parts, weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def everything_on() -> tuple[Config, TrainingParts]:
+    """Every option that composes with the others, at once."""
+    cfg, parts = tiny_parts(kl_weight=0.1, kl="k2")
+    cfg.train.baseline, cfg.train.advantage_norm, cfg.train.loss_norm = "leave_one_out", "batch", "tokens"
+    terms = {"l1": 0.0, "pmi": 1.0, "prior": 0.1, "entropy": 0.05}
+    cfg.reward_weights.terms = {name: RewardTermConfig(weight) for name, weight in terms.items()}
+    cfg.discriminator.loss, cfg.discriminator.reward = "pairwise", "rank"
+    cfg.train.ema = 0.9
+    parts.average = copy.deepcopy(parts.bundle.model).requires_grad_(False)
+    parts.pool = torch.randn(20, parts.backbone.dim, generator=torch.Generator().manual_seed(5))
+    return cfg, parts
+
+
+def test_parts_of_a_step_add_up_with_every_option() -> None:
+    found = []
+    for accumulation in (1, 3):
+        cfg, parts = everything_on()
+        cfg.train.accumulation = accumulation
+        metrics = one_step(cfg, parts, 1)
+        found.append((metrics, weights(parts.bundle.model), weights(parts.average), weights(parts.discriminator)))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-4, abs=1e-4)
+    for whole, split in zip(found[0][1:], found[1][1:], strict=True):
+        for name, value in whole.items():
+            torch.testing.assert_close(split[name], value, rtol=1e-4, atol=5e-5)
+
+
+def test_the_moving_average_follows_the_weights() -> None:
+    cfg, parts = everything_on()
+    before = weights(parts.bundle.model)
+    distance = one_step(cfg, parts, 1)["train/ema_distance"]
+    after, average = weights(parts.bundle.model), weights(parts.averaged.model)
+    for name, value in average.items():
+        torch.testing.assert_close(value, 0.9 * before[name] + 0.1 * after[name])
+    names = [name for name, _ in parts.bundle.model.named_parameters()]
+    gap = sum((average[n] - after[n]).square().sum() for n in names) / sum(after[n].square().sum() for n in names)
+    assert distance == pytest.approx(float(gap) ** 0.5, rel=1e-4)
+
+
+def test_the_pairwise_gradient_is_that_of_the_formula_and_small_chunks_change_nothing() -> None:
+    gradients = []
+    for chunk in (2**20, 16):
+        cfg, parts = everything_on()
+        parts.d_chunk = chunk
+        discriminator = parts.discriminator
+        assert discriminator is not None
+        assert parts.d_optimizer is not None
+        parts.d_optimizer.apply = lambda step: None  # the gradient stays
+        parts.d_optimizer.clip = lambda norm: None
+        one_step(cfg, parts, 1)
+        gradients.append({n: p.grad.clone() for n, p in discriminator.named_parameters() if p.grad is not None})
+    discriminator.zero_grad()
+    samples = parts.last_batch["samples"]
+    logits = discriminator.eval()(*discriminator.tokenize([*SENTENCES * 3, *samples]))
+    pairwise_loss(logits[:12], logits[12:]).backward()
+    for name, p in discriminator.named_parameters():
+        if p.grad is not None:
+            for gradient in gradients:
+                torch.testing.assert_close(gradient[name], p.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["caption", "tokens", "constant"])
+def test_the_loss_norm_divides_a_captions_log_prob(norm: str) -> None:
+    """The gradient of one output bias, against the plain formula on all captions at once."""
+    cfg, parts = tiny_parts(discriminator=False)
+    cfg.train.loss_norm, cfg.reward_weights.max_weight = norm, 1.0
+    model, batch = parts.bundle.model, tiny_batch(cfg, parts, 1)
+    parts.g_optimizer.apply = lambda step: None
+    parts.g_optimizer.clip = lambda norm: None
+    rewarded: dict[str, torch.Tensor] = {}
+    import cgtgan.stages.train as train
+
+    kept = train.batch_advantages
+
+    def keep(*given):
+        found = kept(*given)
+        rewarded.update(found[0])
+        return found
+
+    train.batch_advantages = keep
+    try:
+        one_step(cfg, parts, 1)
+    finally:
+        train.batch_advantages = kept
+    gradient = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    drawn = model.eval().sample_and_greedy(batch.image, batch.seeds)[0].drawn
+    model.zero_grad()
+    log_probs, mask = model.token_log_probs(batch.image, drawn)
+    lengths = mask.sum(-1)
+    divisor = {"caption": lengths, "tokens": lengths.sum() / lengths.numel(), "constant": model.max_length}[norm]
+    (-(rewarded["total"] * log_probs.sum(-1) / divisor).mean()).backward()
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(gradient[name], p.grad, rtol=1e-3, atol=1e-6)
