@@ -96,9 +96,14 @@ class Decoder:
         for start in range(0, len(vectors), self.decode.batch_size):
             rows = slice(start, start + self.decode.batch_size)
             batch = vectors[rows].float().to(self.device)
-            captions += self.bundle.texts(draw(batch, rows).token_ids)
+            captions += self.texts(draw(batch, rows).token_ids)
             self.on_batch(len(batch))
         return captions
+
+    def texts(self, token_ids: Tensor) -> list[str]:
+        """A caption that is cut at `max_length` may end inside a character of several tokens: that one is dropped."""
+        texts = self.bundle.texts(token_ids)
+        return [text.rstrip("\ufffd").rstrip() if text.endswith("\ufffd") else text for text in texts]
 
     def _decoded(self, batch: Tensor, keys: Sequence[object]) -> Captions:
         model, decode = self._model(), self.decode
@@ -122,7 +127,7 @@ class Decoder:
             token_ids, drawn, log_probs = both
             if temperature != 1:  # the samples' are those of the distribution at this temperature
                 log_probs = model.log_probs(batch, drawn)
-        return self.bundle.texts(token_ids), log_probs.flatten().tolist()
+        return self.texts(token_ids), log_probs.flatten().tolist()
 
     def _similarities(self, texts: Sequence[str], images: Tensor, per_image: int) -> list[float]:
         assert self.backbone is not None

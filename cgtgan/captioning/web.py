@@ -27,7 +27,8 @@ from PIL import Image
 from starlette.requests import ClientDisconnect
 from torch import Tensor
 
-from cgtgan.captioning.captioner import Captioner
+from cgtgan.captioning.captioner import DRAWINGS, Captioner
+from cgtgan.captioning.decoding import describe
 from cgtgan.config import ServeConfig
 from cgtgan.data.corpora import embedded_text
 from cgtgan.data.image_files import DAMAGED_IMAGE, MAX_ASPECT, PIXEL_ART, data_uri, plain_picture
@@ -39,6 +40,7 @@ MAX_PIXELS = 64_000_000  # a telephone's 50 megapixels pass; 200 MB when decoded
 PREVIEW = 640  # longest side, in pixels, of the picture in an answer
 THUMBNAIL = 240  # the same of an example
 NEAREST_FACTOR = 10  # a corpus repeats sentences: this many times more are fetched, and each is listed once
+NEARER = "One of the other captions is nearer to the picture by CLIP."
 POLICY = (
     "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
@@ -160,7 +162,15 @@ class Demo:
             captions += [self._rated(scored.caption, scored.clip_similarity) for scored in others[: count - 1]]
         picture, pixelated = shrunk(image, PREVIEW)
         nearest = self._nearest(vector)
-        return {"captions": captions, "nearest": nearest, "picture": picture, "pixelated": pixelated}
+        answer = {"captions": captions, "nearest": nearest, "picture": picture, "pixelated": pixelated}
+        return answer | {"note": self._note(captions, image.size)}
+
+    def _note(self, captions: Sequence[tuple[Any, ...]], size: tuple[int, int]) -> str:
+        """What to know about the first caption; empty where there is nothing."""
+        notes = [DRAWINGS] if self.captioner.is_foreign(size) else []
+        if any(cosine > captions[0][1] for _, cosine, *_ in captions[1:]):
+            notes.append(f"This caption is the checkpoint's usual one ({describe(self.captioner.decode)}). {NEARER}")
+        return " ".join(notes)
 
     def _pixels(self, image: Image.Image) -> Tensor:
         try:

@@ -32,8 +32,8 @@ LEADING = ("CIDEr", "CLIPScore")  # what pictures are ranked by: the first that 
 LISTED = 10_000  # pictures that the page searches and sorts
 THUMBNAIL_BYTES = 15_000_000  # 5,000 photographs of COCO with a side of 88 pixels take 12 MB
 WITHOUT_REFERENCES = (
-    "The pictures have no references: no score compares the captions with those of people. CLIPScore says how near CLIP "
-    "puts caption and picture, which training rewards too; a high value does not show that a caption reads well."
+    "The pictures have no references: no score compares the captions with those of people. CLIPScore says how near "
+    "CLIP puts caption and picture, which training rewards too; a high value does not show that a caption reads well."
 )
 SUBTITLE = "Unpaired image captioning: a captioner trained from images without captions and sentences without images."
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from cgtgan.assets.checkpoints import find_checkpoint
 from cgtgan.assets.workspace import Workspace
 from cgtgan.captioning.caption_files import CaptionedPicture, KeptCaptions, picture_key, write_captions
-from cgtgan.captioning.captioner import Captioner
+from cgtgan.captioning.captioner import DRAWINGS, Captioner
 from cgtgan.captioning.decoding import ScoredCaption, chosen_decode
 from cgtgan.config import Config, as_dict
-from cgtgan.data.image_files import find_images
+from cgtgan.data.image_files import DAMAGED_IMAGE, find_images, picture_formats
 from cgtgan.data.loading import decoded
 from cgtgan.data.user_files import printable
 from cgtgan.errors import InputError
@@ -41,6 +42,8 @@ def caption(ws: Workspace) -> None:
     run_folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
     output = Path(cfg.output).expanduser() if cfg.output else run_folder / "captions"
     output.mkdir(parents=True, exist_ok=True)
+    if any(captioner.is_foreign(_size(path)) for path in images[:CONSOLE_LIMIT]):
+        ws.tracker.say(DRAWINGS)
     with locked(output / "captions", lambda: ws.tracker.say(f"waiting for another process that writes into {output}")):
         weights = file_fingerprint(checkpoint / "generator.safetensors")
         made_from = fingerprint([weights, as_dict(captioner.decode), cfg.seed, cfg.caption.num])
@@ -58,6 +61,15 @@ def caption(ws: Workspace) -> None:
         _report_unreadable(ws, output / "unreadable.json", unreadable, len(images))
         ws.tracker.say(f"captions of {len(captions):,} pictures: {target} and {output / 'gallery.html'}")
         kept.remove()
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height; 0 of a picture that cannot be read, of which another sentence tells."""
+    try:
+        with Image.open(path, formats=picture_formats()) as image:
+            return image.size
+    except DAMAGED_IMAGE:
+        return 0, 0
 
 
 def _caption_all(ws: Workspace, captioner: Captioner, images: list[Path], kept: KeptCaptions) -> list[dict[str, Any]]:

@@ -145,3 +145,12 @@ def test_a_decoding_in_words() -> None:
         "sample": "one sample at temperature 1",
         "best_of_n": "greedy and 8 samples at temperature 1, the nearest by CLIP",
     }
+
+
+def test_a_character_that_is_cut_by_the_length_is_dropped(made) -> None:
+    cut, whole = made.bundle.tokenizer.encode(["a red é", "a red circle"])
+    ids = torch.tensor([[*cut[:-1], made.bundle.tokenizer.id_of("<|endoftext|>")], cut])
+    assert made.bundle.texts(ids)[0].endswith("\ufffd")  # é is two bytes, and the second one is missing
+    decoder = Decoder(made.bundle, DecodeConfig(), CPU)
+    assert decoder.texts(ids) == ["a red", "a red é"]
+    assert decoder.texts(torch.tensor([whole])) == ["a red circle"]

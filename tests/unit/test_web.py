@@ -8,7 +8,7 @@ from PIL import Image
 from tiny_gan import SENTENCES, tiny_parts
 from torch import Tensor
 
-from cgtgan.captioning.captioner import Captioner
+from cgtgan.captioning.captioner import DRAWINGS, Captioner
 from cgtgan.config import DecodeConfig, ServeConfig
 from cgtgan.data.corpora import embedded_text
 from cgtgan.models.clip_backbone import DemoBackbone
@@ -74,3 +74,18 @@ def test_examples_leave_out_what_an_upload_would_be_refused_for(captioner: Capti
     assert demo.answer_example(0)["captions"][0][0] == example.caption
     with pytest.raises(web.Refused, match="There is no example 1"):
         demo.answer_example(1)
+
+
+def test_a_note_says_that_another_caption_is_nearer_and_that_photographs_are_foreign(captioner: Captioner) -> None:
+    demo = web.Demo(captioner, ServeConfig(captions=4))
+    noted: list[bool] = []
+    for seed in range(8):
+        answer = demo.answer(Image.effect_noise((40, 30 + seed), 90).convert("RGB"))
+        first, *others = (cosine for _, cosine in answer["captions"])
+        noted.append(any(cosine > first for cosine in others))
+        assert answer["note"] == (
+            f"This caption is the checkpoint's usual one (greedy). {web.NEARER}" if noted[-1] else ""
+        )
+    assert set(noted) == {True, False}
+    photograph = demo.answer(Image.effect_noise((400, 300), 90).convert("RGB"))
+    assert photograph["note"].startswith(DRAWINGS)
