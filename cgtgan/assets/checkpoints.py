@@ -11,6 +11,7 @@ from cgtgan.assets.released import imported_checkpoint
 from cgtgan.assets.training_state import read_meta
 from cgtgan.assets.workspace import Workspace
 from cgtgan.errors import InputError, MissingFileError, UserError
+from cgtgan.models.hub import CHECKPOINT_FILES, cached_snapshot, fetch_model
 from cgtgan.runtime.artifacts import read_json
 from cgtgan.runtime.fingerprints import kept_fingerprint
 
@@ -129,16 +130,13 @@ def init_checkpoint(ws: Workspace) -> Path:
 
 def _from_hub(name: str) -> Path:
     """The checkpoint folder, or the model.pt, of this name on a hub. A download made before needs no network."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    wanted = ["generator.json", "generator.safetensors", "tokenizer.json", "checkpoint.json", "model.pt"]
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    whole = ("generator.safetensors", "model.pt")
+    if cached_snapshot(name, whole) is None:
+        fetch_model(name, "train.init_from", CHECKPOINT_FILES)
+    folder = cached_snapshot(name, whole)
+    if folder is None:
         raise MissingFileError(
-            f"train.init_from={name}: no such file or folder here, and no hub has it ({first}); name a run folder, a "
-            "checkpoint or the authors' model.pt"
-        ) from None
+            f"train.init_from={name}: that repository of the hub has neither a checkpoint nor a model.pt: name another "
+            "one, a run folder, a checkpoint or the authors' model.pt"
+        )
     return folder / "model.pt" if (folder / "model.pt").is_file() else folder
