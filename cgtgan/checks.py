@@ -175,6 +175,11 @@ _RULES: tuple[tuple[Callable[[Config], Any], str], ...] = (
         "{dataset.reader} and {dataset.kind} contradict each other: a reader needs dataset=custom",
     ),
     (
+        lambda c: c.dataset.kind == "nocaps" and c.stage in ("preprocess", "aggregate", "train", "pipeline"),
+        "{dataset.kind} and {stage} contradict each other: NoCaps has nothing to train on; score a trained run with "
+        "stage=evaluate checkpoint=RUN dataset=nocaps",
+    ),
+    (
         lambda c: c.dataset.kind != "folder" and (c.dataset.caption_column or c.dataset.image_column),
         "{dataset.caption_column}, {dataset.image_column} and {dataset.kind} contradict each other: a column is read "
         "with dataset=folder",

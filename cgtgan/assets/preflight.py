@@ -17,6 +17,7 @@ from pathlib import Path
 from cgtgan.assets.fetching import fetch_captions, fetch_clip, fetch_gcc, fetch_images, fetch_spice
 from cgtgan.config import SPLITS, Config
 from cgtgan.data.annotated_images import image_folders, picture_names, split_files
+from cgtgan.data.archive_listing import missing_pictures
 from cgtgan.data.corpora import CORPUS_FROM, corpus_path, is_beside_its_images
 from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.datasets import load_split
@@ -184,8 +185,8 @@ def _images(cfg: Config, splits: tuple[str, ...]) -> Iterator[Missing]:
 def _folder(cfg: Config) -> Iterator[Missing]:
     """A user's own pictures: there is a folder with some, and the files that go with it."""
     config, root = cfg.dataset, Path(cfg.dataset.root).expanduser()
-    if not (root / (config.images or "")).exists():
-        yield Missing(str(missing_file(root / (config.images or ""), "dataset.images")))
+    if problem := missing_pictures(root / (config.images or "")):
+        yield Missing(problem)
     if config.karpathy is not None and not (root / config.karpathy).is_dir():
         yield Missing(str(missing_file(root / config.karpathy, "dataset.karpathy")))
     if config.references is not None and not (root / config.references).is_file():
@@ -209,7 +210,8 @@ def _caption_files(cfg: Config, splits: tuple[str, ...]) -> Iterator[Missing]:
             f"{next(iter(absent)).parent} has no captions and splits ({names}): get them from {kind.annotations_from}"
         )
         target = root / "annotations" / f"dataset_{config.kind}.json"
-        yield Missing(f"{sentence}, or set dataset.root", fetch_captions(target))
+        fetch = fetch_captions(target) if target.name in CAPTION_FILES else None
+        yield Missing(f"{sentence}, or set dataset.root", fetch)
         return
     for file, field in absent.items():
         fetch = fetch_captions(file) if file.name in CAPTION_FILES else None

@@ -34,6 +34,7 @@ NEEDS = {
     "dataset/folder": ["dataset.root=photos"],
     "dataset/coco_sample": ["dataset.root=photos"],
     "clip_backbone/custom": ["clip_backbone.model=my_encoder.py:Encoder"],
+    "dataset/nocaps": ["stage=evaluate"],
     "dataset/custom": ["dataset.reader=my_data.py:read"],
     "corpus/demo": ["experiment=demo"],
     "corpus/demo_external": ["experiment=demo"],
@@ -270,11 +271,14 @@ WRONG_VALUES = {  # noticed after composition, whatever started the run
     "dataset=custom": "dataset.reader='' is not accepted: dataset.kind=custom needs path.py:name",
     "dataset=custom dataset.reader=my_data.py": "dataset.reader='my_data.py' is not accepted",
     "dataset.reader=my_data.py:read": "dataset.reader=my_data.py:read and dataset.kind=coco contradict each other",
+    "dataset=nocaps": "dataset.kind=nocaps and stage=pipeline contradict each other: NoCaps has nothing to train on",
     "dataset.caption_column=txt": "dataset.caption_column=txt, dataset.image_column=None and dataset.kind=coco",
     "dataset=folder dataset.root=x dataset.caption_column=txt dataset.references=r.json": (
         "dataset.caption_column=txt and dataset.references=r.json contradict each other"
     ),
-    "dataset.kind=mine": "dataset.kind=mine is not accepted: it must be one of demo, coco, flickr30k, nocaps, folder, custom",
+    "dataset.kind=mine": (
+        "dataset.kind=mine is not accepted: it must be one of demo, coco, flickr30k, nocaps, folder, custom"
+    ),
     "corpus=text_file": "corpus.path is null",
     "corpus.column=caption": "corpus.column=caption and corpus.kind=coco contradict each other",
     "generator.width=100": "generator.width=100 and generator.heads=12 contradict each other",

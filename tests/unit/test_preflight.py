@@ -283,6 +283,24 @@ def test_coco_is_fetched_unpacked_and_complete(typed: Callable[..., Config], ser
 
 def test_a_folder_of_pictures_that_is_not_whole_is_noticed(
     typed: Callable[..., Config], server: FileServer, home: Path
+def test_archives_of_pictures_must_be_there(typed: Callable[..., Config], home: Path) -> None:
+    (home / "photos").mkdir()
+    (home / "text.txt").write_text("A dog runs.\n")
+    (home / "photos/0.tar").touch()
+    given = ("dataset=folder", "dataset.root=photos", "corpus=text_file", "corpus.path=text.txt", *SMALL)
+    assert sentences(typed(*given, "dataset.images='{0..1}.tar'")) == [
+        "photos/1.tar does not exist: set dataset.images (or dataset.root) to where it is"
+    ]
+    (home / "photos/1.tar").touch()
+    assert sentences(typed(*given, "dataset.images='{0..1}.tar'")) == []
+
+
+def test_nocaps_says_where_its_files_are(typed: Callable[..., Config], home: Path) -> None:
+    (home / "run").mkdir()
+    cfg = typed("dataset=nocaps", "stage=evaluate", "checkpoint=run", "dataset.root=n", *SMALL)
+    assert any("nocaps_val_4500_captions.json" in line and "nocaps.org/download" in line for line in sentences(cfg))
+
+
 ) -> None:
     coco(server)
     cfg = typed("dataset=coco", "corpus=coco", f"mirror={server.url}", *SMALL)
