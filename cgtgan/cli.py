@@ -80,6 +80,7 @@ def _launchers() -> set[str]:
 _PATHS = (
     *("checkpoint", "captions", "images", "output", "runs", "dataset.root", "dataset.reader", "dataset.released"),
     *("dataset.images", "dataset.references", "dataset.karpathy", "dataset.train_annotations"),
+    *("dataset.image_column", "dataset.caption_column", "corpus.column"),
     *("dataset.val_annotations", "dataset.test_annotations", "corpus.path", "train.init_from", "clip_backbone.model"),
     *("clip_backbone.cache", "clip_backbone.tokenizer", "generator.language_model", "discriminator.encoder"),
     *("evaluate.references", "report.output", "report.baseline", "runs_dir", "artifacts_dir"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -70,8 +71,8 @@ class Captioner:
         start = Path(path).expanduser()
         if start.is_file():
             raise InputError(
-                f"{start} is a file and a checkpoint is a folder; `run.py stage=caption checkpoint={start} "
-                "images=A.jpg` makes one of the authors' model.pt, with the tokenizer and the CLIP of its settings, "
+                f"{start} is a file and a checkpoint is a folder; `run.py stage=caption "
+                f"{shlex.quote(f'checkpoint={start}')} images=A.jpg` makes one of the authors' model.pt, with the tokenizer and the CLIP of its settings, "
                 "below artifacts/released_generator"
             )
         folder = checkpoint_in(start)

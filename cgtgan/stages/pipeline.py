@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 
@@ -54,7 +55,7 @@ def _score_without_references(ws: Workspace) -> None:
     cfg.self_cider_samples = 0
     ws.tracker.say(
         f"the {cfg.split} images have no references: {', '.join(map(custom_name, cfg.metrics))} are computed; "
-        f"caption other pictures with stage=caption checkpoint={ws.run} images=FOLDER"
+        f"caption other pictures with stage=caption {shlex.quote(f'checkpoint={ws.run}')} images=FOLDER"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -259,6 +260,9 @@ def test_where_a_run_is_seen_in_wandb(tmp_path: Path, monkeypatch: pytest.Monkey
     assert job_file.wandb_place(online, tmp_path) == {"id": "0a1b2c3d"}
     offline = job_file.wandb_place(Config(stage="train"), tmp_path)
     assert offline == {"id": "0a1b2c3d", "sync": f"wandb sync --include-online {tmp_path / 'wandb'}"}
+    blank = job_file.wandb_place(Config(stage="train"), tmp_path / "my runs")
+    assert blank is not None
+    assert shlex.split(blank["sync"])[-1] == str(tmp_path / "my runs/wandb")
     assert job_file.wandb_place(Config(stage="train", wandb=WandbConfig(mode="disabled")), tmp_path) is None
     fresh = job_file.wandb_place(Config(stage="train"), tmp_path / "other")
     assert fresh

@@ -373,7 +373,13 @@ def test_impossible_image_ids_are_refused(tmp_path: Path, image_id: Any, reason:
 # -------------------------------------------------------------------------------------------- paths on the command line
 
 
-@pytest.mark.parametrize("field", ["images", "corpus.path", "dataset.root", "dataset.images", "checkpoint", "runs_dir"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("images", "corpus.path", "corpus.column", "dataset.root", "dataset.images", "dataset.caption_column"),
+        *("checkpoint", "runs_dir", "output", "captions", "evaluate.references"),
+    ],
+)
 @pytest.mark.parametrize(
     "path",
     [
