@@ -349,6 +349,8 @@ class ReportConfig:
     gallery: int = setting(12, NOT_NEGATIVE)
     warning: str | None = None
     baseline: str | None = None  # what several runs are compared with: an experiment, a variant or a method
+    # of several runs: a row, variant, experiment or method -> the name of its row
+    labels: dict[str, str] = field(default_factory=dict)
     resamples: int = setting(10_000, ("100 or more", lambda v: v >= 100))  # bootstrap samples of the test set
 
 

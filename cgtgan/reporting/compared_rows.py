@@ -133,6 +133,13 @@ def _named(rows: list[Entry]) -> list[Entry]:
     return rows
 
 
+def name_methods(sets: Sets, own: Mapping[str, str]) -> None:
+    """Give the rows of other methods the names that the user wants for these: method -> name."""
+    for entry in (entry for rows in sets.values() for entry in rows if entry.method not in SYSTEMS):
+        title = METHODS[entry.method].title
+        entry.row = replace(entry.row, name=entry.row.name.replace(title, own.get(entry.method, title), 1))
+
+
 def _row(entry: Entry, title: str) -> MethodRow:
     by_seed = {seed: run.scores(entry.method)["scores"] for seed, run in sorted(entry.runs.items())}
     metrics = dict.fromkeys(metric for scores in by_seed.values() for metric in scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shlex
@@ -17,9 +18,10 @@ from cgtgan.data.datasets import Split
 from cgtgan.data.demo_world import world_folder
 from cgtgan.errors import UserError
 from cgtgan.reporting import tables
-from cgtgan.reporting.compared_rows import Entry, against_baseline, entries, tables_of
+from cgtgan.reporting.compared_rows import Entry, against_baseline, entries, name_methods, tables_of
 from cgtgan.reporting.curves import variant_plots
 from cgtgan.reporting.export import csv_text, latex_table, markdown
+from cgtgan.reporting.labels import labelled
 from cgtgan.reporting.methods import SYSTEMS
 from cgtgan.reporting.page import About, ComparedPicture, Comparison, WrittenCaption, item_of, render_comparison
 from cgtgan.reporting.run_folder import Run
@@ -40,9 +42,10 @@ def compare(cfg: Config, selection: Selection, split: Split | None = None) -> Pa
     Pictures and references are those of `split`, else of the first run's test set where it is available.
     """
     tracker = Tracker()
-    variants = gather(selection)
+    variants = labelled(gather(selection), cfg.report.labels)
     notes: list[str] = []
     rows = entries(variants, notes)
+    name_methods(rows, cfg.report.labels)
     baselines = against_baseline(rows, cfg.report.baseline, resamples=cfg.report.resamples, seed=cfg.seed, notes=notes)
     sets = tables_of(rows)
     notes += _notes(variants, rows)
@@ -92,6 +95,7 @@ def _command(cfg: Config) -> str:
     for name in ("baseline", "resamples", "gallery"):
         value = getattr(cfg.report, name)
         words += [f"report.{name}={value}"] if value != getattr(default, name) else []
+    words += [f"report.labels={json.dumps(dict(cfg.report.labels))}"] if cfg.report.labels else []
     words += [f"evaluate.split={cfg.evaluate.split}"] if cfg.evaluate.split != "test" else []
     words += [f"seed={cfg.seed}"] if cfg.seed else []
     return " ".join([f"python run.py stage={cfg.stage}", *map(shlex.quote, words)])

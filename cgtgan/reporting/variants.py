@@ -179,8 +179,8 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {name: column for name, column in columns.items() if len(set(map(canonical_json, column))) > 1}
 
 
-def distinguish(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each the fewest settings that tell it from all others: 'train.steps=300'; nothing where there is one."""
+def telling_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Field -> its value in each, of the fewest fields that tell each from all others; empty where there is one."""
     columns = differing(settings)
     chosen: list[str] = []
 
@@ -190,7 +190,13 @@ def distinguish(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     wanted = kinds(list(columns))
     while kinds(chosen) < wanted:  # names such as corpus.name before the fields that go with them
         chosen.append(max(columns, key=lambda name: (kinds([*chosen, name]), name.endswith(".name"))))
-    return [", ".join(f"{name}={as_typed(columns[name][i])}" for name in chosen) for i in range(len(settings))]
+    return {name: columns[name] for name in chosen}
+
+
+def distinguish(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each the fewest settings that tell it from all others: 'train.steps=300'; nothing where there is one."""
+    columns = telling_settings(settings).items()
+    return [", ".join(f"{name}={as_typed(values[i])}" for name, values in columns) for i in range(len(settings))]
 
 
 def as_typed(value: Any) -> str:
