@@ -7,6 +7,7 @@ Hydra runs this file before it is in `sys.modules`, where dataclasses look them 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
@@ -89,6 +90,7 @@ class _JobLauncher(Launcher):
 
             fix = "pip install -e '.[slurm]'"
             raise ConfigError(f"hydra/launcher needs the extra `slurm`, which is not installed: {fix}") from None
+        from cgtgan.assets.readiness import make_ready
         from cgtgan.launching.sweep import launch
 
         config, loader = self.config, self.context.config_loader
@@ -97,7 +99,8 @@ class _JobLauncher(Launcher):
         def compose(words: list[str]) -> "DictConfig":
             return loader.load_sweep_config(config, words)
 
-        return launch(self.cluster, self.fields, compose, self.function, sweep, job_overrides)
+        ready = partial(make_ready, seen={})  # what is missing is looked for and said once for all points
+        return launch(self.cluster, self.fields, compose, self.function, sweep, job_overrides, ready)
 
 
 class SlurmLauncher(_JobLauncher):

@@ -48,15 +48,19 @@ def launch(
     function: Callable[[DictConfig], Any],
     sweep: str | None,
     overrides: Sequence[Sequence[str]],
+    make_ready: Callable[[Config], None],
 ) -> list[JobReturn]:
     """Run every point as a job of `cluster` (slurm | local) and wait for all; failures go to `cli.failures`.
 
     fields: those of hydra.launcher; compose: a point's overrides -> all its settings; sweep: the file of sweeps/.
-    Raises `ConfigError` before anything is submitted where a point is not accepted, `Stopped` at Ctrl-C.
+    make_ready: raises a `UserError` where what a run reads is missing. Before anything is submitted it is raised, and
+    `ConfigError` where a point is not accepted. Raises `Stopped` at Ctrl-C.
     """
     queue = open_queue(cluster, fields)
     points = _checked(compose, overrides)
     waiting, running = _plan(cluster, points)
+    for point in waiting:
+        make_ready(point.cfg)
     try:
         _work(queue, fields["name"] or _job_name(points, sweep), function, waiting, running)
     except KeyboardInterrupt:

@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def python(home: Path, hub: HubServer, script: str, *arguments: str, **environment: str) -> str:
     settings = {"HF_HOME": str(home), "HF_ENDPOINT": hub.url, "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, "-c", script, *arguments]
-    done = subprocess.run(command, env=os.environ | settings | environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, env=os.environ | settings | environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

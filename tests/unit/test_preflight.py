@@ -6,10 +6,12 @@ import hashlib
 import io
 import json
 import os
+import pty
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,6 +127,15 @@ def test_a_multirun_lists_once_and_looks_once(home: Path) -> None:
     assert "2 failed" in output
 
 
+def test_nothing_is_submitted_while_something_is_missing(home: Path) -> None:
+    pytest.importorskip("submitit")
+    words = ("-m", "hydra/launcher=submitit_local", "experiment=coco_coco", "seed=0,1")
+    output = run(home, *words, code=1)
+    assert output.startswith("error: 5 inputs are missing:\n")
+    assert output.endswith("stage=download -m experiment=coco_coco seed=0,1` fetches all\n")
+    assert not list(home.rglob("job.json"))
+
+
 def test_the_first_process_speaks_for_all(home: Path) -> None:
     environment = os.environ | {
         "HF_HOME": str(home / "hub"),
@@ -135,7 +146,7 @@ def test_the_first_process_speaks_for_all(home: Path) -> None:
     command = [sys.executable, str(ROOT / "run.py"), "experiment=coco_coco"]
     for rank, expected in (("0", 1), ("1", 0)):
         ranks = {"RANK": rank, "LOCAL_RANK": rank}
-        done = subprocess.run(command, cwd=home, env=environment | ranks, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(command, cwd=home, env=environment | ranks, capture_output=True, text=True, timeout=300)
         assert done.returncode == 1
         assert (done.stdout + done.stderr).count("inputs are missing") == expected
 
@@ -156,6 +167,50 @@ def test_the_demo_needs_nothing(typed: Callable[..., Config], monkeypatch: pytes
     assert "no `java` program was found" in java.sentence
     assert not java.stops
     assert listed([java]) == ""
+
+
+def own_pictures(home: Path, mirror: str) -> list[str]:
+    """Settings of a run that lacks the list of Conceptual Captions alone."""
+    (home / "photos").mkdir()
+    for n in range(4):
+        (home / f"photos/{n}.jpg").write_bytes(jpeg())
+    return ["dataset=folder", "dataset.root=photos", "corpus=gcc", f"mirror={mirror}", "stage=initialize", *SMALL]
+
+
+def test_what_is_missing_is_fetched_in_the_run_and_the_rest_is_said(home: Path, server: FileServer) -> None:
+    publish(server, sources.GCC, b"a dog runs\thttp://x/1.jpg\n")
+    settings = [*own_pictures(home, server.url), "stage=train", "dataset.references=none.json"]
+    asked = run(home, *settings, "download=false", code=1)
+    assert "2 inputs are missing" in asked
+    assert server.requests == []
+    output = run(home, *settings, "download=true", code=1)
+    assert "fetching http://127.0.0.1" in output
+    assert output.endswith(
+        "error: photos/none.json does not exist: set dataset.references (or dataset.root) to where it is\n"
+    )
+    assert (home / "data/gcc/Train_GCC-training.tsv").is_file()
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_a_person_at_a_terminal_is_asked_once(home: Path, server: FileServer, answer: str) -> None:
+    """The file that comes is no list of captions, as its reader says: the run went on after it was fetched."""
+    publish(server, sources.GCC, b"no captions\n")
+    command = [sys.executable, str(ROOT / "run.py"), "-m", *own_pictures(home, server.url), "seed=0,1"]
+    terminal, end = pty.openpty()
+    os.write(terminal, f"{answer}\n".encode())
+    wide = os.environ | {"COLUMNS": "300"}
+    process = subprocess.Popen(command, cwd=home, env=wide, stdin=end, stdout=end, stderr=subprocess.STDOUT)
+    os.close(end)
+    shown = b""
+    with suppress(OSError):  # at its end the terminal is gone
+        while piece := os.read(terminal, 4096):
+            shown += piece
+    assert process.wait(100) == 1
+    output = shown.decode()
+    assert output.count("fetch 1 of these 1 now? [y/N]") == 1
+    assert output.count("fetching http://127.0.0.1") == (answer == "y")
+    assert ("has no row caption<TAB>url" in output) == (answer == "y")
+    assert len(server.requests) == (answer == "y")
 
 
 # ------------------------------------------------------------------------------------------------------- what is needed
@@ -233,6 +288,24 @@ def test_a_folder_of_ones_own_must_be_there(typed: Callable[..., Config], home: 
     ]
 
 
+def test_archives_of_pictures_must_be_there(typed: Callable[..., Config], home: Path) -> None:
+    (home / "photos").mkdir()
+    (home / "text.txt").write_text("A dog runs.\n")
+    (home / "photos/0.tar").touch()
+    given = ("dataset=folder", "dataset.root=photos", "corpus=text_file", "corpus.path=text.txt", *SMALL)
+    assert sentences(typed(*given, "dataset.images='{0..1}.tar'")) == [
+        "photos/1.tar does not exist: set dataset.images (or dataset.root) to where it is"
+    ]
+    (home / "photos/1.tar").touch()
+    assert sentences(typed(*given, "dataset.images='{0..1}.tar'")) == []
+
+
+def test_nocaps_says_where_its_files_are(typed: Callable[..., Config], home: Path) -> None:
+    (home / "run").mkdir()
+    cfg = typed("dataset=nocaps", "stage=evaluate", "checkpoint=run", "dataset.root=n", *SMALL)
+    assert any("nocaps_val_4500_captions.json" in line and "nocaps.org/download" in line for line in sentences(cfg))
+
+
 def test_a_disk_too_small_for_the_embeddings_is_said(typed: Callable[..., Config], home: Path) -> None:
     """The corpus: as large as a file may be here, without taking room on the disk."""
     (home / "photos").mkdir()
@@ -283,24 +356,6 @@ def test_coco_is_fetched_unpacked_and_complete(typed: Callable[..., Config], ser
 
 def test_a_folder_of_pictures_that_is_not_whole_is_noticed(
     typed: Callable[..., Config], server: FileServer, home: Path
-def test_archives_of_pictures_must_be_there(typed: Callable[..., Config], home: Path) -> None:
-    (home / "photos").mkdir()
-    (home / "text.txt").write_text("A dog runs.\n")
-    (home / "photos/0.tar").touch()
-    given = ("dataset=folder", "dataset.root=photos", "corpus=text_file", "corpus.path=text.txt", *SMALL)
-    assert sentences(typed(*given, "dataset.images='{0..1}.tar'")) == [
-        "photos/1.tar does not exist: set dataset.images (or dataset.root) to where it is"
-    ]
-    (home / "photos/1.tar").touch()
-    assert sentences(typed(*given, "dataset.images='{0..1}.tar'")) == []
-
-
-def test_nocaps_says_where_its_files_are(typed: Callable[..., Config], home: Path) -> None:
-    (home / "run").mkdir()
-    cfg = typed("dataset=nocaps", "stage=evaluate", "checkpoint=run", "dataset.root=n", *SMALL)
-    assert any("nocaps_val_4500_captions.json" in line and "nocaps.org/download" in line for line in sentences(cfg))
-
-
 ) -> None:
     coco(server)
     cfg = typed("dataset=coco", "corpus=coco", f"mirror={server.url}", *SMALL)
