@@ -95,7 +95,7 @@ def _loop(
     validate_every = inputs.validate_every(t)
     if meta["step"]:
         ws.tracker.say(f"train: going on after step {meta['step']} of {steps} in {ws.run}")
-    health = Health(meta["health"])
+    health = Health(dict(meta["collapses"]))
     batches = Batches(ws.cfg, devices, inputs.images, inputs.targets, inputs.sentences, inputs.read)
     with ws.tracker.progress("GAN training", steps, meta["step"]) as bar, stop_requests(t.max_minutes) as stop:
         for step, batch in prefetched(batches, meta["step"] + 1, steps):
@@ -104,14 +104,14 @@ def _loop(
             meta["step"] = step
             if logged:
                 ws.tracker.log(step, metrics)
-                for message in health.update(metrics):
+                for message in health.update(step, metrics):
                     _warn(ws, step, message)
             improved = False
             if inputs.scored and (step % validate_every == 0 or step == steps):
                 improved = _validate(ws, inputs, parts, meta, examples)
             code = stop.code if devices.world == 1 else max(devices.gather([stop.code]))
             if improved or step == steps or code or checkpoints.due(step):
-                meta |= {"wandb_id": ws.tracker.wandb_id, "health": health.rows}
+                meta |= {"wandb_id": ws.tracker.wandb_id, "collapses": health.since}
                 checkpoints.write(parts, meta)
             if code and step < steps:
                 checkpoints.finish()
@@ -192,7 +192,7 @@ def gan_step(cfg: Config, parts: TrainingParts, step: int, batch: Batch, *, logg
     metrics["train/semantic_weight"] = w
     metrics.setdefault("train/d_loss", 0.0)
     if logged:
-        texts = (devices.gather(parts.last_batch[kind]) for kind in ("samples", "greedy"))
+        texts = (devices.gather(parts.last_batch[kind]) for kind in ("samples", "greedy", "real"))
         metrics |= caption_metrics(*texts)
         metrics |= clock.metrics(batch.total)
     return metrics

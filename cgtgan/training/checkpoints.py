@@ -133,7 +133,7 @@ class Checkpoints:
     def resume(self, parts: TrainingParts) -> dict[str, Any]:
         """Put everything back as the newest checkpoint has it; returns what it says of the run."""
         newest = parts.devices.from_first(lambda: self.newest)
-        fresh = {"step": 0, "best": -1.0, "best_step": 0, "wandb_id": None, "health": {}}
+        fresh = {"step": 0, "best": -1.0, "best_step": 0, "wandb_id": None, "collapses": {}}
         if newest is None:
             return fresh
         load_model(parts.averaged.model, str(newest / "generator.safetensors"))
