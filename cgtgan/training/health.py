@@ -49,7 +49,7 @@ _HOLD = "lower train.generator_optimizer.lr, hold the generator with train.kl_we
 COLLAPSES = {
     "one caption": Collapse(
         {"caption/greedy_most_frequent": (0.5, 1)}, 20,
-        f"most images of a batch get the same caption: start from a better initialisation (initialize.steps) or {_HOLD}",
+        f"most images of a batch get the same caption: initialise longer (initialize.steps) or {_HOLD}",
     ),
     "no end": Collapse(
         {"caption/finished": (0, 0.1)}, 20,
