@@ -72,8 +72,8 @@ class Captioner:
         if start.is_file():
             raise InputError(
                 f"{start} is a file and a checkpoint is a folder; `run.py stage=caption "
-                f"{shlex.quote(f'checkpoint={start}')} images=A.jpg` makes one of the authors' model.pt, with the tokenizer and the CLIP of its settings, "
-                "below artifacts/released_generator"
+                f"{shlex.quote(f'checkpoint={start}')} images=A.jpg` makes one of the authors' model.pt, with the "
+                "tokenizer and the CLIP of its settings, below artifacts/released_generator"
             )
         folder = checkpoint_in(start)
         if folder is None:
