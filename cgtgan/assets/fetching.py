@@ -46,7 +46,7 @@ def fetch_images(archives: Mapping[Source, Path], pictures: Mapping[str, int]) -
             def done(folder: Path = folder) -> bool:
                 return len(picture_names(folder)) >= pictures[folder.name]
 
-            fetcher.unpack(source, folder.parent / source.file_name, place, done)
+            fetcher.unpack(source, folder.parent / source.file_name, place, done, copies=2)
 
     return fetch
 

@@ -76,9 +76,14 @@ class Needs:
         if stage in ("train", "pipeline"):
             splits = SPLITS if stage == "pipeline" else ("train", "val")
             return cls(splits, True, True, True, cfg.train.use_discriminator, scores=stage == "pipeline")
-        if stage == "evaluate" and not cfg.captions:
+        if stage == "evaluate" and cfg.captions:
+            return cls(clip="clipscore" in cfg.evaluate.metrics)
+        if stage == "evaluate":
             splits = {cfg.evaluate.split, *(["train"] if baselines & {"mean_shift", "supervised"} else [])}
-            return cls(tuple(sorted(splits)), bool(baselines), True, bool(baselines & _WITH_GENERATOR), scores=True)
+            # a generator that was made before holds its language model
+            is_made = any(Path(cfg.artifacts_dir, "generator_initial").glob("*/generator.json"))
+            language_model = bool(baselines & _WITH_GENERATOR) and not is_made
+            return cls(tuple(sorted(splits)), bool(baselines), True, language_model, scores=True)
         return cls()
 
 
@@ -90,7 +95,7 @@ def missing_inputs(cfg: Config) -> list[Missing]:
     parts = (_clip(cfg), _models(cfg, needs), _images(cfg, needs.splits), _corpus(cfg, needs), _room(cfg, needs))
     wanted = (needs.clip, True, needs.splits, needs.corpus, needs.clip)
     missing = [one for part, is_wanted in zip(parts, wanted, strict=True) if is_wanted for one in part]
-    missing += _java(cfg) if needs.scores else []
+    missing += [*_scored_checkpoint(cfg), *_java(cfg)] if needs.scores else []
     return list({one.sentence: one for one in missing}.values())
 
 
@@ -166,6 +171,14 @@ def _checkpoint(name: str) -> Iterator[Missing]:
     else:
         yield Missing(
             f"train.init_from={name} does not exist: name a run folder, a checkpoint or the authors' model.pt"
+        )
+
+
+def _scored_checkpoint(cfg: Config) -> Iterator[Missing]:
+    if cfg.checkpoint and not Path(cfg.checkpoint).expanduser().exists():
+        yield Missing(
+            f"checkpoint={cfg.checkpoint}: no checkpoint is found there; name a run folder, a checkpoint or the "
+            "authors' model.pt"
         )
 
 

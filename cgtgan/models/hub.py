@@ -19,6 +19,7 @@ CONFIGS = ("config.json", "open_clip_config.json")
 CHECKPOINT_FILES = ("generator.json", "generator.safetensors", "tokenizer.json", "checkpoint.json", "model.pt")
 TOKENIZERS = (
     *("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("tekken.json", "tokenizer_config.json"),
 )
 
 

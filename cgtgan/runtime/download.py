@@ -42,23 +42,31 @@ class Fetcher:
     silence_s: float = 30.0
     pause_s: float = 1.0  # before the second attempt; twice as long before each further one
 
-    def fetch(self, source: Source, target: Path) -> None:
+    def fetch(self, source: Source, target: Path, *, copies: int = 1) -> None:
         """Download `source` to `target`, unless it is there. A part of an earlier attempt is continued.
 
-        The file takes its name when it is whole and has the published sum. Raises `UserError` with the address and
-        what is wrong: not there, no connection, no room, another sum.
+        copies: how often the disk must have room for the file. The file takes its name when it is whole and has the
+        published sum. Raises `UserError` with the address and what is wrong: not there, no connection, no room, another
+        sum.
         """
         with self._alone(target):
             if not target.is_file():
-                _Transfer(self, source, target).run()
+                _Transfer(self, source, target, copies).run()
 
     def unpack(
-        self, source: Source, archive: Path, place: Callable[[str], Path | None], done: Callable[[], bool]
+        self,
+        source: Source,
+        archive: Path,
+        place: Callable[[str], Path | None],
+        done: Callable[[], bool],
+        *,
+        copies: int = 1,
     ) -> None:
         """Put members of a zip archive where `place(name)` says; it is called with names without folders.
 
         The archive is fetched to `archive`, and removed afterwards. One that was there before is used and stays.
-        done: whether all is in its place already, asked once no other process is at it.
+        done: whether all is in its place already, asked once no other process is at it. copies: as of `fetch`; 2 where
+        everything in the archive is unpacked.
         """
         with self._alone(archive):
             if done():
@@ -67,8 +75,12 @@ class Fetcher:
                 extract(archive, place, self.tracker)
                 return
             fetched = archive.with_name(f".fetched-{archive.name}")
-            self.fetch(source, fetched)
-            extract(fetched, place, self.tracker)
+            self.fetch(source, fetched, copies=copies)
+            try:
+                extract(fetched, place, self.tracker)
+            except InputError:  # a damaged archive is of no use to the next call
+                fetched.unlink()
+                raise
             fetched.unlink()
 
     @contextmanager
@@ -80,8 +92,8 @@ class Fetcher:
 class _Transfer:
     """One file on its way: attempts until it is whole, or until nothing comes any more."""
 
-    def __init__(self, how: Fetcher, source: Source, target: Path):
-        self.how, self.sha256, self.target = how, source.sha256, target
+    def __init__(self, how: Fetcher, source: Source, target: Path, copies: int):
+        self.how, self.sha256, self.target, self.copies = how, source.sha256, target, copies
         self.address = source.at(how.mirror)
         self.part = target.with_name(f".{target.name}.part")
         self.record = target.with_name(f".{target.name}.part.json")  # what the part is a part of
@@ -166,7 +178,7 @@ class _Transfer:
             self.record.write_text(json.dumps({"address": self.address, "validator": validator}), encoding="utf-8")
             length = head.get("Content-Length")
             total = None if length is None else self._size() + int(length)
-            self._check_room(0 if length is None else int(length))
+            self._check_room(0 if length is None else int(length) + (self.copies - 1) * (self._size() + int(length)))
             self._write(answer.read, total)
         if total is not None and self._size() != total:
             raise ConnectionError(f"{self._size():,} of {total:,} bytes came")
@@ -190,17 +202,23 @@ class _Transfer:
     def _write(self, read: Callable[[int], bytes], total: int | None) -> None:
         size, label = self._size(), f"{self.target.name.removeprefix('.fetched-')}, MB"
         bar = nullcontext(None) if total is None else self.how.tracker.progress(label, total // MB, size // MB)
-        try:
-            with bar as shown, self.part.open("ab") as file:
-                while chunk := read(CHUNK):
-                    file.write(chunk)
-                    size += len(chunk)
-                    if shown is not None:
-                        shown.reach(size // MB)
-        except OSError as error:
-            if error.errno and error.filename is None and not isinstance(error, _BROKEN_CONNECTION):
-                error.filename = str(self.part)  # the disk's errors name no file
-            raise
+        with bar as shown, _disk_errors_name(self.part), self.part.open("ab") as file:
+            while chunk := read(CHUNK):
+                file.write(chunk)
+                size += len(chunk)
+                if shown is not None:
+                    shown.reach(size // MB)
+
+
+@contextmanager
+def _disk_errors_name(path: Path) -> Iterator[None]:
+    """What a full disk raises names no file: then this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None and not isinstance(error, _BROKEN_CONNECTION):
+            error.filename = str(path)
+        raise
 
 
 def _validator(head: Message) -> str | None:
@@ -242,11 +260,11 @@ def extract(archive: Path, place: Callable[[str], Path | None], tracker: Tracker
             with tracker.progress(f"unpacking {archive.name.removeprefix('.fetched-')}", len(wanted)) as bar:
                 for member, target in wanted:
                     beside = target.with_name(f".{target.name}.part")
-                    with zipped.open(member) as packed, beside.open("wb") as file:
+                    with _disk_errors_name(beside), zipped.open(member) as packed, beside.open("wb") as file:
                         shutil.copyfileobj(packed, file, CHUNK)
                     beside.replace(target)
                     bar.advance()
     except (BadZipFile, EOFError, NotImplementedError) as error:
         raise InputError(
-            f"{archive} is no whole zip archive ({error}): remove it and run the same command again"
+            f"{archive} is no whole zip archive ({error}): run the same command again without it"
         ) from None

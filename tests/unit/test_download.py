@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -169,6 +170,13 @@ def test_a_disk_without_room_is_said_before_a_byte_is_written(server, fetcher, t
     assert not (tmp_path / ".a.bin.part").exists()
 
 
+def test_an_archive_must_leave_room_for_what_is_in_it(server, fetcher, tmp_path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    server.files["/a.zip"] = Served(b"", length=free * 3 // 4)
+    with pytest.raises(UserError, match=r"a\.zip takes .* MB more and its disk has"):
+        fetcher.unpack(Source(f"{server.url}/a.zip"), tmp_path / "a.zip", lambda name: None, lambda: False, copies=2)
+
+
 FETCH = """
 import resource, sys
 from pathlib import Path
@@ -267,13 +275,24 @@ def test_an_archive_that_was_there_is_used_and_stays(server, fetcher, tmp_path) 
 
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "other"])
-def test_a_damaged_archive_is_named_and_leaves_no_half_file(damage: str, fetcher, tmp_path) -> None:
+def test_a_damaged_archive_is_named_and_leaves_no_half_file(damage: str, server, fetcher, tmp_path) -> None:
     content = bytearray(archive_of({"a.txt": b"x" * 1000}))
     content[200] ^= 1 if damage == "bit" else 0
     (tmp_path / "a.zip").write_bytes({"cut": content[:500], "bit": content, "other": b"no archive"}[damage])
-    with pytest.raises(InputError, match=r"a\.zip is no whole zip archive \(.*\): remove it"):
+    with pytest.raises(InputError, match=r"a\.zip is no whole zip archive \(.*\): run the same command again"):
         extract(tmp_path / "a.zip", lambda name: tmp_path / name, fetcher.tracker)
     assert not (tmp_path / "a.txt").exists()
+    (tmp_path / "a.zip").rename(tmp_path / "there.zip")
+    server.files["/a.zip"] = Served((tmp_path / "there.zip").read_bytes())
+    with pytest.raises(InputError):
+        fetcher.unpack(Source(f"{server.url}/a.zip"), tmp_path / "a.zip", lambda name: tmp_path / name, lambda: False)
+    assert left(tmp_path) <= {"there.zip", ".a.txt.part"}  # a damaged archive that was fetched is not kept
+
+
+def test_an_archive_without_the_wanted_file_is_another_one(fetcher, tmp_path) -> None:
+    (tmp_path / "a.zip").write_bytes(archive_of({"a.txt": b"a"}))
+    with pytest.raises(InputError, match=r"a\.zip holds none of the files that are looked for"):
+        extract(tmp_path / "a.zip", lambda name: None, fetcher.tracker)
 
 
 # ------------------------------------------------------------------------------------------------------------ the table

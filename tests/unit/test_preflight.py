@@ -232,12 +232,41 @@ def test_a_person_at_a_terminal_is_asked_once(home: Path, server: FileServer, an
         ),
         (["stage=check", "checkpoint=x"], Needs(("test",), clip=True, scores=True)),
         (["stage=evaluate", "captions=x.json"], Needs()),
+        (["stage=evaluate", "captions=x.json", "evaluate.metrics=[clipscore]"], Needs(clip=True)),
         (["stage=caption", "images=x"], Needs()),
         (["stage=report"], Needs()),
     ],
 )
 def test_each_stage_needs_what_it_reads(typed: Callable[..., Config], overrides: list[str], needs: Needs) -> None:
     assert Needs.of(typed(*overrides)) == needs
+
+
+def test_scoring_needs_a_language_model_unless_the_initial_generator_was_made(
+    typed: Callable[..., Config], home: Path
+) -> None:
+    cfg = typed("experiment=demo", "stage=evaluate", "generator.language_model=./gpt", "generator.tokenizer=pretrained")
+    assert "generator.language_model=./gpt: no such folder" in sentences(cfg)[0]
+    generator = home / "artifacts/generator_initial/generator_initial-0/generator.json"
+    generator.parent.mkdir(parents=True)
+    generator.touch()
+    assert sentences(cfg) == []
+    assert len(sentences(replace(cfg, stage="initialize"))) == 1
+
+
+def test_a_checkpoint_that_is_not_there_is_among_what_is_missing(typed: Callable[..., Config]) -> None:
+    missing = sentences(typed("experiment=coco_to_flickr30k"))
+    assert (
+        sum(one.startswith("checkpoint=runs/coco_coco/coco_vit_l14_t100_clip_agg_k5/seed=0: no") for one in missing)
+        == 1
+    )
+    assert len(missing) == 4
+    assert not [one for one in missing if "corpus" in one]
+
+
+def test_a_name_that_openai_does_not_have_lists_the_nine(typed: Callable[..., Config]) -> None:
+    first = missing_inputs(typed("clip_backbone.model=ViT-L14"))[0]
+    assert first.fetch is None
+    assert ", ".join(sources.CLIP_ARCHIVES) in first.sentence
 
 
 def test_a_model_in_a_folder_must_be_whole(typed: Callable[..., Config], home: Path) -> None:
