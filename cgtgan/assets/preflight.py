@@ -26,10 +26,11 @@ from cgtgan.errors import UserError
 from cgtgan.evaluation.java import NO_JAVA, find_java, missing_spice_jars
 from cgtgan.models.backbone_identity import archive_path, missing_archive
 from cgtgan.models.hub import CHECKPOINT_FILES, cached_snapshot, fetch_model, how_to_fetch, is_hub_name, missing_model
+from cgtgan.models.weights import refuse_pointers
 from cgtgan.runtime.download import Fetcher
 from cgtgan.runtime.sources import CAPTION_FILES, CLIP_ARCHIVES, COCO_IMAGES
 
-BYTES_PER_CAPTION = 250  # a generous guess: of a corpus file, for the least room that its embeddings take
+BYTES_PER_CAPTION = 500  # of a corpus file, or fewer: for the least room that its embeddings take
 LEAST_DIM = 512  # numbers of an embedding
 _WITH_GENERATOR = {"init", "mean_shift", "projection", "supervised"}
 _BUILT_IN = ("scratch", "corpus", "pretrained")
@@ -155,8 +156,14 @@ def _language_model(model: str, field: str, tokenizer: str, tokenizer_field: str
 
 
 def _model(name: str, field: str, *, weights: bool = True, tokenizer: bool = True) -> Iterator[Missing]:
+    folder = Path(name).expanduser()
     sentence = missing_model(name, field, weights=weights, tokenizer=tokenizer)
-    on_hub = is_hub_name(name) and not Path(name).expanduser().exists()
+    try:
+        if folder.is_dir():
+            refuse_pointers(folder, f"{field}={name}")
+    except UserError as error:
+        sentence = str(error)
+    on_hub = is_hub_name(name) and not folder.exists()
     if sentence:
         yield Missing(sentence, (lambda _: fetch_model(name, field)) if on_hub else None)
 
@@ -214,20 +221,18 @@ def _caption_files(cfg: Config, splits: tuple[str, ...]) -> Iterator[Missing]:
             absent |= {file: field for file, field in split_files(config, name, root) if not file.exists()}
         except UserError as error:
             yield Missing(str(error))
-    usual = config.karpathy is None and not (
-        config.train_annotations or config.val_annotations or config.test_annotations
-    )
-    if absent and usual and len(absent) == len(splits):  # one line for the files of one data set
+    own_places = (config.karpathy, config.train_annotations, config.val_annotations, config.test_annotations)
+    usual = root / "annotations" / f"dataset_{config.kind}.json"  # Karpathy's, which has all splits
+    has_usual = own_places == (None,) * 4 and usual.name in CAPTION_FILES
+    if absent and has_usual and len(absent) == len(splits):  # one line for the files of one data set
         names = ", ".join(file.name for file in absent)
-        sentence = (
-            f"{next(iter(absent)).parent} has no captions and splits ({names}): get them from {kind.annotations_from}"
-        )
-        target = root / "annotations" / f"dataset_{config.kind}.json"
-        fetch = fetch_captions(target) if target.name in CAPTION_FILES else None
-        yield Missing(f"{sentence}, or set dataset.root", fetch)
+        no_captions = f"{next(iter(absent)).parent} has no captions and splits ({names})"
+        sentence = f"{no_captions}: get them from {kind.annotations_from}, or set dataset.root"
+        yield Missing(sentence, fetch_captions(usual))
         return
     for file, field in absent.items():
-        fetch = fetch_captions(file) if file.name in CAPTION_FILES else None
+        target = file if file.name in CAPTION_FILES else usual if has_usual else None
+        fetch = fetch_captions(target) if target else None
         yield Missing(str(missing_file(file, field, kind.annotations_from)), fetch)
 
 
@@ -293,7 +298,7 @@ def _java(cfg: Config) -> Iterator[Missing]:
 def _room(cfg: Config, needs: Needs) -> Iterator[Missing]:
     """Less room than the embeddings take at least, without those that are there already."""
     kind, path = KINDS[cfg.dataset.kind], Path(cfg.corpus.path or "").expanduser()
-    rows = sum(kind.pictures.values()) if needs.splits and cfg.dataset.max_images is None else 0
+    rows = sum(kind.pictures.values()) if needs.splits == SPLITS and cfg.dataset.max_images is None else 0
     if needs.corpus and cfg.corpus.path and path.is_file() and cfg.corpus.max_sentences is None:
         rows += path.stat().st_size // BYTES_PER_CAPTION
     store = Path(cfg.artifacts_dir)

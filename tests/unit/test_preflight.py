@@ -288,6 +288,8 @@ def test_a_model_in_a_folder_must_be_whole(typed: Callable[..., Config], home: P
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
     assert "model-00002-of-00002.safetensors is not in that folder" in sentences(cfg)[0]
+    (folder / "vocab.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert sentences(cfg)[0].startswith(f"generator.language_model={folder}: vocab.txt there is a git-lfs pointer")
 
 
 def test_only_the_tokenizer_of_a_model_from_scratch_is_needed(typed: Callable[..., Config], home: Path) -> None:
@@ -343,7 +345,7 @@ def test_a_disk_too_small_for_the_embeddings_is_said(typed: Callable[..., Config
         file.truncate(15 * 10**12)
     cfg = typed("dataset=folder", "dataset.root=photos", "corpus=text_file", "corpus.path=text.txt", *SMALL)
     (sentence,) = sentences(cfg)
-    assert sentence.startswith("artifacts_dir=artifacts: the embeddings take 61,440.0 GB or more and its disk has ")
+    assert sentence.startswith("artifacts_dir=artifacts: the embeddings take 30,720.0 GB or more and its disk has ")
     assert sentences(typed(*cfg_words(cfg), "corpus.max_sentences=100")) == []
 
 
@@ -396,6 +398,24 @@ def test_a_folder_of_pictures_that_is_not_whole_is_noticed(
     assert sentences(replace(cfg, stage="evaluate")) == []
     fetch_missing(cfg, Tracker())
     assert sentences(cfg) == []
+
+
+def test_karpathys_file_stands_in_for_a_missing_one_of_the_papers_files(
+    typed: Callable[..., Config], server: FileServer, home: Path
+) -> None:
+    coco(server)
+    (home / "data/coco/annotations").mkdir(parents=True)
+    rows = [{"image_id": 1, "caption": "A picture."}]
+    (home / "data/coco/annotations/train_caption.json").write_text(json.dumps(rows))
+    cfg = typed("dataset=coco", "corpus=coco", f"mirror={server.url}", *SMALL)
+    assert [one.split()[0] for one in sentences(cfg)] == [
+        "data/coco/annotations/val_caption_coco_format.json",
+        "data/coco/annotations/test_caption_coco_format.json",
+        "no",
+    ]
+    assert fetch_missing(cfg, Tracker()) == []
+    assert sum("caption_datasets.zip" in path for path, _ in server.requests) == 1
+    assert [i.image_id for i in load_split(cfg.dataset, "train", home / "data/coco").images] == [1]
 
 
 def test_split_lists_bring_cocos_own_annotations(typed: Callable[..., Config], server: FileServer, home: Path) -> None:
