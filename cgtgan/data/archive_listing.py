@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from cgtgan.data.caption_tables import IDS
 from cgtgan.data.image_files import IMAGE_SUFFIXES, PHOTO_SUFFIXES
 from cgtgan.data.picture_archives import ARCHIVES, FIELD, is_tar, read_columns, row_count, table_schema, tar_index
+from cgtgan.data.tables import column_names
 from cgtgan.data.user_files import missing_file
 from cgtgan.errors import InputError, UserError
 
@@ -101,7 +102,7 @@ def _table_pictures(archive: Path, image_column: str | None, caption_column: str
     schema = table_schema(archive)
     image = _image_column(archive, schema, image_column)
     if caption_column is not None and caption_column not in schema.names:
-        columns = ", ".join(map(repr, schema.names))
+        columns = column_names(schema.names)
         raise InputError(
             f"{archive} has the columns {columns}: dataset.caption_column={caption_column} is none of them"
         )
@@ -126,7 +127,7 @@ def _image_column(archive: Path, schema: Any, given: str | None) -> str:
         return given or fitting[0]
     problem = f"dataset.image_column={given} is none of them" if given else "set dataset.image_column to one of them"
     columns = f"the columns with pictures {', '.join(map(repr, fitting))}" if fitting else "no column with pictures"
-    raise InputError(f"{archive} ({FIELD}) has {columns}, of {', '.join(map(repr, schema.names))}: {problem}")
+    raise InputError(f"{archive} ({FIELD}) has {columns}, of {column_names(schema.names)}: {problem}")
 
 
 def _is_name(kind: Any) -> bool:

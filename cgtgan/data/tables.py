@@ -53,8 +53,14 @@ class Table:
     plain: bool = False
 
     def columns_sentence(self) -> str:
-        """`is a table with the columns 'a', 'b'`: long names are cut."""
-        return f"is {self.kind} with the columns " + ", ".join(repr(column[:30]) for column in self.columns)
+        """`is a table with the columns 'a', 'b'`."""
+        return f"is {self.kind} with the columns {column_names(self.columns)}"
+
+
+def column_names(columns: Sequence[str]) -> str:
+    """`'a', 'b'`: long names and more than 30 are cut."""
+    more = f" and {len(columns) - 30:,} more" if len(columns) > 30 else ""
+    return ", ".join(repr(column[:30]) for column in columns[:30]) + more
 
 
 def file_ending(path: Path) -> str:

@@ -16,6 +16,7 @@ import pickle
 import random
 import resource
 import signal
+import tarfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ from cgtgan.config import DatasetConfig, GeneratorConfig
 from cgtgan.data.corpora import RULES, clean_corpus, has_entities, read_raw
 from cgtgan.data.datasets import load_pairs, load_split
 from cgtgan.data.image_files import DAMAGED_IMAGE, find_images
-from cgtgan.data.loading import load_pixels
+from cgtgan.data.loading import decoded, load_pixels
 from cgtgan.data.released import read_model, read_released
 from cgtgan.errors import UserError
 from cgtgan.evaluation.coco_files import load_named_references, load_results, under_reference_ids
@@ -60,12 +61,21 @@ JSONS = [
     json.dumps(content).encode()
     for content in (CAPTIONS, {"images": IMAGES, "annotations": CAPTIONS}, KARPATHY, [CAPTIONS[0]])
 ]
+TABLES = [
+    b'image_id,caption\n1,A dog runs .\n02,"A cat, asleep"\n3,A bird\n',
+    b"image_name| comment_number| comment\n1.jpg| 0| A dog .\n2.jpg| 0| A cat .\n",
+    b"".join(json.dumps(row).encode() + b"\n" for row in CAPTIONS),
+    json.dumps({str(row["image_id"]): row["caption"] for row in CAPTIONS}).encode(),
+    json.dumps({f"{i}.jpg": ["a dog", "a cat"] for i in (1, 2, 3)}).encode(),
+]
+NAMES = b"1.jpg\n2.jpg\nsub/3.jpg\n"
 TEXTS = [
+    *TABLES[:3],
     "\n".join(row["caption"] for row in CAPTIONS).encode(),
     b'image,caption\n1.jpg,A dog runs .\n2.jpg,"A cat, asleep"\n',
     "Größe und Maß\r\n\u200e猫が座る。\n\ufeffA dog\u00a0runs\u2028fast\n".encode(),
     b"a man rides a wave on top of a surfboard\thttp://a.org/1.jpg\ndogs play in the snow near two trees\thttp://b/2\n",
-    b"1.jpg\n2.jpg\nsub/3.jpg\n",
+    NAMES,
 ]
 # What has broken readers before.
 PIECES = [
@@ -154,6 +164,18 @@ SMALL = GeneratorConfig(
 )  # fmt: skip
 
 
+def archives() -> list[bytes]:
+    """A shard of webdataset's."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for n, picture in enumerate(pictures()[:3]):
+            for name, content in ((f"{n}.png", picture), (f"{n}.txt", b"a dog\na cat\n")):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return [file.getvalue()]
+
+
 def models() -> list[bytes]:
     """`model.pt` in torch's two formats, a plain dict and an OrderedDict."""
     state = make_generator(SMALL, make_tokenizer(SMALL, []), 4, seed=0).model.state_dict()
@@ -194,7 +216,7 @@ def changed(value: Any, case: random.Random) -> Any:
 def damaged(whole: list[bytes], case: random.Random) -> bytes:
     """One of the files after 1 to 4 changes; now and then in gzip. Half of the JSON files stay JSON."""
     content = bytearray(case.choice(whole))
-    if content[:1] in (b"[", b"{") and case.random() < 0.5:
+    if content[:1] in (b"[", b"{") and b"}\n{" not in content and case.random() < 0.5:
         value = json.loads(content)
         for _ in range(case.choice((1, 1, 2, 4))):
             value = changed(value, case)
@@ -227,11 +249,14 @@ def damaged(whole: list[bytes], case: random.Random) -> bytes:
 
 
 def read_corpus(folder: Path, content: bytes, case: random.Random) -> None:
-    kind, path = case.choice(("coco", "gcc", "text_file", "demo", "shutterstock")), folder / "corpus"
+    kind = case.choice(("coco", "gcc", "text_file", "text_file", "demo", "shutterstock"))
+    path = folder / f"corpus{case.choice(('', '', '.csv', '.jsonl'))}"
+    column = case.choice((None, "caption", "2")) if kind == "text_file" else None
     path.write_bytes(content)
     has_entities(path)
     for released in (False, True):
-        corpus = clean_corpus(case.choice(RULES), read_raw(kind, path), released=released)
+        raw = read_raw(kind, path, collections.Counter(), column)
+        corpus = clean_corpus(case.choice(RULES), raw, released=released)
         assert all(isinstance(s, str) and s.endswith(".") and "\n" not in s for s in corpus.sentences if not released)
         "".join(corpus.sentences).encode()  # can be written
         assert corpus.counts["read"] >= corpus.counts["kept"] == len(corpus.sentences)
@@ -243,7 +268,7 @@ def read_splits(folder: Path, content: bytes, case: random.Random) -> None:
     name = "dataset.json" if case.random() < 0.7 else "lists/x_test.txt"
     files = {
         "dataset.json": case.choice(JSONS),
-        "lists/x_test.txt": TEXTS[4],
+        "lists/x_test.txt": NAMES,
         "lists/x_train.txt": b"9.jpg",
         name: content,
     }
@@ -271,11 +296,22 @@ def read_splits(folder: Path, content: bytes, case: random.Random) -> None:
 
 def read_results(folder: Path, content: bytes, case: random.Random) -> None:
     (folder / "a.json").write_bytes(content)
-    (folder / "b.json").write_bytes(case.choice(JSONS))
+    (folder / "b.json").write_bytes(case.choice([*JSONS, *TABLES]))
     first, second = case.sample(("a.json", "b.json"), 2)
     references, names = load_named_references(folder / first)
     captions = under_reference_ids(load_results(folder / second), references, names, folder / second)
     assert all(type(i) in (int, str) and isinstance(text, str) for i, text in captions.items())
+
+
+def read_archive(folder: Path, content: bytes, _case: random.Random) -> None:
+    """A shard of pictures and captions: damage is found when it is listed, or counts as an unreadable picture."""
+    (folder / "0.tar").write_bytes(content)
+    config = DatasetConfig(kind="folder", images="0.tar", val_fraction=0, test_fraction=1, caption_column="txt")
+    split = load_split(config, "test", folder)
+    assert all(isinstance(text, str) for texts in split.references.values() for text in texts)
+    paths = [image.path for image in split.images]
+    (batch,) = decoded(paths, ClipPixels(32), [list(range(len(paths)))], workers=0)
+    assert len(batch.rows) + len(batch.unreadable) == len(paths) > 0
 
 
 def read_embeddings(folder: Path, content: bytes, _case: random.Random) -> None:
@@ -315,8 +351,9 @@ def read_upload(_folder: Path, content: bytes, _case: random.Random) -> None:
 
 READERS: dict[Callable[[Path, bytes, random.Random], None], Callable[[], list[bytes]]] = {
     read_corpus: lambda: [*JSONS, *TEXTS, *TEXTS, *pickles()[-3:]],
-    read_splits: lambda: [*JSONS, *JSONS, TEXTS[4]],
-    read_results: lambda: JSONS,
+    read_splits: lambda: [*JSONS, *TABLES, NAMES],
+    read_results: lambda: [*JSONS, *TABLES],
+    read_archive: archives,
     read_embeddings: pickles,
     read_generator: models,
     read_pixels: pictures,

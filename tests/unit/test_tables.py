@@ -7,6 +7,8 @@ import gzip
 import io
 import json
 import lzma
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from cgtgan.config import CorpusConfig
 from cgtgan.data.corpora import has_entities, load_corpus, read_raw
 from cgtgan.errors import InputError
 
+ROOT = Path(__file__).parents[2]
 COMPRESSED: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 
 
@@ -128,6 +131,31 @@ def test_what_cannot_be_read_is_named(
 ) -> None:
     with pytest.raises(InputError, match=message):
         sentences(tmp_path / name, content, column)
+
+
+def test_many_columns_are_cut(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"columns 'c0', .*'c29' and 970 more, not one sentence per line"):
+        sentences(tmp_path / "a.csv", ",".join(f"c{n}" for n in range(1000)) + "\n")
+
+
+def test_the_extra_is_named_where_it_is_missing(tmp_path: Path) -> None:
+    """In a process where neither library can be imported."""
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and so on")
+    (tmp_path / "a.txt.zst").write_bytes(b"\x28\xb5\x2f\xfd and so on")
+    code = (
+        "import sys\nsys.modules |= dict.fromkeys(('pyarrow', 'backports.zstd', 'compression.zstd'))\n"
+        "from pathlib import Path\nfrom cgtgan.data.corpora import read_raw\n"
+        "for name in sys.argv[1:]:\n    try: list(read_raw('text_file', Path(name)))\n"
+        "    except Exception as error: print(type(error).__name__, error)\n"
+    )
+    names = [str(tmp_path / name) for name in ("a.parquet", "a.txt.zst")]
+    done = subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == [
+        f"InputError {names[0]} (corpus.path) is a Parquet table, which needs the extra `tables`: pip install "
+        "'cgtgan[tables]'",
+        f"InputError {names[1]} (corpus.path) is compressed with Zstandard: pip install 'cgtgan[tables]', which reads "
+        "it, or unpack it",
+    ], done.stderr
 
 
 def test_rows_of_another_length_are_counted(tmp_path: Path) -> None:
