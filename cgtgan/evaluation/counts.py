@@ -69,7 +69,8 @@ def meteor(sums: np.ndarray) -> np.ndarray:
 
 
 def _of_order(n: int) -> Score:
-    return lambda sums: bleu(sums)[..., n]
+    """BLEU-(n + 1), 0 where no n-gram of one length matches: pycocoevalcap gives 1e-6 or so, which means nothing."""
+    return lambda sums: np.where((sums[..., 2 : 3 + n] > 0).all(-1), bleu(sums)[..., n], 0.0)
 
 
 # score -> the metric whose counts it is made of, and how

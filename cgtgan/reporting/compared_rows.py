@@ -255,7 +255,7 @@ def _scored(entry: Entry, metric: str, ids: Sequence[Any]) -> System | None:
     if metric in SUMMED:
         family, score = SUMMED[metric]
         summed = SummedScores(entry.counts[family], score, seeds) if family in entry.counts else None
-        good = summed is not None and np.allclose(summed.values, entry.row.scores[metric], rtol=1e-6, atol=1e-6)
+        good = summed is not None and np.allclose(summed.values, entry.row.scores[metric], rtol=1e-6, atol=1e-5)
         return summed if good else None
     rows = [[entry.per_image[seed].get(i, {}).get(metric, np.nan) for i in ids] for seed in seeds]
     scores, whole = np.asarray(rows, dtype=np.float64), np.asarray(entry.row.scores[metric])

@@ -29,6 +29,7 @@ from cgtgan.runtime.versions import code_version
 
 CARD_METHODS = ("init", "projection", "supervised")  # their captions stand in every card
 LEADING = ("CIDEr", "CLIPScore")  # what pictures are ranked by: the first that there is
+FIRST_LOOK = 6  # pictures above the table
 LISTED = 10_000  # pictures that the page searches and sorts
 THUMBNAIL_BYTES = 15_000_000  # 5,000 photographs of COCO with a side of 88 pixels take 12 MB
 WITHOUT_REFERENCES = (
@@ -47,7 +48,7 @@ def make_report(ws: Workspace, run: Run) -> Report:
     metric = next((m for m in LEADING if any(m in item.scores for item in items.values())), LEADING[0])
     scores = {i: item.scores[metric] for i, item in items.items() if metric in item.scores}
     best, worst, drawn = pick_gallery(scores, cfg.report.gallery, cfg.seed)
-    galleries = {"best": best, "worst": worst, "random": drawn}
+    galleries = {"first": drawn[:FIRST_LOOK], "best": best, "worst": worst, "random": drawn[FIRST_LOOK:]}
     plots = {
         "curves": curves.run_plots(history, seed),
         "discriminator": curves.quantity_plots(history, curves.DISCRIMINATOR, seed),
@@ -60,7 +61,7 @@ def make_report(ws: Workspace, run: Run) -> Report:
         plots,
         curves.health(history),
         [*since_initialisation(run, items, cfg.report.gallery, metric), *between_validations(ws, run)],
-        {key: [_for_card(items[i]) for i in ids] for key, ids in galleries.items()},
+        {key: [_for_card(items[i], short=key == "first") for i in ids] for key, ids in galleries.items()},
         _listed(ws, run, items),
         metric,
     )
@@ -187,7 +188,9 @@ def pictures(ws: Workspace, run: Run) -> dict[Any, GalleryItem]:
     return items
 
 
-def _for_card(item: GalleryItem) -> GalleryItem:
+def _for_card(item: GalleryItem, *, short: bool) -> GalleryItem:
+    if short:  # above the table: the picture and its caption alone
+        return replace(item, others={}, references=())
     titles = [METHODS[m].title for m in CARD_METHODS]
     return replace(item, others={name: other for name, other in item.others.items() if name in titles})
 

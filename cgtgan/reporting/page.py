@@ -101,7 +101,8 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Report:
-    """The page of one run. Keys of `plots`: curves, discriminator, distributions; of `galleries`: best, worst, random.
+    """The page of one run. Keys of `plots`: curves, discriminator, distributions; of `galleries`: first, best, worst,
+    random.
 
     `health`: the discriminator in numbers. `metric`: what best and worst are of, printed times 100.
     """

@@ -157,6 +157,12 @@ class ScoreTable:
     decodings: int
     several_seeds: bool
 
+    @property
+    def leading(self) -> int | None:
+        """The column that papers are compared by, where there are others: on a phone it stands first."""
+        names = [name for name, _ in self.columns]
+        return names.index("CIDEr") if "CIDEr" in names[1:] else None
+
 
 def score_tables(rows: Sequence[MethodRow]) -> list[ScoreTable]:
     """A table of COCO's metrics and one of all others; one without columns is left out."""
