@@ -5,10 +5,13 @@ Plain HTTP with the standard library, which follows redirects and takes proxies 
 
 from __future__ import annotations
 
+import errno
 import json
+import lzma
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -30,6 +33,8 @@ from cgtgan.runtime.versions import __version__
 TRIES = 4  # attempts in a row that bring no byte
 CHUNK = 1 << 20
 MB = 10**6
+# what zipfile and its decompressors raise for foreign bytes, and an OSError without a number, or for a wrong place
+_DAMAGED_ARCHIVE = (BadZipFile, EOFError, RuntimeError, ValueError, zlib.error, lzma.LZMAError)
 _BROKEN_CONNECTION = (URLError, TimeoutError, ConnectionError, HTTPException, SSLError)
 
 
@@ -264,7 +269,11 @@ def extract(archive: Path, place: Callable[[str], Path | None], tracker: Tracker
                         shutil.copyfileobj(packed, file, CHUNK)
                     beside.replace(target)
                     bar.advance()
-    except (BadZipFile, EOFError, NotImplementedError) as error:
+    except UserError:
+        raise
+    except (*_DAMAGED_ARCHIVE, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the disk
+            raise
         raise InputError(
             f"{archive} is no whole zip archive ({error}): run the same command again without it"
         ) from None
