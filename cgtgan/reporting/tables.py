@@ -115,7 +115,7 @@ def domain_rows(name: str, record: Mapping[str, Any], decoding: str = "") -> lis
     return [
         MethodRow(
             f"{name}, {domain}",
-            f"{part['images']:,} images",
+            f"{part['images']:,} image{'s' * (part['images'] != 1)}",
             {metric: [value] for metric, value in part["scores"].items()},
             "domain",
             decoding=decoding,

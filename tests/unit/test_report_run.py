@@ -103,6 +103,20 @@ def test_rows_are_the_scored_methods_and_the_paper(tmp_path: Path, own: Run) -> 
     ]
 
 
+def test_domains_of_nocaps_have_rows_below_those_of_the_whole(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    place = tmp_path / "evaluation/test/cgtgan/scores.json"
+    domains = {
+        name: {"images": n, "scores": {"CIDEr": n / 10}} for n, name in enumerate(("in-domain", "out-domain"), 1)
+    }
+    write(place, {**json.loads(place.read_text()), "domains": domains})
+    (table,) = score_tables(method_rows(run))[:1]
+    rows = {heading: [(row.name, row.note, row.mean("CIDEr")) for row, _ in part] for heading, part in table.parts}
+    assert rows["By domain of the pictures, each scored alone"] == [
+        ("CgT-GAN (CLIP-agg), in-domain", "1 image", 0.1), ("CgT-GAN (CLIP-agg), out-domain", "2 images", 0.2),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("settings", "title"),
     [
