@@ -38,6 +38,13 @@ _DAMAGED_ARCHIVE = (BadZipFile, EOFError, RuntimeError, ValueError, zlib.error, 
 _BROKEN_CONNECTION = (URLError, TimeoutError, ConnectionError, HTTPException, SSLError)
 
 
+_FETCHED = ".fetched-"  # begins the name of an archive that is removed once it is unpacked
+
+
+def _without_prefix(archive: Path) -> str:
+    return archive.name.removeprefix(_FETCHED)
+
+
 @dataclass(frozen=True)
 class Fetcher:
     """How files are fetched. mirror: as in `sources`. silence_s: seconds without a byte that break an attempt off."""
@@ -79,7 +86,7 @@ class Fetcher:
             if archive.is_file():
                 extract(archive, place, self.tracker)
                 return
-            fetched = archive.with_name(f".fetched-{archive.name}")
+            fetched = archive.with_name(_FETCHED + archive.name)
             self.fetch(source, fetched, copies=copies)
             try:
                 extract(fetched, place, self.tracker)
@@ -100,6 +107,7 @@ class _Transfer:
     def __init__(self, how: Fetcher, source: Source, target: Path, copies: int):
         self.how, self.sha256, self.target, self.copies = how, source.sha256, target, copies
         self.address = source.at(how.mirror)
+        self.place = target.with_name(_without_prefix(target))  # where a person would put the file
         self.part = target.with_name(f".{target.name}.part")
         self.record = target.with_name(f".{target.name}.part.json")  # what the part is a part of
         self.opener: OpenerDirector = build_opener()
@@ -144,13 +152,13 @@ class _Transfer:
             if failures >= TRIES or not connected:  # without any connection no further attempt will help
                 kept = f"; {self._size():,} bytes are kept, the same command continues" if self._size() else ""
                 raise UserError(f"{self.address} cannot be fetched ({reason}{kept}): {self._by_hand()}")
-            self.how.tracker.say(f"{self.target.name}: broken off ({reason}), trying again")
+            self.how.tracker.say(f"{self.place.name}: broken off ({reason}), trying again")
             time.sleep(self.how.pause_s * 2 ** (failures - 1))
 
     def _by_hand(self) -> str:
         return (
             "check the network and the proxy (HTTPS_PROXY), name a server that has copies (mirror=ADDRESS), or put the "
-            f"file at {self.target}"
+            f"file at {self.place}"
         )
 
     def _size(self) -> int:
@@ -200,12 +208,12 @@ class _Transfer:
         free = shutil.disk_usage(self.target.parent).free
         if more > free:
             raise UserError(
-                f"{self.target} takes {more / MB:,.0f} MB more and its disk has {free / MB:,.0f} MB free: make room, "
+                f"{self.place} takes {more / MB:,.0f} MB more and its disk has {free / MB:,.0f} MB free: make room, "
                 "or choose another place; what came before is kept"
             )
 
     def _write(self, read: Callable[[int], bytes], total: int | None) -> None:
-        size, label = self._size(), f"{self.target.name.removeprefix('.fetched-')}, MB"
+        size, label = self._size(), f"{self.place.name}, MB"
         bar = nullcontext(None) if total is None else self.how.tracker.progress(label, total // MB, size // MB)
         with bar as shown, _disk_errors_name(self.part), self.part.open("ab") as file:
             while chunk := read(CHUNK):
@@ -262,7 +270,7 @@ def extract(archive: Path, place: Callable[[str], Path | None], tracker: Tracker
                     f"{archive}: what is in it takes {need / MB:,.0f} MB and the disk has {free / MB:,.0f} MB free: "
                     "make room; the archive is kept"
                 )
-            with tracker.progress(f"unpacking {archive.name.removeprefix('.fetched-')}", len(wanted)) as bar:
+            with tracker.progress(f"unpacking {_without_prefix(archive)}", len(wanted)) as bar:
                 for member, target in wanted:
                     beside = target.with_name(f".{target.name}.part")
                     with _disk_errors_name(beside), zipped.open(member) as packed, beside.open("wb") as file:

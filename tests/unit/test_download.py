@@ -266,6 +266,11 @@ def test_members_are_placed_by_their_last_name_alone(server, fetcher, tmp_path) 
     assert len(server.requests) == 1
 
 
+def test_an_archive_that_cannot_be_fetched_may_be_put_beside(server, fetcher, tmp_path) -> None:
+    with pytest.raises(UserError, match=rf"404 Not Found.*or put the file at {tmp_path}/a\.zip$"):
+        fetcher.unpack(Source(f"{server.url}/a.zip"), tmp_path / "a.zip", lambda name: None, lambda: False)
+
+
 def test_an_archive_that_was_there_is_used_and_stays(server, fetcher, tmp_path) -> None:
     (tmp_path / "a.zip").write_bytes(archive_of({"a.txt": b"new", "b.txt": b"b"}))
     (tmp_path / "b.txt").write_bytes(b"b")
