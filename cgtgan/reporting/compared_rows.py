@@ -15,7 +15,7 @@ from cgtgan.evaluation.counts import SUMMED
 from cgtgan.reporting.methods import METHODS, SYSTEMS
 from cgtgan.reporting.run_folder import Run
 from cgtgan.reporting.score_folder import ScoreFolder
-from cgtgan.reporting.tables import MethodRow, Origin, RowsBySet
+from cgtgan.reporting.tables import MethodRow, Origin, RowsBySet, domain_rows
 from cgtgan.reporting.variants import Variant, distinguish
 from cgtgan.runtime.artifacts import canonical_json, fingerprint
 
@@ -166,8 +166,21 @@ def tables_of(sets: Sets) -> RowsBySet:
     tables: dict[str, list[MethodRow]] = {}
     for (key, rows), name in zip(sets.items(), names, strict=True):
         name += f", references {key[2]}" if names.count(name) > 1 else ""
-        tables[name] = [*(entry.row for entry in rows), *_published(rows)]
+        by_domain = [row for entry in rows for row in _domain_rows(entry)]
+        tables[name] = [*(entry.row for entry in rows), *by_domain, *_published(rows)]
     return tables
+
+
+def _domain_rows(entry: Entry) -> list[MethodRow]:
+    """A row per domain (NoCaps), with the scores of all seeds."""
+    rows: dict[str, MethodRow] = {}
+    for seed, run in sorted(entry.runs.items()):
+        for row in domain_rows(entry.row.name, run.scores(entry.method), entry.decoding):
+            known = rows.get(row.name, replace(row, scores={}))
+            scores = {metric: [*known.scores.get(metric, ()), *values] for metric, values in row.scores.items()}
+            seeds = {metric: [*known.seeds.get(metric, ()), seed] for metric in row.scores}
+            rows[row.name] = replace(known, scores={**known.scores, **scores}, seeds={**known.seeds, **seeds})
+    return list(rows.values())
 
 
 def _images(rows: Sequence[Entry]) -> str:

@@ -239,6 +239,20 @@ def test_a_metric_of_the_user_is_compared_over_runs(tmp_path: Path) -> None:
     assert ",cgtgan,v,greedy,words,2,9.25,0.0,0 1,9.25 9.25," in csv_text(tables)
 
 
+def test_domains_of_nocaps_are_compared_over_runs(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make_run(tmp_path / f"exp/v/seed={seed}", seed=seed, name="exp")
+        place = tmp_path / f"exp/v/seed={seed}/evaluation/test/cgtgan/scores.json"
+        domains = {"near-domain": {"images": 3, "scores": {"CIDEr": 0.5 + seed}}}
+        write(place, {**json.loads(place.read_text()), "domains": domains})
+    tables = tables_of(entries(gather(find_runs([str(tmp_path)], "test")), []))
+    (rows,) = tables.values()
+    (row,) = [row for row in rows if row.part == "domain"]
+    assert (row.name, row.note) == ("v, near-domain", "3 images")
+    assert (row.scores, row.seeds) == ({"CIDEr": [0.5, 1.5]}, {"CIDEr": [0, 1]})
+    assert ",near-domain" in csv_text(tables)
+
+
 def test_health_is_the_first_and_the_last_quarter(own: Run) -> None:
     assert health(own.history) == {"Right on corpus sentences": "0.25 → 1.00"}
     assert health([{"step": 1, "train/d_loss": 0.0}]) == {}  # trained without a discriminator
