@@ -1,12 +1,19 @@
-"""A file server on 127.0.0.1 for tests of downloads: ranges, redirects, and every way in which it may fail."""
+"""For tests of downloads: a file server on 127.0.0.1 that may fail in every way, and files in the genuine formats."""
 
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import threading
+import zipfile
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from PIL import Image
+
+from cgtgan.runtime.sources import COCO_IMAGES, KARPATHY, Source
 
 
 @dataclass
@@ -97,3 +104,51 @@ class _Handler(BaseHTTPRequestHandler):
         count = served.breaks.pop(0) if served.breaks else size - start
         self.wfile.write(served.content[start : start + count])
         self.close_connection = start + count < size
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def publish(server: FileServer, source: Source, content: bytes) -> None:
+    """Serve it where `mirror` has it."""
+    server.files["/" + source.address.partition("://")[2]] = Served(content)
+
+
+def archive_of(members: dict[str, bytes], packing: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", packing) as zipped:
+        for name, content in members.items():
+            zipped.writestr(name, content)
+    return file.getvalue()
+
+
+def jpeg(number: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), (number * 7 % 256, number * 31 % 256, 90)).save(file, "jpeg")
+    return file.getvalue()
+
+
+def karpathy(*splits: str) -> bytes:
+    """Karpathy's dataset_coco.json: image n is of the n-th split; restval, val and test lie in val2014."""
+    images = [
+        {
+            "filename": f"COCO_{'train' if split == 'train' else 'val'}2014_{n:012d}.jpg",
+            "cocoid": n,
+            "split": split,
+            "sentences": [{"raw": f"A {colour} wall near tree number {n}."} for colour in ("red", "blue")],
+        }
+        for n, split in enumerate(splits, 1)
+    ]
+    return json.dumps({"images": images, "dataset": "coco"}).encode()
+
+
+def publish_coco(server: FileServer, *splits: str) -> None:
+    """Image n is of the n-th split: Karpathy's archive, and the two archives of pictures."""
+    publish(server, KARPATHY, archive_of({"dataset_coco.json": karpathy(*splits)}))
+    for folder, source in COCO_IMAGES.items():
+        names = {
+            n: f"{folder}/COCO_{folder}_{n:012d}.jpg"
+            for n, split in enumerate(splits, 1)
+            if (split == "train") == (folder == "train2014")
+        }
+        publish(server, source, archive_of({name: jpeg(n) for n, name in names.items()}))

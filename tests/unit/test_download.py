@@ -21,7 +21,7 @@ from cgtgan.errors import InputError, UserError
 from cgtgan.runtime.download import Fetcher, extract
 from cgtgan.runtime.sources import CLIP_ARCHIVES, COCO_IMAGES, Source
 from cgtgan.runtime.tracking import Tracker
-from tests.file_server import FileServer, Served
+from tests.file_server import FileServer, Served, archive_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTENT = bytes(range(256)) * 12_000  # 3 MB
@@ -222,14 +222,6 @@ def test_two_processes_fetch_once(server, tmp_path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- archives
-
-
-def archive_of(members: dict[str, bytes], packing: int = zipfile.ZIP_STORED) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", packing) as zipped:
-        for name, content in members.items():
-            zipped.writestr(name, content)
-    return file.getvalue()
 
 
 MEMBERS = {

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import pty
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from cgtgan.assets.preflight import Needs, missing_inputs
 from cgtgan.assets.readiness import fetch_missing, listed
@@ -26,7 +23,7 @@ from cgtgan.evaluation.java import package_folder
 from cgtgan.models.tokenizers import ROBERTA_SPECIALS, train_tokenizer
 from cgtgan.runtime import sources
 from cgtgan.runtime.tracking import Tracker
-from tests.file_server import FileServer, Served
+from tests.file_server import FileServer, archive_of, jpeg, karpathy, publish, publish_coco
 
 ROOT = Path(__file__).resolve().parents[2]
 # models that need nothing: what is missing then is data
@@ -51,41 +48,6 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def sentences(cfg: Config) -> list[str]:
     return [one.sentence for one in missing_inputs(cfg)]
-
-
-def archive_of(members: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as zipped:
-        for name, content in members.items():
-            zipped.writestr(name, content)
-    return file.getvalue()
-
-
-def jpeg() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "jpeg")
-    return file.getvalue()
-
-
-def karpathy(*splits: str) -> bytes:
-    """Karpathy's dataset_coco.json: image n of the n-th split; restval, val and test lie in val2014."""
-    images = [
-        {
-            "filename": f"COCO_{'train' if split == 'train' else 'val'}2014_{n:012d}.jpg",
-            "cocoid": n,
-            "split": split,
-            "sentences": [{"raw": f"A picture number {n}."}],
-        }
-        for n, split in enumerate(splits, 1)
-    ]
-    return json.dumps({"images": images, "dataset": "coco"}).encode()
-
-
-def publish(server: FileServer, source: sources.Source, content: bytes) -> Served:
-    """Serve it where `mirror` has it."""
-    served = Served(content)
-    server.files["/" + source.address.partition("://")[2]] = served
-    return served
 
 
 # ----------------------------------------------------------------------------------------------------------- the whole
@@ -362,16 +324,8 @@ def cfg_words(cfg: Config) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------- fetching
 
 
-def coco(server: FileServer) -> None:
-    publish(server, sources.KARPATHY, archive_of({"dataset_coco.json": karpathy("train", "restval", "val", "test")}))
-    trained = {"train2014/COCO_train2014_000000000001.jpg": jpeg()}
-    others = {f"val2014/COCO_val2014_{n:012d}.jpg": jpeg() for n in (2, 3, 4)}
-    publish(server, sources.COCO_IMAGES["train2014"], archive_of(trained))
-    publish(server, sources.COCO_IMAGES["val2014"], archive_of(others))
-
-
 def test_coco_is_fetched_unpacked_and_complete(typed: Callable[..., Config], server: FileServer, home: Path) -> None:
-    coco(server)
+    publish_coco(server, "train", "restval", "val", "test")
     cfg = typed("dataset=coco", "corpus=coco", f"mirror={server.url}", *SMALL)
     assert len(sentences(cfg)) == 2
     assert fetch_missing(cfg, Tracker()) == []
@@ -388,7 +342,7 @@ def test_coco_is_fetched_unpacked_and_complete(typed: Callable[..., Config], ser
 def test_a_folder_of_pictures_that_is_not_whole_is_noticed(
     typed: Callable[..., Config], server: FileServer, home: Path
 ) -> None:
-    coco(server)
+    publish_coco(server, "train", "restval", "val", "test")
     cfg = typed("dataset=coco", "corpus=coco", f"mirror={server.url}", *SMALL)
     fetch_missing(cfg, Tracker())
     (home / "data/coco/val2014/COCO_val2014_000000000003.jpg").unlink()
@@ -403,7 +357,7 @@ def test_a_folder_of_pictures_that_is_not_whole_is_noticed(
 def test_karpathys_file_stands_in_for_a_missing_one_of_the_papers_files(
     typed: Callable[..., Config], server: FileServer, home: Path
 ) -> None:
-    coco(server)
+    publish_coco(server, "train", "restval", "val", "test")
     (home / "data/coco/annotations").mkdir(parents=True)
     rows = [{"image_id": 1, "caption": "A picture."}]
     (home / "data/coco/annotations/train_caption.json").write_text(json.dumps(rows))
