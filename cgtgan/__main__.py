@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from cgtgan import cli
 from cgtgan.config import Config
 from cgtgan.errors import Stopped
+from cgtgan.launching.points import Points
+from cgtgan.runtime.shards import Rank
 from cgtgan.runtime.versions import __version__
 from cgtgan.setting_errors import CONF
 
@@ -25,6 +28,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")  # seconds without a network until the local copy is used
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing, and `cgtgan.cli` prints a sentence
 
+_points = Points()
 _seen: dict[str, str] = {}  # what the runs of a multirun found missing (assets/readiness.py)
 
 
@@ -48,17 +52,24 @@ def typed_decode() -> list[str]:
 
 def run_stage(raw: DictConfig) -> float | None:
     """Composed settings -> typed, checked, run. A run that trains returns its best CIDEr on the validation images."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    cfg = OmegaConf.to_object(raw)
+    cfg, started = OmegaConf.to_object(raw), time.perf_counter()
     assert isinstance(cfg, Config)
+    cfg.several = HydraConfig.get().mode == RunMode.MULTIRUN
     cfg.wandb.group = cfg.wandb.group or sweep_name(cfg)
     cfg.typed_decode = typed_decode()
     cli.check(cfg)
     from cgtgan.assets.readiness import make_ready  # numpy, which an answer to a wrong setting does not wait for
 
     make_ready(cfg, _seen)
-    return importlib.import_module(f"cgtgan.stages.{cfg.stage}").run(cfg)
+    result = importlib.import_module(f"cgtgan.stages.{cfg.stage}").run(cfg)
+    if cfg.several and Rank.here().number == 0:
+        number, overrides = HydraConfig.get().job.num + 1, HydraConfig.get().overrides.task
+        print(_points.done(cfg, number, overrides, time.perf_counter() - started), flush=True)
+    return result
 
 
 def job(raw: DictConfig) -> float | None:
@@ -97,6 +108,7 @@ def main() -> int:
     ConfigStore.instance().store(name="cgtgan_schema", node=Config)
     cli.failures = []
     _seen.clear()
+    _points.folders.clear()
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except KeyboardInterrupt:
@@ -104,6 +116,8 @@ def main() -> int:
         return 130
     except Exception as error:
         return max(cli.report_failure(error, argv), cli.exit_code(argv))
+    if command := _points.command():
+        print(command)
     return cli.exit_code(argv)
 
 

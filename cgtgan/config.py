@@ -412,6 +412,7 @@ class Config:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     # set by the program: `decode` and its fields that the command line names; they win over a checkpoint's own
     typed_decode: list[str] = field(default_factory=list)
+    several: bool = False  # set by the program: whether this is one run of a multirun, which prints no tables
     caption: CaptionConfig = field(default_factory=CaptionConfig)
     initialize: InitializeConfig = field(default_factory=InitializeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -11,7 +11,7 @@ from cgtgan.config import Config, custom_name, leaves
 _NOT_SCIENTIFIC = (
     *("stage", "device", "threads", "workers", "runs_dir", "artifacts_dir"),
     *("checkpoint", "captions", "images", "output", "runs", "download", "mirror"),
-    *("report", "serve", "wandb", "evaluate", "decode", "typed_decode", "caption"),
+    *("report", "serve", "wandb", "evaluate", "decode", "typed_decode", "caption", "several"),
 )
 _NOT_SCIENTIFIC_FIELDS = (
     "variant",

@@ -41,7 +41,7 @@ def _show(ws: Workspace, places: Mapping[str, Path]) -> None:
         differs = differs or (str(record.get("checkpoint", "")) if place.name != method and not usual else "")
         title = f"{title}, {differs}" if differs else title
         rows += [MethodRow(title, "", scores, part, decoding=decoding), *domain_rows(title, record, decoding)]
-    for table in score_tables(rows):
+    for table in score_tables(rows) if not ws.cfg.several else ():
         ws.tracker.show(console_table(table))
     folders = {place.parent for place in places.values()} if len(places) > 1 else set(places.values())
     ws.tracker.say(f"captions and scores, of the whole and of each image: {', '.join(map(str, folders))}")

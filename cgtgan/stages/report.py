@@ -36,6 +36,6 @@ def report(ws: Workspace) -> None:
     write_text(output.with_suffix(".md"), "\n".join(map(markdown_table, tables)))
     if given.warning:
         ws.tracker.say(given.warning)
-    for table in tables:
+    for table in tables if not ws.cfg.several else ():
         ws.tracker.show(console_table(table))
     ws.tracker.say(f"report: {output}")

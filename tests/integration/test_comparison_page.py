@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -38,6 +39,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = ["threads=1", "wandb=disabled", "evaluate.baselines=[init]", "evaluate.metrics=[bleu,rouge_l,cider]"]
     swept = run_py(folder, "-m", "experiment=demo_tiny", "reward_weights=clip_agg,clip_cos", "seed=0,1", *small)
     assert swept.returncode == 0, swept.stdout[-2000:] + swept.stderr[-2000:]
+    (folder / "swept.txt").write_text(swept.stdout, encoding="utf-8")
     compared = run_py(folder, "stage=report", "runs=runs/demo_tiny/*/seed=*", "report.baseline=init")
     assert compared.returncode == 0, compared.stdout[-2000:] + compared.stderr[-2000:]
     (folder / "said.txt").write_text(compared.stdout, encoding="utf-8")
@@ -100,13 +102,27 @@ def test_the_table_holds_the_runs_own_scores(home: Path) -> None:
     assert len([x for x in lines if (x["method"], x["metric"]) == ("init", "CIDEr")]) == 1  # both variants share it
     for line in (x for x in lines if x["metric"].startswith("BLEU") and x["method"] == "cgtgan"):  # of summed counts
         (init,) = [x for x in lines if (x["method"], x["metric"]) == ("init", line["metric"])]
-        assert float(line["diff"]) == pytest.approx(float(line["mean"]) - float(init["mean"]))
-        assert float(line["ci_low"]) <= float(line["diff"]) <= float(line["ci_high"])
+        assert float(line["diff"]) == pytest.approx(float(line["mean"]) - float(init["mean"]), abs=2e-5)
+        assert float(line["ci_low"]) <= float(line["ci_high"])
     said = (home / "said.txt").read_text(encoding="utf-8")
     assert "report: runs/demo_tiny/comparison/report.html" in said
     assert "python run.py stage=report 'runs=runs/demo_tiny/*/seed=*'" in (folder / "comparison.tex").read_text(
         encoding="utf-8"
     )
+
+
+def test_a_multirun_prints_a_line_per_run_and_the_command_of_the_comparison(home: Path) -> None:
+    lines = (home / "swept.txt").read_text(encoding="utf-8").splitlines()
+    ends = [line for line in lines if re.match(r"run \d+, ", line)]
+    assert len(ends) == 4
+    for number, end in enumerate(ends, 1):
+        reward, seed = ("clip_agg", "clip_cos")[(number - 1) // 2], (number - 1) % 2
+        (folder,) = (home / "runs/demo_tiny").glob(f"*{reward}*/seed={seed}")
+        cider = json.loads((folder / "evaluation/test/cgtgan/scores.json").read_text())["scores"]["CIDEr"]
+        overrides = rf"run {number}, experiment=demo_tiny reward_weights={reward} seed={seed} .*"
+        assert re.fullmatch(rf"{overrides}: CIDEr {100 * cider:.1f} of the test images, \d+ s", end)
+    assert not [line for line in lines if "scores x 100" in line]  # the tables are in each run's report.md
+    assert lines[-1] == "compare them: python run.py stage=report runs=runs/demo_tiny"
 
 
 def test_it_needs_nothing_but_the_run_folders(home: Path, tmp_path: Path) -> None:
