@@ -73,7 +73,8 @@ class Needs:
         if stage in ("preprocess", "aggregate"):
             return cls(SPLITS, corpus=True, clip=True)
         if stage == "initialize":
-            return cls(corpus=True, clip=True, language_model=True)
+            reads_images = cfg.initialize.pairs == "pseudo" or cfg.gap.kind != "none"
+            return cls(("train",) if reads_images else (), corpus=True, clip=True, language_model=True)
         if stage in ("train", "pipeline"):
             splits = SPLITS if stage == "pipeline" else ("train", "val")
             return cls(splits, True, True, True, cfg.train.use_discriminator, scores=stage == "pipeline")

@@ -183,6 +183,7 @@ def test_a_person_at_a_terminal_is_asked_once(home: Path, server: FileServer, an
     [
         (["stage=preprocess"], Needs(("train", "val", "test"), corpus=True, clip=True)),
         (["stage=initialize"], Needs((), corpus=True, clip=True, language_model=True)),
+        (["stage=initialize", "gap=mean"], Needs(("train",), corpus=True, clip=True, language_model=True)),
         (["stage=train"], Needs(("train", "val"), True, True, True, True)),
         (["stage=train", "ablation=no_discriminator"], Needs(("train", "val"), True, True, True, False)),
         (["stage=check"], Needs(("train", "val", "test"), True, True, True, True, True)),
