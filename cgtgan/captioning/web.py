@@ -32,6 +32,8 @@ from cgtgan.captioning.decoding import describe
 from cgtgan.config import ServeConfig
 from cgtgan.data.corpora import embedded_text
 from cgtgan.data.image_files import DAMAGED_IMAGE, MAX_ASPECT, PIXEL_ART, data_uri, plain_picture
+from cgtgan.data.picture_archives import picture_bytes
+from cgtgan.errors import InputError
 from cgtgan.method.aggregation import nearest_texts
 
 # Pillow's format -> its usual name; of what Pillow reads, none that starts another program (EPS) or follows file names.
@@ -131,9 +133,9 @@ class Demo:
         images, pixels = [], []
         for path in paths:
             try:
-                image = read_picture(path.read_bytes())
+                image = read_picture(picture_bytes(path))
                 pixels.append(self._pixels(image))
-            except (Refused, OSError):
+            except (Refused, InputError, OSError):
                 continue
             images.append(image)
         for image, caption in zip(images, self.captioner.caption(pixels), strict=True):

@@ -48,6 +48,12 @@ def picture_content(path: Path) -> bytes | None:
     return content
 
 
+def picture_bytes(path: Path) -> bytes:
+    """What a picture's file holds, in an archive or by itself. Raises `OSError`, or `InputError` as above."""
+    content = picture_content(path)
+    return path.read_bytes() if content is None else content
+
+
 def picture_state(path: Path) -> list[int] | None:
     """[size, time of the last change], by which a changed picture is known; None where it is not there.
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from PIL import Image, ImageOps
 
 from cgtgan.data.image_files import DAMAGED_IMAGE, PIXEL_ART, data_uri, picture_formats, plain_picture
-from cgtgan.data.picture_archives import picture_content
+from cgtgan.data.picture_archives import picture_bytes
 from cgtgan.errors import InputError
 
 Id = TypeVar("Id", int, str, int | str)
@@ -75,7 +75,7 @@ def _thumbnail(path: Path, side: int) -> tuple[str, bool] | None:
 
 def embed(path: Path, side: int = EMBED_PIXELS, quality: int = 85) -> tuple[str, bool]:
     """(data URI, whether it is pixel art). Small plain files go in whole; others shrunk, upright, as CLIP sees them."""
-    raw = path.read_bytes() if (content := picture_content(path)) is None else content
+    raw = picture_bytes(path)
     with Image.open(io.BytesIO(raw), formats=picture_formats()) as image:
         longest = max(image.size)
         small = longest <= side

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tarfile
+
 import pytest
 import torch
 from PIL import Image
@@ -68,12 +70,17 @@ def test_examples_leave_out_what_an_upload_would_be_refused_for(captioner: Capti
     picture.save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
     demo = web.Demo(captioner, ServeConfig())
-    demo.add_examples([tmp_path / "a.png", tmp_path / "b.png", tmp_path / "missing.png"])
-    (example,) = demo.examples
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        archive.add(tmp_path / "a.png", "c.png")
+    (tmp_path / "1.tar").write_bytes(b"no archive")
+    in_archives = [tmp_path / "0.tar/c.png", tmp_path / "1.tar/c.png"]
+    demo.add_examples([tmp_path / "a.png", tmp_path / "b.png", tmp_path / "missing.png", *in_archives])
+    example, archived = demo.examples
+    assert list(archived.image.getdata()) == list(example.image.getdata())
     assert example.caption == captioner.caption([picture])[0]
     assert demo.answer_example(0)["captions"][0][0] == example.caption
-    with pytest.raises(web.Refused, match="There is no example 1"):
-        demo.answer_example(1)
+    with pytest.raises(web.Refused, match="There is no example 2"):
+        demo.answer_example(2)
 
 
 def test_a_note_says_that_another_caption_is_nearer_and_that_photographs_are_foreign(captioner: Captioner) -> None:
