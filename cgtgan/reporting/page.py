@@ -170,7 +170,8 @@ def render_comparison(page: Comparison) -> str:
     every = [row for rows in page.sets.values() for row in rows]
     measured, tested = tables.measured_metrics(every), {metric for row in every for metric in row.differences}
     untested = [metric for metric in measured if metric not in tested] if tested else []
-    return render_template("comparison.html.j2", page=page, sets=sets, untested=untested, open_plots=OPEN_PLOTS)
+    values: dict[str, object] = {"untested": untested, "seeds": any(row.num_seeds for row in every)}
+    return render_template("comparison.html.j2", page=page, sets=sets, open_plots=OPEN_PLOTS, **values)
 
 
 def render_gallery(title: str, items: Sequence[GalleryItem], total: int | None = None) -> str:
