@@ -30,6 +30,13 @@ def _server() -> subprocess.Popen[str]:
     return server
 
 
+def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(("HF_", "PYTHON", "COVERAGE"))}
+
+
+AT_START = _read_at_import(os.environ)
+
+
 class Program:
     """A running `run.py`, as `subprocess.Popen` has it: in a session of its own, its streams in files."""
 
@@ -100,8 +107,10 @@ def run_program(
     input: str = "",
     timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
-    """As `subprocess.run` with captured text; a command that is not [sys.executable, run.py, ...] is left to it."""
-    if list(command[:2]) != [sys.executable, str(RUN)]:
+    """As `subprocess.run` with captured text. What no fork can run is left to it: a command that is not
+    [sys.executable, run.py, ...], and an environment that a library or Python reads while it is imported.
+    """
+    if list(command[:2]) != [sys.executable, str(RUN)] or _read_at_import(env or os.environ) != AT_START:
         return subprocess.run(command, cwd=cwd, env=env, input=input, timeout=timeout, capture_output=True, text=True)
     program = Program(command, cwd=cwd, env=env, input=input)
     code = program.wait(timeout)

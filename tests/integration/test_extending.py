@@ -34,7 +34,8 @@ def run(section: str, folder: Path, package: Path = ROOT) -> str:
         assert program == "cgtgan"
         started = ["-m", "cgtgan"] if package != ROOT else [str(ROOT / "run.py")]  # they are the same program
         command = [sys.executable, *started, *words, "threads=1", "wandb=disabled"]
-        done = run_program(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(package)})
+        environment = os.environ | ({"PYTHONPATH": str(package)} if package != ROOT else {})
+        done = run_program(command, cwd=folder, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
         printed += done.stdout
     return printed
