@@ -81,6 +81,10 @@ def _near_settings(path: str) -> list[str]:
 
 def unknown_setting(path: str) -> str:
     parent = path.rpartition(".")[0]
+    for mapping in (path, parent):
+        if get_origin(settings().get(mapping)) is dict:
+            name = _last(path) if mapping == parent else "NAME"
+            return f"{mapping} takes a new name with a plus: +{mapping}.{name}=VALUE, and one that it has without"
     kind = settings().get(parent)
     if kind and not is_dataclass(kind):
         return f"no setting {path}; {parent} is one value"

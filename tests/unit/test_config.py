@@ -41,6 +41,8 @@ NEEDS = {
     "corpus/text_file": ["corpus.path=sentences.txt"],
     "clip_backbone/demo": ["experiment=demo"],
     "experiment/coco_sample": ["dataset.root=photos"],
+    "dataset/flickr8k": ["dataset.root=photos"],
+    "experiment/flickr8k": ["dataset.root=photos"],
 }
 
 
@@ -187,6 +189,10 @@ def test_cross_rows_score_the_run_folder_of_the_other_row(typed, row, trained):
 
 SENTENCES = {
     # unknown: near misses by spelling, by the missing part, of a group, of an option
+    "reward_weights=posterior reward_weights.terms={clarity:1}": (
+        "reward_weights.terms takes a new name with a plus: +reward_weights.terms.NAME=VALUE, and one that it has "
+        "without"
+    ),
     "train.num_sample=3": "no setting train.num_sample; did you mean train.num_samples?",
     "trian.num_samples=3": "no setting trian.num_samples; did you mean train.num_samples?",
     "num_samples=3": "no setting num_samples; did you mean train.num_samples?",
@@ -279,6 +285,13 @@ WRONG_VALUES = {  # noticed after composition, whatever started the run
     "dataset.kind=mine": (
         "dataset.kind=mine is not accepted: it must be one of demo, coco, flickr30k, nocaps, folder, custom"
     ),
+    "gap=projection aggregation_t.t=[50,100] stage=aggregate": "gap=projection needs one temperature: set gap.t",
+    "train.dropout=true train.loss_norm=tokens": "train.dropout=true and train.loss_norm=tokens contradict each other",
+    "train.dropout=true discriminator.loss=pairwise": "train.dropout=true and discriminator.loss=pairwise contradict",
+    "train.advantage_norm=group train.num_samples=1": "train.advantage_norm=group and train.num_samples=1 contradict",
+    "discriminator.loss=pairwise discriminator.label_smoothing=0.1": "pairs have no labels",
+    "train.released=[accumulation] train.advantage_norm=batch": "need the whole step's captions",
+    "train.ema=1": "train.ema=1.0 is not accepted: it must be 0 to 1, without 1",
     "corpus=text_file": "corpus.path is null",
     "corpus.column=caption": "corpus.column=caption and corpus.kind=coco contradict each other",
     "generator.width=100": "generator.width=100 and generator.heads=12 contradict each other",
