@@ -357,7 +357,7 @@ def test_a_checkpoint_alone_is_served_without_a_corpus_and_with_ones_own_example
         assert answer["captions"][0][0]
     finally:
         assert server.end(signal.SIGINT) == 128 + signal.SIGINT
-    assert [p.name for p in empty.iterdir()] == [server.log.name]
+    assert not list(empty.iterdir())
     assert (
         "no corpus sentences are shown: clip_backbone=vit_l14 of these settings is not the CLIP of the checkpoint"
         in server.printed
