@@ -30,8 +30,12 @@ def _server() -> subprocess.Popen[str]:
     return server
 
 
+OWN_DEFAULTS = ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_ETAG_TIMEOUT")  # set by cgtgan/__main__.py
+
+
 def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(("HF_", "PYTHON", "COVERAGE"))}
+    read = {name: value for name, value in environment.items() if name.startswith(("HF_", "PYTHON", "COVERAGE"))}
+    return {name: value for name, value in read.items() if name not in OWN_DEFAULTS}
 
 
 AT_START = _read_at_import(os.environ)
