@@ -58,7 +58,8 @@ def run_stage(raw: DictConfig) -> float | None:
 
     cfg, started = OmegaConf.to_object(raw), time.perf_counter()
     assert isinstance(cfg, Config)
-    cfg.several = HydraConfig.get().mode == RunMode.MULTIRUN
+    # a job of a launcher is a process of its own, with a log of its own
+    cfg.several = HydraConfig.get().mode == RunMode.MULTIRUN and cli.failures is not None
     cfg.wandb.group = cfg.wandb.group or sweep_name(cfg)
     cfg.typed_decode = typed_decode()
     cli.check(cfg)

@@ -347,10 +347,10 @@ from cgtgan.assets import generators
 
 update = generators._update
 
-def until_step_13(model, optimizer, devices, step, batch):
+def until_step_13(model, optimizer, devices, step, *rest):
     if step == 13:  # the last state is that of step 10
         os.kill(os.getpid(), signal.SIGKILL)
-    return update(model, optimizer, devices, step, batch)
+    return update(model, optimizer, devices, step, *rest)
 
 generators._update = until_step_13
 from cgtgan.__main__ import main
