@@ -38,6 +38,10 @@ def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in read.items() if name not in OWN_DEFAULTS}
 
 
+def is_forked(command: Sequence[str]) -> bool:
+    return command[0] == sys.executable and command[1] in (str(RUN), "-c")
+
+
 AT_START = _read_at_import(os.environ)
 
 
@@ -47,14 +51,16 @@ class Program:
     def __init__(
         self, command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None, input: str = ""
     ):
-        assert list(command[:2]) == [sys.executable, str(RUN)], command
+        assert is_forked(command), command
         self.args = list(command)
+        code, words = (self.args[2], self.args[3:]) if self.args[1] == "-c" else ("", self.args[2:])
         self.files = Path(tempfile.mkdtemp(prefix="program"))
         for name, content in (("in", input), ("out", ""), ("err", "")):
             (self.files / name).write_text(content, encoding="utf-8")
         environment = dict(os.environ if env is None else env)
         place = str(cwd or Path.cwd())
-        request = {"words": self.args[2:], "cwd": place, "environment": environment, "files": str(self.files)}
+        files = str(self.files)
+        request = {"code": code, "words": words, "cwd": place, "environment": environment, "files": files}
         pipe = _server().stdin
         assert pipe is not None
         pipe.write(json.dumps(request) + "\n")
@@ -112,9 +118,9 @@ def run_program(
     timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """As `subprocess.run` with captured text. What no fork can run is left to it: a command that is not
-    [sys.executable, run.py, ...], and an environment that a library or Python reads while it is imported.
+    [sys.executable, run.py or -c CODE, ...], and an environment that is read while Python or a library is imported.
     """
-    if list(command[:2]) != [sys.executable, str(RUN)] or _read_at_import(env or os.environ) != AT_START:
+    if not is_forked(command) or _read_at_import(env or os.environ) != AT_START:
         return subprocess.run(command, cwd=cwd, env=env, input=input, timeout=timeout, capture_output=True, text=True)
     program = Program(command, cwd=cwd, env=env, input=input)
     code = program.wait(timeout)

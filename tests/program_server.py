@@ -1,7 +1,8 @@
 """Starts programs as forks of a process that has imported the package already. tests/program.py talks to it.
 
 Python's imports are most of what a short run costs. Each program is a process of its own: its arguments, environment,
-folder and streams are set after the fork, it runs run.py as `__main__`, and it ends as any interpreter does.
+folder and streams are set after the fork, it runs run.py as `__main__`, or a piece of code as `python -c` does, and it
+ends as any interpreter does.
 """
 
 import importlib
@@ -46,7 +47,7 @@ def become(request: dict[str, Any]) -> None:
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (the server has read ahead in the old one)
-    sys.argv = [str(ROOT / "run.py"), *request["words"]]
+    sys.argv = ["-c" if request["code"] else str(ROOT / "run.py"), *request["words"]]
     sys.path[0] = str(ROOT)
 
 
@@ -57,4 +58,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     if (program := next_program()) is not None:
         become(program)
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        if program["code"]:
+            exec(program["code"], {"__name__": "__main__"})
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")

@@ -48,9 +48,17 @@ def command(home: Path, *overrides: str, processes: int = 1) -> list[str]:
 
 
 def run(home: Path, *overrides: str, code: int = 0, processes: int = 1) -> str:
-    done = run_program(command(home, *overrides, processes=processes), cwd=home, timeout=300)
-    output = done.stdout + done.stderr
-    assert done.returncode == code, output
+    if processes == 1:
+        done = run_program(command(home, *overrides), cwd=home)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+    with socket_port() as port:
+        places = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
+        places["MASTER_PORT"] = str(port)
+    each = [os.environ | places | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(processes)]
+    jobs = [Program(command(home, *overrides), cwd=home, env=environment) for environment in each]
+    output = "".join(job.communicate()[0] for job in jobs)
+    assert {job.returncode for job in jobs} == {code}, output
     return output
 
 
@@ -211,7 +219,7 @@ def test_killed_at_any_moment_of_a_checkpoint_the_same_command_ends_as_if_undist
 ) -> None:
     started = command(home)
     killed = [sys.executable, "-c", KILLED, moment, str(step), *started[2:]]
-    done = run_program(killed, cwd=home, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = run_program(killed, cwd=home)
     assert done.returncode == -signal.SIGKILL, done.stderr
     run(home)
     assert results(home) == results(whole)
@@ -242,7 +250,7 @@ def test_a_signal_in_the_last_step_is_the_exit_code_and_the_state_is_whole(
     whole: Path, home: Path, which: signal.Signals
 ) -> None:
     stopped = [sys.executable, "-c", LAST_STEP, str(int(which)), *command(home)[2:]]
-    done = run_program(stopped, cwd=home, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = run_program(stopped, cwd=home)
     assert done.returncode == 128 + which, done.stdout + done.stderr
     assert f"received {which.name}: stopped after the last step, {STEPS}, in" in done.stderr
     assert results(home) == results(whole)
@@ -269,7 +277,7 @@ sys.exit(main())
 
 def test_a_full_disk_under_the_checkpoints_is_one_sentence_and_the_retry_ends_the_same(whole: Path, home: Path) -> None:
     full = [sys.executable, "-c", FULL, *command(home)[2:]]
-    done = run_program(full, cwd=home, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = run_program(full, cwd=home)
     assert done.returncode == 1
     (sentence,) = done.stderr.splitlines()
     assert re.search(r"^error: .*/checkpoints/step_0000\d\d: File too large: fix that place", sentence), sentence
