@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+# what a shell starts in the background ignores SIGINT, and so would all that a test starts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # before torch: under load, threads that spin while they wait take several times as long
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -69,12 +69,7 @@ def test_ctrl_c_stops_the_jobs_which_write_their_checkpoints(tmp_path: Path) -> 
     line = ("stage=train", "variant=x", "train.steps=100000", "train.checkpoint_every=100000")
     run = tmp_path / "runs/demo_tiny/x/seed=0"
     launcher = subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), *LOCAL_SWEEP, *line],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-        # a shell's background job ignores SIGINT, and so would what it starts
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        [sys.executable, str(ROOT / "run.py"), *LOCAL_SWEEP, *line], cwd=tmp_path, stdout=subprocess.PIPE, text=True
     )
     try:
         end = time.monotonic() + 180
