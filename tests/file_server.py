@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import threading
 import zipfile
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 from PIL import Image
 
 from cgtgan.runtime.sources import COCO_IMAGES, KARPATHY, Source
+from tests.loopback import LoopbackServer, QuietHandler
 
 
 @dataclass
@@ -31,37 +29,17 @@ class Served:
     redirect: str = ""
 
 
-class FileServer(ThreadingHTTPServer):
+class FileServer(LoopbackServer):
     """`files`: path -> what is served; `requests`: (path, Range header) of each request."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, Served] = {}
         self.requests: list[tuple[str, str | None]] = []
-        self.closed = threading.Event()
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no news."""
-
-    def close(self) -> None:
-        self.closed.set()
-        self.shutdown()
-        self.server_close()
+        super().__init__(_Handler)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(QuietHandler):
     server: FileServer  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing on the console."""
 
     def do_GET(self) -> None:
         asked = self.headers.get("Range")

@@ -4,40 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.loopback import LoopbackServer, QuietHandler
 
 COMMIT = "a" * 40
 
 
-class HubServer(ThreadingHTTPServer):
+class HubServer(LoopbackServer):
     """`models`: owner/name -> file -> content; `requests`: 'METHOD path' of each request; `away`: it answers 503."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
         self.models: dict[str, dict[str, bytes]] = {}
         self.requests: list[str] = []
         self.away = False
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def close(self) -> None:
-        self.shutdown()
-        self.server_close()
+        super().__init__(_Handler)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(QuietHandler):
     server: HubServer  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing on the console."""
 
     def do_HEAD(self) -> None:
         self._answer()

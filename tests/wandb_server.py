@@ -6,12 +6,12 @@ import gzip
 import json
 import re
 import struct
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tests.loopback import LoopbackServer, QuietHandler
 
 
 @dataclass
@@ -24,39 +24,19 @@ class SentRun:
     states: list[Any] = field(default_factory=list)
 
 
-class Server(ThreadingHTTPServer):
+class Server(LoopbackServer):
     """`mode`: ok, hang (takes a request and never answers), or a status such as 403; `only`: for paths that hold it."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
         self.mode, self.only = "ok", ""
         self.runs: dict[str, SentRun] = {}
         self.sweeps: list[dict[str, Any]] = []
         self.commands: list[list[dict[str, Any]]] = []  # what an agent is sent, one heartbeat after the other
-        self.closed = threading.Event()
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no news."""
-
-    def close(self) -> None:
-        self.closed.set()
-        self.shutdown()
-        self.server_close()
+        super().__init__(_Handler)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(QuietHandler):
     server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing on the console."""
 
     def do_GET(self) -> None:
         self.do_POST()
