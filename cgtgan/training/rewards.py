@@ -69,7 +69,7 @@ def weighted_terms(
     for a likelihood.
     """
     drawn = inputs.log_prior is not None or inputs.log_policy is not None
-    named = {name: TERMS[name] for name in TERMS if name in PAPER or (name in weights.terms)}
+    named = {name: TERMS[name] for name in TERMS if name in PAPER or name in weights.terms}
     functions = {name: term for name, term in named.items() if drawn or name not in LIKELIHOODS} | dict(own_terms)
     scales = {name: 1.0 if name in own_terms or name in LIKELIHOODS else inputs.logit_scale for name in functions}
     scales |= {custom_name(key): term.scale for key, term in weights.terms.items() if term.scale is not None}
