@@ -29,9 +29,9 @@ from cgtgan.method.aggregation import (
     image_block,
 )
 from cgtgan.runtime.artifacts import Embeddings, fingerprint, load_embeddings, read_json, write_embeddings, write_json
+from cgtgan.runtime.bars import Bar
 from cgtgan.runtime.producers import with_format
 from cgtgan.runtime.shards import Shards, read_meta
-from cgtgan.runtime.tracking import Bar
 
 AGGREGATED_FORMAT = 1  # raise it where the same embeddings give other targets (runtime/producers.py)
 BLOCK = 4096  # images of a piece of work

@@ -28,9 +28,9 @@ from cgtgan.runtime.artifacts import (
     save_sentences,
     write_embeddings,
 )
+from cgtgan.runtime.bars import Bar
 from cgtgan.runtime.producers import settings_of, with_format
 from cgtgan.runtime.shards import Shards, read_meta
-from cgtgan.runtime.tracking import Bar
 
 # Raise them where the same text is cleaned, or the same sentence embedded, in another way (runtime/producers.py).
 SENTENCES_FORMAT = 1

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cgtgan.assets.workspace import Workspace
 from cgtgan.errors import InputError, UserError
+from cgtgan.runtime.bars import Bar
 from cgtgan.runtime.shards import Shards
-from cgtgan.runtime.tracking import Bar
 
 
 def fill_shards(

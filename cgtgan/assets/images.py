@@ -33,9 +33,9 @@ from cgtgan.runtime.artifacts import (
     write_embeddings,
     write_json,
 )
+from cgtgan.runtime.bars import Bar
 from cgtgan.runtime.producers import with_format
 from cgtgan.runtime.shards import Shards, read_meta
-from cgtgan.runtime.tracking import Bar
 
 # Raise it where the same pictures get other vectors (runtime/producers.py).
 IMAGE_EMBEDDINGS_FORMAT = 1

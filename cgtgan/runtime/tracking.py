@@ -10,48 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cgtgan.config import WandbConfig
 from cgtgan.errors import InputError, Stopped
 from cgtgan.runtime.artifacts import parse_json, write_text
+from cgtgan.runtime.bars import Bar
 from cgtgan.runtime.shards import Rank
 from cgtgan.runtime.wandb_run import About, WandbRun, stored_wandb_id
-
-
-class Bar:
-    """One progress bar; without a terminal, a line every quarter."""
-
-    def __init__(self, console: Console, description: str, total: int, completed: int):
-        self._console, self._description = console, description
-        self._total, self._done, self._note = total, completed, ""
-        self._quarter = completed * 4 // max(total, 1)
-        self._progress: Progress | None = None
-        if console.is_terminal:
-            start, count, times = BarColumn(30), MofNCompleteColumn(), (TimeElapsedColumn(), TimeRemainingColumn())
-            label, last = TextColumn("{task.description:<28}"), TextColumn("{task.fields[note]}")
-            self._progress = Progress(label, start, count, *times, last, console=console)
-            self._task = self._progress.add_task(description, total=total, completed=completed, note="")
-            self._progress.start()
-
-    def advance(self, steps: int = 1, note: str | None = None) -> None:
-        self._done += steps
-        self._note = self._note if note is None else note
-        if self._progress is not None:
-            self._progress.update(self._task, completed=self._done, note=self._note)
-        elif (quarter := self._done * 4 // max(self._total, 1)) > self._quarter:
-            self._quarter = quarter
-            line = f"{self._description} {self._done}/{self._total} {self._note}"
-            self._console.print(line.rstrip(), highlight=False)
-
-    def reach(self, done: int) -> None:
-        """Advance to `done`; what others did counts too."""
-        if done > self._done:
-            self.advance(done - self._done)
-
-    def close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
 
 
 class Tracker:
@@ -61,6 +26,7 @@ class Tracker:
         terminal = sys.stdout.isatty()
         quiet = Rank.here().number > 0  # only the first process of a job prints; an error comes from whoever meets it
         self.console = console or Console(width=None if terminal else 110, soft_wrap=not terminal, quiet=quiet)
+        self._bar: Bar | None = None
         self._file: Path | None = None
         self._wandb: WandbRun | None = None
         self.wandb_id: str | None = None
@@ -73,11 +39,18 @@ class Tracker:
 
     @contextmanager
     def progress(self, description: str, total: int, completed: int = 0) -> Iterator[Bar]:
-        bar = Bar(self.console, description, total, completed)
+        """A bar, in the place of the one around it, which returns at the end."""
+        outer = self._bar
+        if outer is not None:
+            outer.hide()
+        self._bar = Bar(self.console, description, total, completed)
         try:
-            yield bar
+            yield self._bar
         finally:
-            bar.close()
+            self._bar.close()
+            self._bar = outer
+            if outer is not None:
+                outer.show()
 
     # ----------------------------------------------------------------------------------------------------- one run
 
