@@ -176,6 +176,7 @@ class RewardWeightsConfig:
     # The type is loose because Hydra cannot add a key to a dictionary of dataclasses.
     terms: dict[str, Any] = field(default_factory=dict)
     pool: int = setting(1000, AT_LEAST_2)  # training images that the term `pmi` compares a caption with
+    neighbours: int = setting(20, AT_LEAST_1)  # sentences nearest to an image that the term `consensus` compares with
     max_weight: float = setting(0.5, SHARE)
     delay_steps: int = setting(150, NOT_NEGATIVE)
     ramp_steps: int = setting(2350, NOT_NEGATIVE)
@@ -317,6 +318,18 @@ class TrainConfig:
 
 
 @dataclass
+class SupervisedConfig:
+    """How the row `supervised` is trained: as `initialize` without its noise, but for what is set here."""
+
+    steps: int | None = setting(None, AT_LEAST_1)  # null: as many as initialisation and GAN training have together
+    # the step with the highest CIDEr on the validation images is kept; null: nothing is validated, the last is kept
+    validate_every: int | None = setting(None, AT_LEAST_1)
+    lr: float | None = setting(None, POSITIVE)  # null: initialize.optimizer.lr
+    label_smoothing: float | None = setting(None, ("0 to 1, without it", lambda v: 0 <= v < 1))
+    dropout: bool | None = None  # null: train.dropout
+
+
+@dataclass
 class EvaluateConfig:
     """Which checkpoint of the run is scored, on which split, next to which baselines."""
 
@@ -328,6 +341,7 @@ class EvaluateConfig:
     references: str | None = None  # with captions=FILE: a file in COCO's format instead of the split's references
     baselines: list[str] = field(default_factory=list)  # of BASELINE_ROWS
     projection_t: float | None = setting(None, POSITIVE)  # temperature of DeCap's projection; null: aggregation_t.t
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
 
 
 @dataclass

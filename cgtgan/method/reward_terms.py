@@ -24,7 +24,8 @@ class RewardInputs:
     embedding. logit_scale: the factor of a cosine in CLIP's logits, as `train.reward_scale` or the backbone has it.
     pool (J, D) float32: embeddings of unlabelled images, None where no term asks for it. log_prior, log_policy (R,)
     float32: the caption's summed token log-probs under the initial generator and under the generator that drew it;
-    tokens (R,): their number. None where no term asks for them, and for captions that nobody drew.
+    tokens (R,): their number; consensus (R,): `Consensus.scores` with the corpus sentences nearest to the image. None
+    where no term asks for them, and for captions that nobody drew.
     """
 
     texts: Sequence[str]
@@ -36,6 +37,7 @@ class RewardInputs:
     log_prior: Tensor | None = None
     log_policy: Tensor | None = None
     tokens: Tensor | None = None
+    consensus: Tensor | None = None
 
 
 RewardTerm = Callable[[RewardInputs], Tensor]
@@ -86,12 +88,20 @@ def entropy(inputs: RewardInputs) -> Tensor:
     return -inputs.log_policy
 
 
+def consensus(inputs: RewardInputs) -> Tensor:
+    """Mean CIDEr-D of the caption and the k corpus sentences nearest to the image, (R,) float32, 1 for 100 points."""
+    assert inputs.consensus is not None
+    return inputs.consensus
+
+
 TERMS: dict[str, RewardTerm] = {
     "cos": cos, "l1": l1, "clip": clip, "pmi": pmi, "prior": prior, "fluency": fluency, "entropy": entropy,
+    "consensus": consensus,
 }  # fmt: skip
 OF_IMAGES = ("pmi",)  # they read the pool
 OF_PRIOR = ("prior", "fluency")  # they read the initial generator's log-probs
-LIKELIHOODS = (*OF_PRIOR, "entropy")  # their scale is 1, not the logit scale; captions that nobody drew have none
+LIKELIHOODS = (*OF_PRIOR, "entropy")  # their scale is 1, not the logit scale
+OF_DRAWN = (*LIKELIHOODS, "consensus")  # captions that nobody drew have none
 PAPER = ("cos", "l1", "clip")  # always computed and logged; any other term only where the settings name it
 
 

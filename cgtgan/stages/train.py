@@ -23,7 +23,7 @@ from cgtgan.training.policy_gradient import (
     DrawnBatch,
     batch_advantages,
     draw,
-    likelihoods,
+    of_drawn,
     reference_log_probs,
     reinforce,
     step_tokens,
@@ -217,8 +217,8 @@ def draw_and_reward(cfg: Config, parts: TrainingParts, batch: Batch, means: Mean
     # 3. how well they fit the image
     reference = reference_log_probs(cfg, parts, batch, sampled, greedy, detailed=means.detailed)
     owner = batch.owner().to(parts.devices.device)
-    known = likelihoods(cfg, parts, sampled, greedy, reference)
     texts = [*samples, *greedies]
+    known = of_drawn(cfg, parts, batch, sampled, greedy, texts, reference)
     rewards = semantic_rewards(cfg, parts, texts, batch.image[owner], batch.target[owner], known)
     clock.mark("CLIP")
     return DrawnBatch(batch, sampled, greedy, reference, rewards | {"naturalness": naturalness})

@@ -12,13 +12,16 @@ from typing import Any
 import torch
 
 from cgtgan.assets.backbone import open_backbone
+from cgtgan.assets.corpus import sentence_embeddings
 from cgtgan.assets.gap import gap_of
 from cgtgan.assets.generators import initial_generator
 from cgtgan.assets.images import image_embeddings
 from cgtgan.assets.optimizer import Optimizer
 from cgtgan.assets.workspace import Workspace
 from cgtgan.errors import InputError
+from cgtgan.method.aggregation import nearest_texts
 from cgtgan.method.batches import EpochOrder, stable_seed
+from cgtgan.method.consensus import Consensus
 from cgtgan.method.gap import Gap
 from cgtgan.method.reward_terms import OF_IMAGES, OF_PRIOR, RewardTerm
 from cgtgan.models.attention import use_float32_attention
@@ -50,6 +53,8 @@ class TrainingParts:
     pool: torch.Tensor | None = None  # (J, D) float32: unlabelled images that the term `pmi` compares a caption with
     average: CaptionGenerator | None = None  # moving average of the generator's weights, which is scored and kept
     gap: Gap = field(default_factory=Gap)
+    consensus: Consensus | None = None  # of the term `consensus`, with the nearest sentences' rows (k,) by image id
+    nearest: Mapping[Any, torch.Tensor] | None = None
 
     @property
     def modules(self) -> Mapping[str, torch.nn.Module]:
@@ -134,6 +139,8 @@ def make_training_parts(ws: Workspace, sentences: Sequence[str], steps: int, dim
     parts.own_terms, parts.run, parts.gap = load_own_terms(ws.cfg.reward_weights), ws.run, gap_of(ws)
     if any(name in OF_IMAGES for name in ws.cfg.reward_weights.terms):
         parts.pool = _pool(ws)
+    if "consensus" in ws.cfg.reward_weights.terms:
+        parts.consensus, parts.nearest = Consensus(sentences), _nearest(ws)
     if t.ema is not None:
         parts.average = copy.deepcopy(bundle.model).requires_grad_(False)
     return parts
@@ -145,6 +152,13 @@ def _pool(ws: Workspace) -> torch.Tensor:
     count = min(ws.cfg.reward_weights.pool, len(vectors))
     rows = EpochOrder(len(vectors), ws.cfg.seed, "pool").batch(1, count)
     return vectors[torch.from_numpy(rows)].float().to(ws.device)
+
+
+def _nearest(ws: Workspace) -> dict[Any, torch.Tensor]:
+    """Id of each training image -> rows (k,) int64 of its `reward_weights.neighbours` nearest sentences."""
+    images, texts = image_embeddings(ws, "train"), sentence_embeddings(ws).vectors
+    rows = nearest_texts(images.vectors, texts, ws.cfg.reward_weights.neighbours, device=ws.device).cpu()
+    return dict(zip(images.ids, rows, strict=True))
 
 
 def _generator(ws: Workspace, dim: int) -> GeneratorBundle:

@@ -15,7 +15,7 @@ from cgtgan.models.generator import Captions
 from cgtgan.training.batches import Batch
 from cgtgan.training.meters import Means
 from cgtgan.training.parts import TrainingParts
-from cgtgan.training.rewards import Likelihoods, term_weights
+from cgtgan.training.rewards import OfDrawn, term_weights
 
 
 @dataclass
@@ -55,10 +55,11 @@ def reference_log_probs(
         return parts.reference.token_log_probs(batch.read, drawn)[0]
 
 
-def likelihoods(
-    cfg: Config, parts: TrainingParts, sampled: Captions, greedy: Captions, reference: Tensor | None
-) -> Likelihoods:
-    """What the reward terms read of B*K samples and B greedy captions, in this order."""
+def of_drawn(
+    cfg: Config, parts: TrainingParts, batch: Batch, sampled: Captions, greedy: Captions, texts: Sequence[str],
+    reference: Tensor | None,
+) -> OfDrawn:  # fmt: skip
+    """What the reward terms read of B*K samples and B greedy captions, in this order; `texts` are the captions."""
     drawn = torch.cat([sampled.drawn.flatten(0, 1), greedy.drawn])
     tokens = parts.bundle.model.up_to_stop(drawn).sum(-1).float()
     prior = policy = None
@@ -67,7 +68,11 @@ def likelihoods(
         prior = torch.cat([summed[:, :-1].flatten(), summed[:, -1]])
     if "entropy" in cfg.reward_weights.terms:
         policy = torch.cat([sampled.log_probs.flatten(), greedy.log_probs]) * tokens
-    return Likelihoods(prior, policy, tokens)
+    agreement = None
+    if parts.consensus is not None and parts.nearest is not None:
+        nearest = torch.stack([parts.nearest[i] for i in batch.ids])[batch.owner()]
+        agreement = parts.consensus.scores(texts, nearest).to(tokens.device)
+    return OfDrawn(prior, policy, tokens, agreement)
 
 
 # ----------------------------------------------------------------------------------------------------------- advantages
@@ -107,7 +112,7 @@ def _moments(parts: TrainingParts, each: Sequence[Mapping[str, Tensor]]) -> dict
     """Name -> (mean, mean square) of a reward's advantages over the whole step."""
     names = list(each[0])
     of = {name: torch.cat([advantage[name].flatten() for advantage in each]).float() for name in names}
-    sums = torch.stack([torch.stack([a.sum(), a.square().sum(), a.new_tensor(len(a))]) for a in of.values()])
+    sums = torch.stack([torch.stack([a.sum(), a.square().sum(), a.new_full((), len(a))]) for a in of.values()])
     total, square, count = (sums if parts.devices.world == 1 else parts.devices.sum(sums)).unbind(1)
     return {name: (total[i] / count[i], square[i] / count[i]) for i, name in enumerate(names)}
 

@@ -13,6 +13,7 @@ from cgtgan.config import Config, RewardWeightsConfig, custom_name
 from cgtgan.data.corpora import embedded_text
 from cgtgan.method.reward_terms import (
     LIKELIHOODS,
+    OF_DRAWN,
     PAPER,
     TERMS,
     RewardInputs,
@@ -24,14 +25,15 @@ from cgtgan.method.reward_terms import (
 from cgtgan.training.parts import TrainingParts
 
 
-class Likelihoods(NamedTuple):
-    """Of R drawn captions: summed token log-probs under the initial generator and under the one that drew them, and
-    their numbers of tokens; each (R,) float32, None where no term asks for it.
+class OfDrawn(NamedTuple):
+    """Of R drawn captions: summed token log-probs under the initial generator and under the one that drew them, their
+    numbers of tokens, and their consensus; each (R,) float32, None where no term asks for it.
     """
 
     prior: Tensor | None = None
     policy: Tensor | None = None
     tokens: Tensor | None = None
+    consensus: Tensor | None = None
 
 
 @torch.no_grad()
@@ -41,12 +43,12 @@ def semantic_rewards(
     texts: Sequence[str],
     image: Tensor,
     target: Tensor,
-    likelihoods: Likelihoods | None = None,
+    of_drawn: OfDrawn | None = None,
 ) -> dict[str, Tensor]:
     """Rewards of R captions, given the embedding and the target (R, D) of each one's image: name -> (R,) float32.
 
     Every term, scaled, and `semantic`, their weighted sum. Equal texts are embedded once. Captions that nobody drew
-    have no `likelihoods`: the terms made of them are left out.
+    have no `of_drawn`: the terms made of them are left out.
     """
     if "l1_target" in cfg.train.released:  # a slip of the released program: only the L1 term's target is normalised
         target = F.normalize(target, dim=-1)
@@ -54,9 +56,7 @@ def semantic_rewards(
         embedded = parts.backbone.encode_texts([embedded_text(text) for text in texts], parts.clip_batch)
     scale = cfg.train.reward_scale or parts.backbone.logit_scale
     text = embedded.to(parts.devices.device).float()
-    inputs = RewardInputs(
-        texts, text, target.float(), image.float(), scale, parts.pool, *(likelihoods or Likelihoods())
-    )
+    inputs = RewardInputs(texts, text, target.float(), image.float(), scale, parts.pool, *(of_drawn or OfDrawn()))
     return weighted_terms(cfg.reward_weights, parts.own_terms, inputs)
 
 
@@ -68,9 +68,9 @@ def weighted_terms(
     A term's value is multiplied by its `scale`; null is the logit scale for a built-in term and 1 for a user's own and
     for a likelihood.
     """
-    drawn = inputs.log_prior is not None or inputs.log_policy is not None
+    drawn = any(x is not None for x in (inputs.log_prior, inputs.log_policy, inputs.consensus))
     named = {name: TERMS[name] for name in TERMS if name in PAPER or name in weights.terms}
-    functions = {name: term for name, term in named.items() if drawn or name not in LIKELIHOODS} | dict(own_terms)
+    functions = {name: term for name, term in named.items() if drawn or name not in OF_DRAWN} | dict(own_terms)
     scales = {name: 1.0 if name in own_terms or name in LIKELIHOODS else inputs.logit_scale for name in functions}
     scales |= {custom_name(key): term.scale for key, term in weights.terms.items() if term.scale is not None}
     terms = {name: scales[name] * function(inputs) for name, function in functions.items()}

@@ -26,7 +26,9 @@ from cgtgan.config import (
     OptimizerConfig,
     RewardTermConfig,
 )
+from cgtgan.method.aggregation import nearest_texts
 from cgtgan.method.batches import EpochOrder, sampling_seeds
+from cgtgan.method.consensus import Consensus
 from cgtgan.method.gap import closed_gap
 from cgtgan.models.clip_backbone import DemoBackbone
 from cgtgan.models.demo_clip import DemoClip
@@ -67,6 +69,7 @@ POSTERIOR = {
 OPTIONS: dict[str, dict[str, Any]] = {
     "gap": {"gap.kind": "mean"},
     "posterior": {"reward_weights.terms": POSTERIOR, "train.baseline": "leave_one_out", "train.num_samples": 2},
+    "consensus": {"reward_weights.terms": {"consensus": RewardTermConfig(1.0)}},
     "fluency": {"reward_weights.terms": {"fluency": RewardTermConfig(1.0)}},
     "group": {"train.advantage_norm": "group"},
     "batch": {"train.advantage_norm": "batch", "train.accumulation": 2},
@@ -107,6 +110,10 @@ def trajectory(changes: dict[str, Any] | None = None) -> list[dict[str, float]]:
     images, targets = torch.randn(2, 40, backbone.dim, generator=noise)
     gap = closed_gap(cfg.gap.kind, images, targets)
     parts.pool = images[:30]
+    if "consensus" in cfg.reward_weights.terms:
+        sentences = torch.randn(len(SENTENCES), backbone.dim, generator=noise)
+        parts.consensus = Consensus(SENTENCES)
+        parts.nearest = dict(enumerate(nearest_texts(images, sentences, 5)))
     order, texts = EpochOrder(40, 0, "images"), EpochOrder(len(SENTENCES), 0, "real")
     rows = []
     for step in range(1, STEPS + 1):

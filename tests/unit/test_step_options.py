@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cgtgan.config import Config, RewardTermConfig
+from cgtgan.method.consensus import Consensus
 from cgtgan.models.discriminator import pairwise_loss
 from cgtgan.stages import train
 from cgtgan.training.parts import TrainingParts
@@ -20,11 +21,12 @@ def everything_on() -> tuple[Config, TrainingParts]:
     """Every option that composes with the others, at once."""
     cfg, parts = tiny_parts(kl_weight=0.1, kl="k2")
     cfg.train.baseline, cfg.train.advantage_norm, cfg.train.loss_norm = "leave_one_out", "batch", "tokens"
-    terms = {"l1": 0.0, "pmi": 1.0, "prior": 0.1, "entropy": 0.05}
+    terms = {"l1": 0.0, "pmi": 1.0, "prior": 0.1, "entropy": 0.05, "consensus": 0.5}
     cfg.reward_weights.terms = {name: RewardTermConfig(weight) for name, weight in terms.items()}
     cfg.discriminator.loss, cfg.discriminator.reward = "pairwise", "rank"
     cfg.train.ema = 0.9
     parts.average = copy.deepcopy(parts.bundle.model).requires_grad_(False)
+    parts.consensus, parts.nearest = Consensus(SENTENCES), {i: torch.tensor([i % 3, 3]) for i in range(4)}
     parts.pool = torch.randn(20, parts.backbone.dim, generator=torch.Generator().manual_seed(5))
     return cfg, parts
 
