@@ -85,10 +85,11 @@ class Optimizer:
     def finish_step(self, loss: float, step: int) -> float:
         """`step` from the gradients there are."""
         norm = self.norm()
-        self.check(step, {"loss": loss, "gradient norm": float(norm)})
+        length = float(norm)
+        self.check(step, {"loss": loss, "gradient norm": length})
         self.clip(norm)
         self.apply(step)
-        return float(norm)
+        return length
 
     def norm(self) -> Tensor:
         """The norm of all gradients there are, a scalar."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cgtgan.models.backbone_identity import backbone_identity as backbone_identity
 from cgtgan.models.clip_inputs import CLIP_MEAN, CLIP_STD, ClipPixels, by_length, normalise
 from cgtgan.models.demo_clip import DemoClip
+from cgtgan.runtime.devices import on_device
 
 
 class ClipBackbone(ABC):
@@ -55,8 +56,9 @@ class ClipBackbone(ABC):
         out = torch.empty(len(rows), self.dim, device=self.device)
         for batch in by_length(rows, batch_size):
             vectors = self.encode_tokens([rows[places[0]] for places in batch])
-            copies = torch.tensor([len(places) for places in batch], device=self.device)
-            out[[place for places in batch for place in places]] = vectors.repeat_interleave(copies, dim=0)
+            pairs = [(place, row) for row, places in enumerate(batch) for place in places]
+            places, rows_of = on_device(torch.tensor(pairs).T, self.device)
+            out[places] = vectors.index_select(0, rows_of)
         return out
 
     def probability(self, cosine: float) -> float | None:

@@ -16,6 +16,7 @@ from cgtgan.errors import InputError
 from cgtgan.models.chunks import chunks_by_length, pad_rows
 from cgtgan.models.tokenizers import ROBERTA_SPECIALS, TextTokenizer, load_tokenizer, train_tokenizer
 from cgtgan.models.weights import load_pretrained, model_identities
+from cgtgan.runtime.devices import on_device
 
 _PLAIN_ATTENTION = (BertModel, RobertaModel)
 
@@ -56,13 +57,18 @@ class Discriminator(nn.Module):
         A text over `max_tokens` tokens is cut and still ends in a full stop: D must not know cut sentences by their
         end (METHOD, slip 5).
         """
+        device = next(self.mlp.parameters()).device
+        tokens, mask = self._tokenized(texts)
+        return on_device(tokens, device), on_device(mask, device)
+
+    def _tokenized(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """`tokenize` on the host."""
         rows = []
         for ids in self.tokenizer.encode(texts):
             row = [self.begin, *ids, self.end]
             rows.append(row if len(row) <= self.max_tokens else [*row[: self.max_tokens - 2], self.stop, self.end])
         tokens, mask = pad_rows(rows, self.pad)
-        device = next(self.mlp.parameters()).device
-        return tokens.to(device), mask.long().to(device)
+        return tokens, mask.long()
 
     @torch.no_grad()
     def score(self, texts: Sequence[str]) -> Tensor:
@@ -70,7 +76,7 @@ class Discriminator(nn.Module):
         unique = list(dict.fromkeys(texts))
         place = {text: i for i, text in enumerate(unique)}
         logits = self(*self.tokenize(unique))
-        return logits[torch.tensor([place[t] for t in texts], dtype=torch.long, device=logits.device)]
+        return logits[on_device(torch.tensor([place[t] for t in texts], dtype=torch.long), logits.device)]
 
     def accumulate_gradient(
         self, texts: Sequence[str], loss: Callable[[Tensor, Tensor], Tensor], max_tokens: int
@@ -80,14 +86,15 @@ class Discriminator(nn.Module):
         `loss(logits (n,), rows (n,))` is the chunk's share, a scalar; rows are places among the texts. Returns the
         logits (N,), without a graph.
         """
-        tokens, mask = self.tokenize(texts)
-        lengths = mask.sum(-1)
-        out = torch.empty(len(texts), device=tokens.device)
+        device = next(self.mlp.parameters()).device
+        host_tokens, host_mask = self._tokenized(texts)
+        lengths, tokens, mask = host_mask.sum(-1), on_device(host_tokens, device), on_device(host_mask, device)
+        out = torch.empty(len(texts), device=device)
         # made once: the gradient of the vocabulary's table is as large as the table
         words = self.text_encoder.get_input_embeddings()(tokens)
         leaf = words.detach().requires_grad_()
-        for rows in chunks_by_length(lengths, max_tokens):
-            longest = int(lengths[rows[-1]])
+        for places in chunks_by_length(lengths, max_tokens):
+            rows, longest = on_device(places, device), int(lengths[places[-1]])
             logits = self(tokens[rows, :longest], mask[rows, :longest], leaf[rows, :longest])
             loss(logits, rows).backward()
             out[rows] = logits.detach()

@@ -11,11 +11,12 @@ from transformers import DynamicCache
 
 from cgtgan.models.prefix_model import PrefixLanguageModel
 from cgtgan.models.sampling import Clocks, race
+from cgtgan.runtime.devices import on_device
 
 _FEW = 8  # rows whose matrix products take as long as those of two: the weights come from memory once for all of them
 
-# (R, V) logits and the number (R,) of the caption that each row belongs to -> the next tokens (R,)
-ChooseTokens = Callable[[Tensor, Tensor], Tensor]
+# (R, V) logits and the numbers of the captions that the R rows belong to -> the next tokens (R,)
+ChooseTokens = Callable[[Tensor, list[int]], Tensor]
 
 
 class Captions(NamedTuple):
@@ -87,10 +88,12 @@ class CaptionGenerator(PrefixLanguageModel):
         samples = len(seeds[0])
         draw = _sampler(seeds, prefix_embedding.device)
 
-        def choose(logits: Tensor, rows: Tensor) -> Tensor:
-            image, copy = rows // (samples + 1), rows % (samples + 1)
-            tokens, sampled = logits.argmax(-1), copy < samples
-            tokens[sampled] = draw(logits[sampled], (image * samples + copy)[sampled])
+        def choose(logits: Tensor, rows: list[int]) -> Tensor:
+            places = [place for place, row in enumerate(rows) if row % (samples + 1) < samples]
+            sampled = on_device(torch.tensor(places, dtype=torch.long), logits.device)
+            tokens = logits.argmax(-1)
+            # the number of a sample leaves out the greedy captions before it
+            tokens[sampled] = draw(logits[sampled], [rows[place] - rows[place] // (samples + 1) for place in places])
             return tokens
 
         both = self._decode(prefix_embedding, samples + 1, choose, None, 1.0 if log_probs else None)
@@ -106,7 +109,8 @@ class CaptionGenerator(PrefixLanguageModel):
     ) -> Captions:
         """The cached loop: the prefix is read once per image, its cache repeated; finished rows leave the batch.
 
-        `temperature` is that of the log-probs; None leaves them 0.
+        `temperature` is that of the log-probs; None leaves them 0. The host waits for the device once per token, to
+        learn which rows have ended.
         """
         length = max_length or self.max_length
         batch, device = len(prefix_embedding), prefix_embedding.device
@@ -115,29 +119,31 @@ class CaptionGenerator(PrefixLanguageModel):
         if batch == 0:
             return Captions(*(x.view(0, copies, *x.shape[1:]) for x in (drawn, drawn, summed)))
         logits, cache = self._start(prefix_embedding, copies)
-        rows = torch.arange(batch * copies, device=device)  # which caption each row of the cache belongs to
+        captions = list(range(batch * copies))  # which caption each row of the cache belongs to
+        rows = torch.arange(batch * copies, device=device)  # the same on the device
         open_rows = torch.ones(batch * copies, dtype=torch.bool, device=device)
         for position in range(length):
-            tokens = choose(logits, rows)
+            tokens = choose(logits, captions)
             live = open_rows[rows]
-            drawn[rows[live], position] = tokens[live]
+            drawn[:, position].index_copy_(0, rows, torch.where(live, tokens, self.end_token_id))
             if temperature is not None:
                 warm = logits if temperature == 1 else logits / temperature
                 log_probs = warm.gather(1, tokens[:, None])[:, 0] - torch.logsumexp(warm, dim=-1)
-                summed = summed.index_add(0, rows[live], log_probs[live])
+                summed = summed.index_add(0, rows, torch.where(live, log_probs, 0.0))
             open_rows[rows] &= tokens != self.stop_token_id
-            live = open_rows[rows]
-            remaining = int(live.sum())
-            if remaining == 0 or position == length - 1:
+            if position == length - 1:
+                break
+            going_on = [row for row, is_open in enumerate(open_rows[rows].tolist()) if is_open]
+            if not going_on:
                 break
             # with fewer rows to drop, copying the cache costs more than it saves
-            if remaining < 0.8 * len(rows) and (len(rows) > _FEW or remaining == 1):
-                kept = live.nonzero()[:, 0]
+            if len(going_on) < 0.8 * len(captions) and (len(captions) > _FEW or len(going_on) == 1):
+                kept = on_device(torch.tensor(going_on), device)
                 cache.batch_select_indices(kept)
-                rows, tokens = rows[kept], tokens[kept]
+                captions, rows, tokens = [captions[row] for row in going_on], rows[kept], tokens[kept]
             logits = self._next_logits(tokens, cache)
         token_ids = drawn.clone()
-        token_ids[open_rows, -1] = self.stop_token_id
+        token_ids[:, -1].masked_fill_(open_rows, self.stop_token_id)
         means = summed / self.up_to_stop(drawn).sum(-1)
         return Captions(*(x.view(batch, copies, *x.shape[1:]) for x in (token_ids, drawn, means)))
 
@@ -185,7 +191,7 @@ class CaptionGenerator(PrefixLanguageModel):
         drawn = finished[:, 0]
         mask = self.up_to_stop(drawn)
         token_ids = drawn.clone()
-        token_ids[mask.all(-1), -1] = self.stop_token_id
+        token_ids[:, -1].masked_fill_(mask.all(-1), self.stop_token_id)
         lengths = mask.sum(-1)
         return Captions(token_ids, drawn, finished_scores[:, 0] * lengths.float() ** (length_penalty - 1))
 
@@ -206,4 +212,4 @@ class CaptionGenerator(PrefixLanguageModel):
 def _sampler(seeds: Sequence[Sequence[int]], device: torch.device, temperature: float = 1.0) -> ChooseTokens:
     """Draws the next tokens at `temperature`; each caption draws from its own seed."""
     clocks = Clocks([seed for row in seeds for seed in row], device)
-    return lambda logits, rows: race(logits, clocks.next(rows.tolist(), logits.shape[-1]), temperature)
+    return lambda logits, rows: race(logits, clocks.next(rows, logits.shape[-1]), temperature)

@@ -22,6 +22,7 @@ from cgtgan.models.clip_inputs import (
     unpack_patches,
 )
 from cgtgan.models.weights import load_pretrained
+from cgtgan.runtime.devices import on_device
 
 FIELD = "clip_backbone.model"
 _SIGMOID = ("siglip", "siglip2")  # a SigLIP 2 of fixed resolution has type siglip
@@ -65,10 +66,10 @@ class HuggingFaceBackbone(ClipBackbone):
     def _tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:
         # by length where texts are padded here: a text may hold the padding's own id, as CLIP's end token is
         tokens, mask = pad_rows(rows, self._pad)
-        inputs = {"input_ids": tokens.to(self.device)}
+        inputs = {"input_ids": on_device(tokens, self.device)}
         if self._masked:
             mask = tokens != self._pad if self._whole else mask
-            inputs["attention_mask"] = mask.long().to(self.device)
+            inputs["attention_mask"] = on_device(mask.long(), self.device)
         return _features(self.model.get_text_features(**inputs))
 
 

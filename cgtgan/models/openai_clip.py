@@ -15,6 +15,7 @@ from cgtgan.models.backbone_identity import archive_path, missing_archive
 from cgtgan.models.chunks import pad_rows
 from cgtgan.models.clip_backbone import ClipBackbone, frozen
 from cgtgan.models.clip_inputs import CONTEXT, ClipPixels, OpenAITokens, clip_module
+from cgtgan.runtime.devices import on_device
 
 
 class OpenAIBackbone(ClipBackbone):
@@ -37,20 +38,20 @@ class OpenAIBackbone(ClipBackbone):
         self.pixels = ClipPixels(self.image_size)
         self.dim = int(self.model.text_projection.shape[1])
         self.logit_scale = 100.0 if config.kind == "random" else float(self.model.logit_scale.float().exp())
-        self._mask = self.model.transformer.resblocks[0].attn_mask.clone()
+        self._mask = self.model.transformer.resblocks[0].attn_mask.clone().to(device)
 
     def _images(self, pixels: Tensor) -> Tensor:
         return self.model.encode_image(pixels)
 
     def _tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """clip's `encode_text` at a width below 77: the tower is causal, what follows the end token does not count."""
-        tokens = pad_rows(rows)[0].to(self.device)
+        tokens = on_device(pad_rows(rows)[0], self.device)
         m, width = self.model, tokens.shape[1]
         for block in m.transformer.resblocks:
             block.attn_mask = self._mask[:width, :width]
         x = m.token_embedding(tokens) + m.positional_embedding[:width]
         x = m.transformer(x.transpose(0, 1).to(m.positional_embedding.dtype)).transpose(0, 1)
-        return m.ln_final(x)[torch.arange(len(x)), tokens.argmax(dim=-1)] @ m.text_projection
+        return m.ln_final(x)[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)] @ m.text_projection
 
 
 def _random_model() -> Any:

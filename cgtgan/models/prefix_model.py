@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cgtgan.models.chunks import chunks_by_length
 from cgtgan.models.mapper import MLPMapper, TransformerMapper
+from cgtgan.runtime.devices import on_device
 
 
 class PrefixLanguageModel(nn.Module):
@@ -92,13 +93,13 @@ class PrefixLanguageModel(nn.Module):
         """
         mask = self.up_to_stop(token_ids)
         image = torch.arange(len(token_ids), device=token_ids.device).repeat_interleave(token_ids.shape[1])
-        ids, flat_mask = token_ids.flatten(0, 1), mask.flatten(0, 1)
+        ids, lengths = token_ids.flatten(0, 1), mask.sum(-1).flatten().cpu()
         words = self.gpt.get_input_embeddings()(ids)
         if self.shares_prefix:
             prefix_states = self._read_prefix(prefix_embedding)
-            log_probs = self._after_prefix(prefix_states, image, words, ids, flat_mask, temperature)
+            log_probs = self._after_prefix(prefix_states, image, words, ids, lengths, temperature)
         else:
-            log_probs = self._with_prefix(prefix_embedding, image, words, ids, flat_mask, temperature)
+            log_probs = self._with_prefix(prefix_embedding, image, words, ids, lengths, temperature)
         return log_probs.view(mask.shape), mask
 
     def accumulate_gradient(
@@ -123,10 +124,12 @@ class PrefixLanguageModel(nn.Module):
         # Read once for all chunks: the gradient of a vocabulary's table is as large as the table.
         read = [self.gpt.get_input_embeddings()(token_ids), *(self._read_prefix(prefix_embedding) if shared else [])]
         leaves = [x.detach().requires_grad_() for x in read]
-        widths = mask.sum(-1) + (0 if shared else self.clip_project.prefix_length)
+        lengths = mask.sum(-1).cpu()  # the host waits for the device here, and for nothing else
+        widths = lengths + (0 if shared else self.clip_project.prefix_length)
         with self._checkpointed_layers():
-            for rows in chunks_by_length(widths, max_tokens):
-                chunk = image[rows], leaves[0][rows], token_ids[rows], mask[rows]
+            for places in chunks_by_length(widths, max_tokens):
+                rows = on_device(places, mask.device)
+                chunk = image[rows], leaves[0][rows], token_ids[rows], lengths[places]
                 if shared:
                     log_probs = self._after_prefix(leaves[1:], *chunk)
                 else:
@@ -167,7 +170,7 @@ class PrefixLanguageModel(nn.Module):
             embedding = torch.linspace(-1, 1, self.clip_project.clip_dim, device=device, dtype=weight.dtype)[None]
             ids = torch.tensor([[1, 2, 3]], device=device)
             image = torch.zeros(1, dtype=torch.long, device=device)
-            caption = image, self.gpt.get_input_embeddings()(ids), ids, ids > 0
+            caption = image, self.gpt.get_input_embeddings()(ids), ids, torch.tensor([3])
             shared = self._after_prefix(self._read_prefix(embedding), *caption)
             difference = shared - self._with_prefix(embedding, *caption)
         return bool(difference.abs().max() < 1e-3)
@@ -202,16 +205,15 @@ class PrefixLanguageModel(nn.Module):
         image: Tensor,
         words: Tensor,
         token_ids: Tensor,
-        mask: Tensor,
+        lengths: Tensor,
         temperature: float = 1,
     ) -> Tensor:
         """Log-probs (R, L) of tokens (R, L), embedded as words (R, L, E), behind the prefix of `image` (R,).
 
-        They are 0 outside `mask`: logits are only made inside it.
+        lengths (R,), on the host: logits are only made of the first tokens of each row, as many; the others' are 0.
         """
         *cached, last = read
-        longest = int(mask.sum(-1).max())
-        inside = mask[:, :longest]
+        longest = int(lengths.max())
         # not `[image]`: on several threads its gradient is summed in an order that changes from run to run
         states = last.index_select(0, image)
         if longest > 1:
@@ -222,16 +224,24 @@ class PrefixLanguageModel(nn.Module):
             after = body(inputs_embeds=words[:, : longest - 1], past_key_values=cache, use_cache=True).last_hidden_state
             states = torch.cat([states, after], dim=1)
         head: Any = self.gpt.get_output_embeddings()
-        return _scattered(head(states[inside]), token_ids, mask, temperature)
+        inside = _inside(lengths, states.device)
+        return _scattered(head(states.flatten(0, 1).index_select(0, inside)), token_ids, inside, longest, temperature)
 
     def _with_prefix(
-        self, embedding: Tensor, image: Tensor, words: Tensor, token_ids: Tensor, mask: Tensor, temperature: float = 1
+        self,
+        embedding: Tensor,
+        image: Tensor,
+        words: Tensor,
+        token_ids: Tensor,
+        lengths: Tensor,
+        temperature: float = 1,
     ) -> Tensor:
         """The same by one pass over prefix and tokens, for any language model that takes `inputs_embeds`."""
-        longest = int(mask.sum(-1).max())
+        longest = int(lengths.max())
         images, place = image.unique(return_inverse=True)
         logits = self._logits(self.prefix(embedding[images]).index_select(0, place), words[:, :longest])
-        return _scattered(logits[mask[:, :longest]], token_ids, mask, temperature)
+        inside = _inside(lengths, logits.device)
+        return _scattered(logits.flatten(0, 1).index_select(0, inside), token_ids, inside, longest, temperature)
 
     def _logits(self, prefix: Tensor, words: Tensor) -> Tensor:
         length = words.shape[1]
@@ -239,11 +249,22 @@ class PrefixLanguageModel(nn.Module):
         return self.gpt(inputs_embeds=read, use_cache=False, logits_to_keep=length).logits[:, -length:]
 
 
-def _scattered(logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """Logits (T, V) at the T true places of `mask` (R, L) -> log-probs (R, L) float32 of the tokens there, else 0"""
+def _inside(lengths: Tensor, device: torch.device) -> Tensor:
+    """Of rows as wide as the longest, the places (T,) in all of them one after the other that `lengths` (R,) covers.
+
+    Made on the host: the number of true places of a mask is what a device would have to be asked for.
+    """
+    covered = torch.arange(int(lengths.max())) < lengths[:, None]
+    return on_device(covered.flatten().nonzero()[:, 0], device)
+
+
+def _scattered(logits: Tensor, token_ids: Tensor, inside: Tensor, longest: int, temperature: float) -> Tensor:
+    """Logits (T, V) at places `inside` of rows of `longest` -> log-probs (R, L) float32 of the tokens there, else 0"""
     logits = logits.float() if temperature == 1 else logits.float() / temperature
-    flat = -F.cross_entropy(logits, token_ids[mask], reduction="none")
-    return torch.zeros(mask.shape, device=flat.device).masked_scatter(mask, flat)
+    ids = token_ids[:, :longest].flatten()
+    flat = -F.cross_entropy(logits, ids[inside], reduction="none")
+    log_probs = torch.zeros(ids.shape, device=flat.device).index_copy(0, inside, flat)
+    return F.pad(log_probs.view(-1, longest), (0, token_ids.shape[1] - longest))
 
 
 def _fuse_activations(language_model: nn.Module) -> None:

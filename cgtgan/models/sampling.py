@@ -32,12 +32,12 @@ class Clocks:
 
     def next(self, captions: Sequence[int], vocab: int) -> Tensor:
         """The next (len(captions), vocab) numbers, float32, of these captions."""
-        out = torch.empty(len(captions), vocab, device=self.device)
         if self.on_device:
-            for row, caption in zip(out, captions, strict=True):
-                exact = torch.empty(vocab, dtype=torch.float64, device=self.device)
-                row.copy_(exact.exponential_(generator=self.on_device[caption]))
-            return out
+            exact = torch.empty(len(captions), vocab, dtype=torch.float64, device=self.device)
+            for row, caption in zip(exact, captions, strict=True):
+                row.exponential_(generator=self.on_device[caption])
+            return exact.float()
+        out = torch.empty(len(captions), vocab)
         rows = out.numpy()
 
         def fill(part: range) -> None:

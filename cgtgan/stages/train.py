@@ -11,6 +11,7 @@ from cgtgan.config import Config
 from cgtgan.errors import InputError
 from cgtgan.method.batches import stable_seed
 from cgtgan.method.reinforce import semantic_weight
+from cgtgan.runtime.devices import on_device
 from cgtgan.runtime.interrupts import stop_requests, stopped
 from cgtgan.training.batches import Batch, Batches, prefetched
 from cgtgan.training.checkpoints import Checkpoints, best_validation
@@ -216,7 +217,7 @@ def draw_and_reward(cfg: Config, parts: TrainingParts, batch: Batch, means: Mean
     clock.mark("discriminator")
     # 3. how well they fit the image
     reference = reference_log_probs(cfg, parts, batch, sampled, greedy, detailed=means.detailed)
-    owner = batch.owner().to(parts.devices.device)
+    owner = on_device(batch.owner(), parts.devices.device)
     texts = [*samples, *greedies]
     known = of_drawn(cfg, parts, batch, sampled, greedy, texts, reference)
     rewards = semantic_rewards(cfg, parts, texts, batch.image[owner], batch.target[owner], known)

@@ -15,7 +15,7 @@ from cgtgan.assets.gap import ReadImages
 from cgtgan.config import Config
 from cgtgan.method.batches import EpochOrder, sampling_seeds
 from cgtgan.runtime.artifacts import Embeddings
-from cgtgan.runtime.devices import Devices
+from cgtgan.runtime.devices import Devices, on_device
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,9 @@ class Batches:
         seeds = sampling_seeds(self.cfg.seed, step, ids, t.num_samples)
         sentences = [self.sentences[i] for i in real[places[0] * t.num_samples : (places[-1] + 1) * t.num_samples]]
         image, target = self.images.vectors[index].float(), self.targets.vectors[index].float()
-        closed = None if self.read is None else self.read[index].to(device)
-        return Batch(ids, image.to(device), target.to(device), seeds, sentences, t.batch_size, closed)
+        closed = None if self.read is None else on_device(self.read[index], device)
+        vectors = on_device(image, device), on_device(target, device)
+        return Batch(ids, *vectors, seeds, sentences, t.batch_size, closed)
 
 
 def prefetched(batches: Batches, first: int, last: int) -> Iterator[tuple[int, Batch]]:

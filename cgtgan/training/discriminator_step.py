@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cgtgan.config import Config
 from cgtgan.models.discriminator import Discriminator, discriminator_loss, naturalness_rewards, pairwise_loss
+from cgtgan.runtime.devices import on_device
 from cgtgan.training.batches import Batch
 from cgtgan.training.meters import Means
 from cgtgan.training.parts import TrainingParts
@@ -40,8 +41,9 @@ def update_discriminator(
         counts = Counter(sampled)
         fakes, repeats = list(counts), list(counts.values())
     sentences = batch.total * len(sampled) // max(1, len(greedy))  # of each kind in the whole step
-    labels = torch.tensor([1.0 - config.label_smoothing] * len(real) + [0.0] * len(fakes), device=devices.device)
-    weights = torch.tensor([1.0] * len(real) + [float(n) for n in repeats], device=devices.device) / (2 * sentences)
+    smoothed = torch.tensor([1.0 - config.label_smoothing] * len(real) + [0.0] * len(fakes))
+    counted = torch.tensor([1.0] * len(real) + [float(n) for n in repeats])
+    labels, weights = on_device(torch.stack([smoothed, counted / (2 * sentences)]), devices.device)
 
     def chunk_loss(logits: Tensor, rows: Tensor) -> Tensor:
         return (F.binary_cross_entropy_with_logits(logits, labels[rows], reduction="none") * weights[rows]).sum()
@@ -52,7 +54,8 @@ def update_discriminator(
         discriminator.eval()
         if naturalness is None:
             naturalness = _scores(discriminator, fakes, logits[len(real) :], sampled, greedy)
-    fake_logits = logits[len(real) :].repeat_interleave(torch.tensor(repeats, device=devices.device))
+    each = torch.arange(len(fakes)).repeat_interleave(torch.tensor(repeats))
+    fake_logits = logits[len(real) :][on_device(each, devices.device)]
     loss = discriminator_loss(logits[: len(real)], fake_logits)
     _log(means, loss, logits[: len(real)], fake_logits)
     return naturalness_rewards(naturalness, config.reward, batch.samples)
@@ -90,7 +93,7 @@ def _scores(
     others = [text for text in dict.fromkeys(greedy) if text not in row]
     all_logits = torch.cat([logits, discriminator.score(others)]) if others else logits
     row |= {text: len(row) + i for i, text in enumerate(others)}
-    return all_logits[torch.tensor([row[text] for text in (*sampled, *greedy)], device=all_logits.device)]
+    return all_logits[on_device(torch.tensor([row[text] for text in (*sampled, *greedy)]), all_logits.device)]
 
 
 def _log(means: Means, loss: Tensor, real_logits: Tensor, fake_logits: Tensor) -> None:

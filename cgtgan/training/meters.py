@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgtgan.runtime.devices import Devices
+from cgtgan.runtime.devices import Devices, on_device
 
 
 class Means:
@@ -38,10 +38,10 @@ class Means:
             self.add(f"advantage/{name}_abs", advantage.abs())
 
     def over(self, devices: Devices, norms: Mapping[str, Tensor]) -> dict[str, float]:
-        """Every mean, and the gradient norms, equal in every process; the only wait for the device in a step."""
+        """Every mean, and the gradient norms, equal in every process. Waits for the device."""
         names = sorted(self.sums)
         sums = torch.stack([self.sums[name][0] for name in names])
-        counts = torch.tensor([self.sums[name][1] for name in names], dtype=torch.float32, device=sums.device)
+        counts = on_device(torch.tensor([self.sums[name][1] for name in names], dtype=torch.float32), sums.device)
         means = torch.stack([sums, counts]) if devices.world == 1 else devices.sum(torch.stack([sums, counts]))
         values = torch.cat([means[0] / means[1], *(norm[None] for norm in norms.values())]).tolist()
         return dict(zip([*names, *(f"train/{name[0]}_grad_norm" for name in norms)], values, strict=True))
