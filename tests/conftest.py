@@ -9,11 +9,33 @@ from typing import Any
 
 import pytest
 
+from tests import program
+from tests.small_meteor import make_small_meteor
+
 # what a shell starts in the background ignores SIGINT, and so would all that a test starts
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # before torch: under load, threads that spin while they wait take several times as long
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_sessionfinish() -> None:
+    program.end_server()
+
+
+@pytest.fixture(scope="session")
+def folder_of_small_meteor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("meteor")
+    make_small_meteor(folder)
+    return folder
+
+
+@pytest.fixture
+def small_meteor(folder_of_small_meteor: Path) -> Iterator[None]:
+    """In this process METEOR starts quickly, with few paraphrases; the programs that tests start have it always."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder_of_small_meteor)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ Python or a library reads while it is imported) start an interpreter with `subpr
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import shutil
@@ -19,15 +18,31 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from tests.small_meteor import make_small_meteor
+
 RUN = Path(__file__).parents[1] / "run.py"
 SERVER = Path(__file__).with_name("program_server.py")
 
 
 @cache
+def _home() -> Path:
+    """The folder of all programs of this process, with a METEOR for them."""
+    home = Path(tempfile.mkdtemp(prefix="programs"))
+    make_small_meteor(home)
+    return home
+
+
+@cache
 def _server() -> subprocess.Popen[str]:
-    server = subprocess.Popen([sys.executable, str(SERVER)], stdin=subprocess.PIPE, text=True)
-    atexit.register(server.kill)
-    return server
+    return subprocess.Popen([sys.executable, str(SERVER), str(_home())], stdin=subprocess.PIPE, text=True)
+
+
+def end_server() -> None:
+    """At the end of the tests: with the files of all programs."""
+    if _server.cache_info().currsize:
+        _server().kill()
+        _server().wait()
+        shutil.rmtree(_home(), ignore_errors=True)  # a program that a test has left at work may still write
 
 
 OWN_DEFAULTS = ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_ETAG_TIMEOUT")  # set by cgtgan/__main__.py
@@ -54,7 +69,7 @@ class Program:
         assert is_forked(command), command
         self.args = list(command)
         code, words = (self.args[2], self.args[3:]) if self.args[1] == "-c" else ("", self.args[2:])
-        self.files = Path(tempfile.mkdtemp(prefix="program"))
+        self.files = Path(tempfile.mkdtemp(dir=_home()))
         for name, content in (("in", input), ("out", ""), ("err", "")):
             (self.files / name).write_text(content, encoding="utf-8")
         environment = dict(os.environ if env is None else env)

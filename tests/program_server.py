@@ -52,7 +52,7 @@ def become(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)
+    sys.path[:1] = [str(ROOT), sys.argv[1]]  # its only argument: a folder with packages that hide installed ones
     for module in PRELOADED:
         importlib.import_module(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -191,6 +191,7 @@ def test_another_decoding_is_another_record_and_metrics_are_added(home: Path) ->
 
 
 @needs_java
+@pytest.mark.usefixtures("small_meteor")
 def test_without_java_nothing_is_lost_and_with_it_the_guess_goes(
     home: Path, no_java: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

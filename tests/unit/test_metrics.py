@@ -40,6 +40,7 @@ ODD = {
 }
 
 
+@pytest.mark.usefixtures("small_meteor")
 def test_odd_captions_are_scored_and_move_no_other_score() -> None:
     # CIDEr's document frequencies come from the references alone, so every other image keeps its score to the bit.
     references = {**REFERENCES, **dict.fromkeys(ODD, REFERENCES[1])}
@@ -59,6 +60,7 @@ def test_odd_captions_are_scored_and_move_no_other_score() -> None:
     assert odd.per_image["empty"]["METEOR"] == odd.per_image["punctuation"]["METEOR"] == 0
 
 
+@pytest.mark.usefixtures("small_meteor")
 def test_several_methods_score_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     methods = {"one": CAPTIONS, "two": {1: "", 2: "dogs in the snow", 3: "a bus ||| on a street"}}
     alone = {name: m.score_captions(captions, REFERENCES) for name, captions in methods.items()}
@@ -77,8 +79,11 @@ def test_several_methods_score_as_each_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert m.score_many({}, REFERENCES) == {}
 
 
-def test_meteor_is_pycocoevalcaps_own() -> None:
-    from pycocoevalcap.meteor.meteor import Meteor
+@pytest.mark.usefixtures("small_meteor")
+def test_meteor_is_pycocoevalcaps_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pycocoevalcap.meteor import meteor as wrapper
+
+    monkeypatch.setattr(wrapper, "__file__", str(jvm.package_folder("meteor") / "meteor.py"))  # where its table lies
 
     nouns, verbs = (
         ("a man", "two dogs", "the red bus", "children", "a cat"),
@@ -91,7 +96,7 @@ def test_meteor_is_pycocoevalcaps_own() -> None:
     references[0] = [hypotheses[0]]  # a whole match, whose chunk METEOR leaves out of its sum
     java = jvm.find_java()
     assert java is not None
-    theirs = Meteor()
+    theirs = wrapper.Meteor()
     watchdog = threading.Timer(120, theirs.meteor_p.kill)  # their wrapper waits for ever; of a killed program it raises
     watchdog.start()
     try:
@@ -263,6 +268,7 @@ def test_the_locale_is_fixed(monkeypatch: pytest.MonkeyPatch, fake_java: Callabl
     assert m.score_captions(CAPTIONS, REFERENCES, ("rouge_l",)).tokenizer == "ptb"
 
 
+@pytest.mark.usefixtures("small_meteor")
 def test_two_evaluations_at_once_share_a_folder_and_write_nothing_in_the_installation(tmp_path: Path) -> None:
     def installed() -> dict[Path, int]:
         return {
