@@ -7,7 +7,7 @@ from torch import Tensor
 from cgtgan.assets.aggregated import aggregated_embeddings
 from cgtgan.assets.corpus import corpus_sentences, sentence_embeddings
 from cgtgan.assets.gap import gap_of
-from cgtgan.assets.generators import initial_generator, supervised_generator
+from cgtgan.assets.generators import initial_generator
 from cgtgan.assets.images import data_root, image_embeddings
 from cgtgan.assets.workspace import Workspace
 from cgtgan.evaluation.coco_files import load_results
@@ -31,11 +31,9 @@ def written_captions(ws: Workspace, method: str) -> list[str] | None:
 
 
 def baseline_generator(ws: Workspace, method: str) -> tuple[GeneratorBundle, Tensor]:
-    """The generator of `init`, `mean_shift`, `projection` or `supervised`, and the embeddings (N, D) that it reads."""
+    """The generator of `init`, `mean_shift` or `projection`, and the embeddings (N, D) that it reads."""
     cfg = ws.cfg.evaluate
     images = image_embeddings(ws, cfg.split).vectors
-    if method == "supervised":
-        return supervised_generator(ws), images
     bundle = initial_generator(ws, gap=Gap())
     if method == "projection":
         return bundle, aggregated_embeddings(ws, cfg.split, cfg.projection_t).vectors

@@ -1,12 +1,13 @@
-"""Generators trained by cross-entropy: the initial one on text alone, and the supervised bound on pairs."""
+"""Generators trained by cross-entropy: the initial one, and how any is made (training/supervised.py has the bound)."""
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +17,27 @@ from torch import Tensor
 from cgtgan.assets.checkpoints import init_checkpoint
 from cgtgan.assets.corpus import corpus_sentences, sentence_embeddings
 from cgtgan.assets.gap import check_gap, gap_identity, gap_of
-from cgtgan.assets.images import data_root, image_embeddings
+from cgtgan.assets.images import image_embeddings
 from cgtgan.assets.optimizer import Optimizer
 from cgtgan.assets.released import generator_producer
 from cgtgan.assets.training_state import load_state, save_state, state_tensors
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import InitializeConfig, TrainConfig
-from cgtgan.data.corpora import clean_captions
-from cgtgan.data.dataset_kinds import KINDS
-from cgtgan.data.datasets import load_pairs
-from cgtgan.errors import InputError
 from cgtgan.method.batches import EpochOrder, stable_seed
 from cgtgan.method.gap import Gap, noised
 from cgtgan.method.pairs import pseudo_pairs
 from cgtgan.models.chunks import pad_rows
 from cgtgan.models.generator import CaptionGenerator
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator, make_generator, make_tokenizer
-from cgtgan.runtime.artifacts import atomic_path, fingerprint
+from cgtgan.runtime.artifacts import atomic_path, read_json, write_json
 from cgtgan.runtime.devices import Devices
 from cgtgan.runtime.fingerprints import check_as_written
 from cgtgan.runtime.producers import settings_of, with_format
 from cgtgan.runtime.shards import POLL_SECONDS
 
 GENERATORS_FORMAT = 1  # raise it where the same settings train another generator (runtime/producers.py)
+
+TRAINING_FILE = "training.json"  # beside the weights
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]  # vectors (B, D), tokens and mask (B, L), weights (B,)
 
@@ -52,6 +51,46 @@ class Pairs:
     rows: Sequence[int]
     read: Callable[[Tensor], Tensor] = Tensor.float
     weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """`score` of the generator every `every` steps and after the last one; the step with the highest one is kept."""
+
+    every: int
+    score: Callable[[GeneratorBundle], float]
+
+
+@dataclass(frozen=True)
+class GeneratorRecipe:
+    """How a generator is trained; without a validation the last step is kept."""
+
+    config: InitializeConfig
+    dropout: bool
+    validation: Validation | None = None
+
+
+@dataclass
+class BestStep:
+    """A copy of the weights with the highest score so far, and every score: [step, score]"""
+
+    model: CaptionGenerator
+    validation: Validation
+    scores: list[list[float]] = field(default_factory=list)
+
+    def look(self, bundle: GeneratorBundle, step: int, steps: int) -> None:
+        """Validate after `step` of `steps` if it is due. The model is left in evaluation mode then."""
+        if step % self.validation.every and step != steps:
+            return
+        score = self.validation.score(bundle)
+        if not self.scores or score > max(value for _, value in self.scores):
+            self.model.load_state_dict(bundle.model.state_dict())
+        self.scores.append([step, score])
+
+    @property
+    def step(self) -> int:
+        """The first with the highest score."""
+        return int(max(self.scores, key=lambda pair: pair[1])[0])
 
 
 def initial_generator(ws: Workspace, devices: Devices | None = None, gap: Gap | None = None) -> GeneratorBundle:
@@ -69,40 +108,14 @@ def initial_generator(ws: Workspace, devices: Devices | None = None, gap: Gap | 
     if not ws.cfg.train.use_initialization:
         return _fresh(ws, sentences, sentence_embeddings(ws).header.dim)
     embeddings = sentence_embeddings(ws)
-    producer = _producer(ws) | {"sentences": embeddings.header.fingerprint} | gap_identity(ws, gap)
+    recipe = GeneratorRecipe(ws.cfg.initialize, ws.cfg.train.dropout)
+    producer = generator_settings(ws, recipe.config, dropout=recipe.dropout)
+    producer |= {"sentences": embeddings.header.fingerprint} | gap_identity(ws, gap)
     if ws.cfg.initialize.pairs == "pseudo":
         producer |= {"images": image_embeddings(ws, "train").header.fingerprint, "gap": gap.kind}
-        return _made(
-            ws, "initial", producer, sentences, lambda: _pseudo(ws, sentences, gap), ws.cfg.initialize, devices
-        )
+        return made_generator(ws, "initial", producer, sentences, lambda: _pseudo(ws, sentences, gap), recipe, devices)
     pairs = Pairs(sentences, embeddings.vectors, range(len(sentences)), read=gap.texts)
-    return _made(ws, "initial", producer, sentences, pairs, ws.cfg.initialize, devices)
-
-
-def supervised_generator(ws: Workspace) -> GeneratorBundle:
-    """The same generator trained on (image embedding, caption) pairs: a bound.
-
-    By the recipe of `initialize` without its noise, for as many updates as initialisation and GAN training have
-    together.
-    """
-    sentences, _, _ = corpus_sentences(ws)
-    texts, rows, source = caption_pairs(ws)
-    images = image_embeddings(ws, "train")
-    c = ws.cfg.initialize
-    steps = initialization_steps(c, len(sentences)) + total_steps(ws.cfg.train, len(images.ids))
-    producer = (
-        _producer(ws)
-        | source
-        | {"images": images.header.fingerprint, "tokens_from": fingerprint(list(sentences)), "steps": steps}
-    )
-    return _made(
-        ws,
-        "supervised",
-        producer,
-        sentences,
-        Pairs(texts, images.vectors, rows),
-        replace(c, steps=steps, noise_std=0.0, noise="raw"),
-    )
+    return made_generator(ws, "initial", producer, sentences, pairs, recipe, devices)
 
 
 def _pseudo(ws: Workspace, sentences: Sequence[str], gap: Gap) -> Pairs:
@@ -111,19 +124,6 @@ def _pseudo(ws: Workspace, sentences: Sequence[str], gap: Gap) -> Pairs:
     found = pseudo_pairs(images, sentence_embeddings(ws).vectors, ws.device)
     texts = [sentences[int(i)] for i in found.sentence]
     return Pairs(texts, images, found.image.tolist(), gap.images, found.weight)
-
-
-def caption_pairs(ws: Workspace) -> tuple[list[str], list[int], dict[str, Any]]:
-    """Captions of the train images, each one's embedding row, and what they come from: for the supervised bound."""
-    captions = load_pairs(ws.cfg.dataset, data_root(ws))
-    rows = {image_id: row for row, image_id in enumerate(image_embeddings(ws, "train").ids)}
-    # cleaned by the data set's own rule, whatever the corpus is, so that a caption ends in the stop token
-    rule = KINDS[ws.cfg.dataset.kind].caption_rule
-    listed = [(text, rows[i]) for i, texts in captions.items() if i in rows for text in clean_captions(rule, texts)]
-    if not listed:
-        raise InputError("evaluate.baselines has 'supervised' and no train image has a caption: leave 'supervised' out")
-    texts, places = [t for t, _ in listed], [r for _, r in listed]
-    return texts, places, {"pairs": fingerprint(listed)}
 
 
 def initialization_steps(c: InitializeConfig, sentences: int) -> int:
@@ -135,12 +135,13 @@ def total_steps(t: TrainConfig, images: int) -> int:
     return t.steps or math.ceil(images / t.batch_size) * t.epochs
 
 
-def _producer(ws: Workspace) -> dict[str, Any]:
-    config = settings_of(ws.cfg.initialize)
+def generator_settings(ws: Workspace, recipe: InitializeConfig, *, dropout: bool) -> dict[str, Any]:
+    """What a generator trained by `recipe` is made from, without its data."""
+    config = settings_of(recipe)
     del config["checkpoint_every"]
     producer = generator_producer(ws.cfg.generator, ws.store) | {
         "initialize": config,
-        "dropout": ws.cfg.train.dropout,
+        "dropout": dropout,
         "seed": ws.cfg.seed,
     }
     return with_format(producer, GENERATORS_FORMAT)
@@ -151,11 +152,16 @@ def _fresh(ws: Workspace, sentences: Sequence[str], dim: int) -> GeneratorBundle
     return make_generator(ws.cfg.generator, tokenizer, dim, stable_seed(ws.cfg.seed, "generator"))
 
 
-def _made(
+def generator_path(ws: Workspace, kind: str, producer: dict[str, Any]) -> Path:
+    return ws.store.path(f"generator_{kind}", producer, "")
+
+
+def made_generator(
     ws: Workspace, kind: str, producer: dict[str, Any], sentences: Sequence[str], pairs: Pairs | Callable[[], Pairs],
-    recipe: InitializeConfig, devices: Devices | None = None,
+    recipe: GeneratorRecipe, devices: Devices | None = None,
 ) -> GeneratorBundle:  # fmt: skip
-    path = ws.store.path(f"generator_{kind}", producer, "")
+    """The generator of `producer` from the artifacts, trained on `pairs` by `recipe` if it is not there yet."""
+    path = generator_path(ws, kind, producer)
     devices = devices or Devices(ws.device)
 
     def write(folder: Path) -> None:
@@ -183,41 +189,64 @@ def _make_together(ws: Workspace, devices: Devices, path: Path, write: Callable[
 
 
 def _reconstruct(
-    ws: Workspace, kind: str, bundle: GeneratorBundle, pairs: Pairs, c: InitializeConfig, path: Path, devices: Devices
-) -> None:
+    ws: Workspace, kind: str, bundle: GeneratorBundle, pairs: Pairs, recipe: GeneratorRecipe, path: Path,
+    devices: Devices,
+) -> None:  # fmt: skip
     """Cross-entropy of each text given its vector; a killed run goes on from its last state."""
-    seed = ws.cfg.seed
+    seed, c = ws.cfg.seed, recipe.config
     if c.noise == "unit" and not bundle.config.normalize_prefix:
         ws.tracker.say(
             "initialize.noise=unit: the generator reads vectors of length 1 here and raw ones later; with "
             "generator.normalize_prefix=true it reads vectors of length 1 everywhere"
         )
-    model = bundle.model.to(devices.device).train(ws.cfg.train.dropout)
+    model = bundle.model.to(devices.device)
+    best = None if recipe.validation is None else BestStep(copy.deepcopy(model), recipe.validation)
     row_of = torch.as_tensor(list(pairs.rows))
     steps = initialization_steps(c, len(pairs.texts))
     optimizer = Optimizer(model, c.optimizer, steps)
     order = EpochOrder(len(pairs.texts), seed, kind)
     state = path.with_name(f"{path.name}.training")
+    modules = {"generator": model} | ({} if best is None else {"best": best.model})
     there = devices.from_first(state.is_file)
-    done = load_state(state, {"generator": model}, {"generator": optimizer})["step"] if there else 0
+    meta: dict[str, Any] = load_state(state, modules, {"generator": optimizer}) if there else {"step": 0}
+    done = meta["step"]
+    if best is not None:
+        best.scores += meta.get("scores", [])
     with ws.tracker.progress("initialising on text" if kind == "initial" else "supervised bound", steps, done) as bar:
         for step in range(done + 1, steps + 1):
+            model.train(recipe.dropout)
             chosen = order.batch(step, c.batch_size)
             vectors = pairs.read(pairs.vectors[row_of[torch.from_numpy(chosen)]])
             vectors = noised(vectors, c.noise_std, c.noise, stable_seed(seed, "noise", step))
             tokens, mask = pad_rows(_tokenized(bundle, [pairs.texts[int(i)] for i in chosen]))
-            if ws.cfg.train.dropout and devices.world > 1:  # each process has its own masks
+            if recipe.dropout and devices.world > 1:  # each process has its own masks
                 torch.manual_seed(stable_seed(seed, "initialize dropout", step, devices.number))
             weights = None if pairs.weights is None else pairs.weights[torch.from_numpy(chosen)]
             loss = _update(model, optimizer, devices, step, (vectors, tokens, mask, weights), c.label_smoothing)
+            if best is not None:
+                best.look(bundle, step, steps)
             if step % c.checkpoint_every == 0 and step < steps and devices.first:
+                meta = {"step": step} | ({} if best is None else {"scores": best.scores})
                 with atomic_path(state) as beside:
-                    save_state(beside, state_tensors({"generator": model}, {"generator": optimizer}), {"step": step})
+                    save_state(beside, state_tensors(modules, {"generator": optimizer}), meta)
             bar.advance(note=f"loss {loss:.3f}")
     if devices.first:
-        with atomic_path(path) as beside:
-            bundle.save(beside)
+        _finish(bundle, best, steps, path)
         state.unlink(missing_ok=True)
+
+
+def _finish(bundle: GeneratorBundle, best: BestStep | None, steps: int, path: Path) -> None:
+    """Write the generator that is kept, and how it came about."""
+    kept, scores = (steps, []) if best is None else (best.step, best.scores)
+    with atomic_path(path) as beside:
+        (bundle if best is None else replace(bundle, model=best.model)).save(beside)
+        write_json(beside / TRAINING_FILE, {"updates": steps, "kept_step": kept, "validation": scores})
+
+
+def training_of(folder: Path) -> dict[str, Any]:
+    """`updates` and `kept_step` of a generator among the artifacts; empty for one of an earlier version."""
+    file = folder / TRAINING_FILE
+    return {key: value for key, value in read_json(file).items() if key != "validation"} if file.is_file() else {}
 
 
 def _update(

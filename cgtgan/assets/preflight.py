@@ -82,6 +82,8 @@ class Needs:
             return cls(clip="clipscore" in cfg.evaluate.metrics)
         if stage == "evaluate":
             splits = {cfg.evaluate.split, *(["train"] if baselines & {"mean_shift", "supervised"} else [])}
+            if "supervised" in baselines and cfg.evaluate.supervised.validate_every:
+                splits.add("val")
             # a generator that was made before holds its language model
             is_made = any(Path(cfg.artifacts_dir, "generator_initial").glob("*/generator.json"))
             language_model = bool(baselines & _WITH_GENERATOR) and not is_made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +29,19 @@ if TYPE_CHECKING:  # the scorers of pycocoevalcap start without torch
 
 @dataclass(frozen=True)
 class ScoredCaptions:
-    """Of each method: one caption per image, and the samples of each image for self-CIDEr where some were drawn."""
+    """Of each method: one caption per image, the samples of each image for self-CIDEr where some were drawn, and how
+    its generator was trained where that is known.
+    """
 
     captions: dict[str, dict[Any, str]]
     samples: dict[str, dict[Any, list[str]]]
+    training: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def of(self, methods: Sequence[str]) -> ScoredCaptions:
         """Those of some methods."""
         drawn = {method: self.samples[method] for method in methods if method in self.samples}
-        return ScoredCaptions({method: self.captions[method] for method in methods}, drawn)
+        training = {method: self.training[method] for method in methods if method in self.training}
+        return ScoredCaptions({method: self.captions[method] for method in methods}, drawn, training)
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ def run_identity(
         "novel_against": novelty_corpus(ws).fingerprint,
         "self_cider_samples": cfg.self_cider_samples or None,
         "projection_t": None if cfg.projection_t in ws.cfg.aggregation_t.temperatures else cfg.projection_t,
+        "supervised": {key: value for key, value in as_dict(cfg.supervised).items() if value is not None} or None,
     }
     return identity | own_metric_identity(ws)
 
@@ -164,8 +169,12 @@ def write_scores(
     for method, result in scores.items():
         if problem and "diversity" not in result.failed:
             result.failed["Novel"] = problem
-        merged = merged_domains(record_in(places[method]), by_domain[method])
-        listed = {**about, "domains": merged} if merged else about
+        record = record_in(places[method])
+        more = {
+            "domains": merged_domains(record, by_domain[method]),
+            "training": scored.training.get(method) or record.get("training"),
+        }
+        listed = {**about, **{key: value for key, value in more.items() if value}}
         _write_record(places[method], scored.captions[method], scored.samples.get(method), result, listed)
     if excluded := list(dict.fromkeys(i for result in scores.values() for i in result.excluded)):
         ws.tracker.say(f"{id_list(excluded)} no reference: left out of the scores")

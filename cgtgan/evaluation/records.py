@@ -28,6 +28,7 @@ _MADE_OF = {
     "nearest": ("images", "references", "sentences"),
     "human": ("images", "references"),
     "projection": ("images", "references", "decode", "sentences", "projection_t"),
+    "supervised": ("images", "references", "decode", "sentences", "supervised"),
 }
 _OF_A_BASELINE = ("images", "references", "decode", "sentences")
 WITHOUT_GENERATOR = ("nearest", "human")
@@ -74,6 +75,8 @@ def _text(key: str, value: Any, record: Mapping[str, Any]) -> str:
         return " ".join(str(part) for part in value.values() if part != "auto")
     if key == "projection_t":
         return "t of the corpus' own" if value is None else f"t={value:g}"
+    if key == "supervised":
+        return "trained as long as the run" if value is None else " ".join(f"{k}={v}" for k, v in value.items())
     return f"{'corpus' if key == 'sentences' else key} {str(value)[:6]}"
 
 

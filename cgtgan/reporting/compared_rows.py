@@ -12,7 +12,7 @@ import numpy as np
 from cgtgan.errors import InputError
 from cgtgan.evaluation.bootstrap import SummedScores, System, SystemScores, paired_bootstrap
 from cgtgan.evaluation.counts import SUMMED
-from cgtgan.reporting.methods import METHODS, SYSTEMS
+from cgtgan.reporting.methods import METHODS, SYSTEMS, method_note
 from cgtgan.reporting.run_folder import Run
 from cgtgan.reporting.score_folder import ScoreFolder
 from cgtgan.reporting.tables import MethodRow, Origin, RowsBySet, domain_rows
@@ -21,6 +21,7 @@ from cgtgan.runtime.artifacts import canonical_json, fingerprint
 
 _GAN = ("train.", "reward_weights.", "discriminator.", "precision")
 _TEXT = (*_GAN, "aggregation_t.")
+_REPLACED = ("train.steps", "train.epochs", "train.batch_size")  # of the supervised bound, by steps of its own
 _INITIAL = ("train.use_initialization", "train.dropout")
 # method without adversarial training -> settings that its scores do not depend on, and exceptions from these; variants
 # that agree in all others share its row
@@ -28,7 +29,7 @@ _UNUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "init": (_TEXT, _INITIAL),
     "mean_shift": (_TEXT, _INITIAL),
     "projection": (_GAN, _INITIAL),
-    "supervised": (_TEXT, ("train.dropout", "train.steps", "train.epochs", "train.batch_size")),
+    "supervised": (_TEXT, ("train.dropout", *_REPLACED)),
     "nearest": ((*_TEXT, "generator.", "initialize."), ()),
     "human": ((*_TEXT, "generator.", "initialize.", "corpus.", "clip_backbone."), ()),
 }
@@ -94,7 +95,7 @@ def entries(variants: Sequence[Variant], notes: list[str]) -> dict[SetKey, list[
     for place, variant in sorted(enumerate(variants), key=lambda pair: isinstance(pair[1].runs[0], ScoreFolder)):
         for run in (record for each in variant.runs for record in each.records()):
             method = run.method
-            depends, differs = _depends(run, method, variant.settings), run.differs("projection_t")
+            depends, differs = _depends(run, method, variant.settings), run.differs("projection_t", "supervised")
             kind = str(place) if method in SYSTEMS else canonical_json(depends)
             rows, key = sets.setdefault(_set_key(run, method, sets), {}), (method, kind, run.decoding(method), differs)
             entry = rows.setdefault(key, Entry(method, run.decoding(method), depends, differs))
@@ -111,9 +112,15 @@ def entries(variants: Sequence[Variant], notes: list[str]) -> dict[SetKey, list[
 def _depends(run: Run, method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     unused, kept = _UNUSED.get(method, ((), ()))
     depends = {k: v for k, v in settings.items() if k in kept or not k.startswith(unused)}
-    # the projection's temperature is a setting of the evaluation, not of the run
-    t = (run.scores(method).get("made_from") or {}).get("projection_t") if method == "projection" else None
-    return depends if t is None else depends | {"aggregation_t.t": t}
+    # settings of the evaluation, not of the run
+    made_from = run.scores(method).get("made_from") or {}
+    if method == "projection" and (t := made_from.get("projection_t")) is not None:
+        return depends | {"aggregation_t.t": t}
+    if method == "supervised" and (chosen := made_from.get("supervised")):
+        replaced = _REPLACED if "steps" in chosen else ()
+        depends = {key: value for key, value in depends.items() if key not in replaced}
+        return depends | {f"evaluate.supervised.{key}": value for key, value in chosen.items()}
+    return depends
 
 
 def _set_key(run: Run, method: str, known: Iterable[SetKey]) -> SetKey:
@@ -150,13 +157,18 @@ def _row(entry: Entry, title: str) -> MethodRow:
     name = sharing[0].name if is_system else title
     return MethodRow(
         f"{name}, {entry.differs}" if entry.differs else name,
-        first.title(entry.method) if is_system else known.note,
+        first.title(entry.method) if is_system else _note(entry),
         {metric: [by_seed[seed][metric] for seed in seeds[metric]] for metric in metrics},
         known.part or ("" if is_system else "untrained"),
         decoding=entry.decoding,
         seeds=seeds,
         origin=Origin(entry.method, experiment, sharing[0].variant if len(sharing) == 1 else ""),
     )
+
+
+def _note(entry: Entry) -> str:
+    settings = next(iter(entry.variants.values())).settings
+    return method_note(entry.method, settings, [run.scores(entry.method) for run in entry.runs.values()])
 
 
 def tables_of(sets: Sets) -> RowsBySet:

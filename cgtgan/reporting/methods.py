@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -31,6 +31,31 @@ METHODS = {
     "supervised": Method("Supervised", "the same generator trained on pairs", "bound"),
     "human": Method("Human", "a fresh sentence of the grammar", "bound"),
 }
+
+
+def method_note(method: str, settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
+    """What the row says of a method's source and training; `records`: its scores.json of every seed."""
+    given, note = with_defaults(settings), METHODS[method].note
+    if not given["train.use_initialization"]:
+        note = note.replace("text only", "untrained")
+    elif given["initialize.pairs"] == "pseudo":
+        note = note.replace("text only", "sentences and the images that CLIP finds for them")
+    return ", ".join(filter(None, (note, training_note(records))))
+
+
+def training_note(records: Sequence[Mapping[str, Any]]) -> str:
+    """'3,000 updates, step 1,200 kept', over the seeds from the lowest to the highest; empty where it is not known."""
+    trained = [record["training"] for record in records if record.get("training")]
+    if not trained:
+        return ""
+    updates, kept = ([each[key] for each in trained] for key in ("updates", "kept_step"))
+    return f"{_range(updates)} updates" + (f", step {_range(kept)} kept" if kept != updates else "")
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
 
 # Scores of the paper (ViT-L/14, greedy, Karpathy's test images); docs/reproduction.md has the same table.
 COLUMNS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")

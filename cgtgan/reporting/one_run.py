@@ -19,7 +19,7 @@ from cgtgan.data.corpora import CleanedCorpus
 from cgtgan.errors import MissingFileError, UserError
 from cgtgan.evaluation.coco_files import load_results
 from cgtgan.reporting import curves
-from cgtgan.reporting.methods import METHODS
+from cgtgan.reporting.methods import METHODS, method_note
 from cgtgan.reporting.page import About, Change, Changes, GalleryItem, Pictures, Report, item_of
 from cgtgan.reporting.pictures import pick_gallery, thumbnails
 from cgtgan.reporting.run_folder import Run
@@ -74,7 +74,8 @@ def method_rows(run: Run) -> list[MethodRow]:
     """A row per score record, bounds last; then the paper's row where the setting is the paper's."""
     rows = []
     for record in run.records():
-        method, (_, note, part) = record.method, METHODS[record.method]
+        method, part = record.method, METHODS[record.method].part
+        note = method_note(method, run.settings, [record.scores(method)])
         scores = {metric: [value] for metric, value in record.scores(method)["scores"].items()}
         ours = method == "cgtgan" and not run.ablated
         rows.append(MethodRow(record.record_title(), note, scores, part, ours, record.decoding(method)))

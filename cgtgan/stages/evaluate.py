@@ -9,7 +9,7 @@ from cgtgan.assets.scores import record_in
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config
 from cgtgan.evaluation.records import WITHOUT_GENERATOR, differences
-from cgtgan.reporting.methods import METHODS
+from cgtgan.reporting.methods import METHODS, training_note
 from cgtgan.reporting.scored_files import score_files
 from cgtgan.reporting.tables import MethodRow, console_table, domain_rows, score_tables
 from cgtgan.runtime.artifacts import read_json
@@ -40,7 +40,10 @@ def _show(ws: Workspace, places: Mapping[str, Path]) -> None:
         differs = ", ".join(differences(method, record, usual, skip=("decode",)).values()) if usual else ""
         differs = differs or (str(record.get("checkpoint", "")) if place.name != method and not usual else "")
         title = f"{title}, {differs}" if differs else title
-        rows += [MethodRow(title, "", scores, part, decoding=decoding), *domain_rows(title, record, decoding)]
+        rows += [
+            MethodRow(title, training_note([record]), scores, part, decoding=decoding),
+            *domain_rows(title, record, decoding),
+        ]
     for table in score_tables(rows) if not ws.cfg.several else ():
         ws.tracker.show(console_table(table))
     folders = {place.parent for place in places.values()} if len(places) > 1 else set(places.values())

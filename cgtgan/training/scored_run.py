@@ -13,6 +13,7 @@ from cgtgan.assets.backbone import open_backbone
 from cgtgan.assets.baselines import baseline_generator, written_captions
 from cgtgan.assets.checkpoints import find_checkpoint
 from cgtgan.assets.gap import load_gap
+from cgtgan.assets.generators import training_of
 from cgtgan.assets.images import image_embeddings
 from cgtgan.assets.scored_checkpoint import scored_checkpoint
 from cgtgan.assets.scores import ScoredCaptions, record_in, references_of, run_identity, stored_captions, write_scores
@@ -24,6 +25,7 @@ from cgtgan.method.batches import stable_seed
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator
 from cgtgan.reporting.methods import METHODS
 from cgtgan.runtime.wandb_run import under_agent
+from cgtgan.training.supervised import supervised_generator, supervised_path
 from cgtgan.training.wandb_tables import send_scores
 
 
@@ -79,6 +81,8 @@ def _caption_if_missing(
         if draw:
             scored.samples[method] = dict(zip(ids, drawn, strict=True))
     scored.captions[method] = captions
+    if method == "supervised" and (training := training_of(supervised_path(ws))):
+        scored.training[method] = training
     return metrics
 
 
@@ -91,6 +95,8 @@ def _caption_split(
     if method == "cgtgan":
         images = image_embeddings(ws, ws.cfg.evaluate.split).vectors
         bundle, vectors = load_generator(checkpoint), load_gap(checkpoint).images(images)
+    elif method == "supervised":
+        bundle, vectors = supervised_generator(ws), image_embeddings(ws, ws.cfg.evaluate.split).vectors
     else:
         bundle, vectors = baseline_generator(ws, method)
     captions = _decoded(ws, method, bundle, vectors) if caption else []
