@@ -5,6 +5,7 @@ folder and streams are set after the fork, it runs run.py as `__main__`, or a pi
 ends as any interpreter does.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PRELOADED = ("cgtgan.cli", "cgtgan.stages.pipeline", "cgtgan.stages.caption", "cgtgan.stages.report")
+STAGES = ("cgtgan.stages.pipeline", "cgtgan.stages.caption", "cgtgan.stages.report")
+PRELOADED = ("cgtgan.cli", *STAGES, "hydra", "matplotlib.figure", "matplotlib.backends.backend_svg")
 
 
 def next_program() -> dict[str, Any] | None:
@@ -55,6 +57,7 @@ if __name__ == "__main__":
     sys.path[:1] = [str(ROOT), sys.argv[1]]  # its only argument: a folder with packages that hide installed ones
     for module in PRELOADED:
         importlib.import_module(module)
+    gc.freeze()  # a program's collections do not visit, and so copy, what it shares with this process
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     if (program := next_program()) is not None:
         become(program)
