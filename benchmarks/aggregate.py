@@ -89,16 +89,16 @@ def exact(images: Tensor, texts: Tensor, t: float) -> Tensor:
     weights = torch.softmax(t * cosines, dim=1)
     return sum(
         (w @ part.double() for w, part in zip(weights.split(50_000, 1), texts.split(50_000), strict=True)),
-        torch.tensor(0.0),
+        torch.tensor(0.0, device=images.device),
     )
 
 
-def cone(rows: int, dim: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    axis = torch.randn(dim, generator=torch.Generator().manual_seed(0))
-    out = torch.empty(rows, dim, dtype=torch.float16)
+def cone(rows: int, dim: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
+    generator = torch.Generator(device).manual_seed(seed)
+    axis = torch.randn(dim, generator=torch.Generator().manual_seed(0)).to(device)
+    out = torch.empty(rows, dim, dtype=torch.float16, device=device)
     for part in out.split(50_000):
-        part.copy_(0.35 * (axis + 0.7 * torch.randn(part.shape, generator=generator)))
+        part.copy_(0.35 * (axis + 0.7 * torch.randn(part.shape, generator=generator, device=device)))
     return out
 
 

@@ -114,6 +114,16 @@ def test_settings_load_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("word", "slow"), [("--help", ("hydra", "omegaconf", "numpy")), ("seed=-3", ("numpy", "torch"))]
+)
+def test_help_and_an_error_wait_for_no_library(word: str, slow: tuple[str, ...]) -> None:
+    code = f"import sys\nfrom cgtgan.__main__ import main\nsys.argv = ['run.py', {word!r}]\nmain()\n"
+    code += f"sys.exit(str([name for name in {slow!r} if name in sys.modules] or ''))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout + done.stderr).strip().endswith(("one table", "2**31-1")), done.stderr
+
+
 def test_no_file_is_longer_than_400_lines() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 400 or path.name == "config.py", path
