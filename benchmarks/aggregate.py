@@ -43,13 +43,13 @@ def anonymous_bytes() -> int:
     return 0
 
 
-def peak_memory(work: Callable[[], object]) -> int:
-    """Highest anonymous memory during `work`, above what there was before, sampled every 2 ms."""
+def peak_memory(work: Callable[[], object], every: float = 0.002) -> int:
+    """Highest anonymous memory during `work`, above what there was before, sampled every so many seconds."""
     before, peak, stop = anonymous_bytes(), 0, threading.Event()
 
     def watch() -> None:
         nonlocal peak
-        while not stop.wait(0.002):
+        while not stop.wait(every):
             peak = max(peak, anonymous_bytes())
 
     watcher = threading.Thread(target=watch)

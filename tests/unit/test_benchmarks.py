@@ -34,3 +34,14 @@ def test_gpu_figures_in_a_tiny_size(tmp_path: Path) -> None:
     assert parts["together"][0]["images_per_second"] > 0
     assert parts["decoding"][0]["same_captions"] == 1
     assert "| captions | float32 |" in (tmp_path / "out.md").read_text()
+
+
+def test_growth_in_tiny_sizes(tmp_path: Path) -> None:
+    found = run("scaling.py", tmp_path, "--images", "8", "32", "--sentences", "200", "800")
+    assert list(found["rows"]) == ["preprocess", "aggregate", "initialize", "train", "evaluate"]
+    assert [row["size"] for row in found["rows"]["train"]] == [8, 32]
+    sizes = [row["disk_mb"] for row in found["rows"]["aggregate"]]
+    assert sizes[1] / sizes[0] == pytest.approx(4, rel=0.05)
+    assert found["exponents"]["aggregate"]["disk_mb"] == pytest.approx(1, abs=0.05)
+    assert all(row["seconds"] > 0 for rows in found["rows"].values() for row in rows)
+    assert "| train | 32 images |" in (tmp_path / "out.md").read_text()
