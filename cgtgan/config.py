@@ -47,6 +47,7 @@ METRICS = {
 RELEASED_SLIPS = ("text_order", "accumulation", "l1_target")
 GAPS = ("none", "mean", "mean_std", "c3", "projection")
 BASELINE_ROWS = ("init", "mean_shift", "projection", "nearest", "supervised", "human")
+PROMPTS = ("none", "entity", "retrieval")
 
 # ------------------------------------------------------------------------------------------------------------- settings
 
@@ -196,6 +197,28 @@ class GapConfig:
     name: str = "none"
     kind: str = setting("none", one_of(*GAPS))
     t: float | None = setting(None, POSITIVE)  # projection: its temperature; null: aggregation_t.t
+
+
+@dataclass
+class PromptConfig:
+    """Words that the generator reads before the prefix: nouns of the nearest corpus sentences, or these sentences
+    (method/prompts.py).
+    """
+
+    name: str = "none"
+    kind: str = setting("none", one_of(*PROMPTS))
+    nearest: int = setting(4, AT_LEAST_1)  # sentences that are looked at
+    at_least: int = setting(3, AT_LEAST_1)  # entity: how many of them must have a noun
+    at_most: int = setting(10, AT_LEAST_1)  # entity: nouns in a prompt
+    drop: float = setting(0.4, SHARE)  # entity: how often a noun of the text to rebuild is left out in initialisation
+    # retrieval: Gaussian noise on the unit vector of the text to rebuild, for which sentences are looked for there
+    noise_std: float = setting(0.2, NOT_NEGATIVE)
+    tokens: int = setting(64, AT_LEAST_1)  # of every prompt: cut, or filled in front
+
+    @property
+    def length(self) -> int:
+        """Positions that prompts take."""
+        return 0 if self.kind == "none" else self.tokens
 
 
 @dataclass
@@ -421,6 +444,7 @@ class Config:
     aggregation_t: AggregationConfig = field(default_factory=AggregationConfig)
     reward_weights: RewardWeightsConfig = field(default_factory=RewardWeightsConfig)
     gap: GapConfig = field(default_factory=GapConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)

@@ -97,6 +97,7 @@ def variant_name(cfg: Config) -> str:
     parts += [f"kl{_number(t.kl_weight)}", *([] if t.kl == "k3" else [t.kl])] if t.kl_weight else []
     parts += [] if t.baseline == "greedy" else [t.baseline]
     parts += [] if cfg.gap.kind == "none" else [f"gap-{cfg.gap.kind}{_number(cfg.gap.t) if cfg.gap.t else ''}"]
+    parts += [] if cfg.prompt.kind == "none" else [f"prompt-{cfg.prompt.kind}{cfg.prompt.nearest}"]
     parts += [] if t.advantage_norm == "none" else [f"adv-{t.advantage_norm}"]
     parts += [] if t.loss_norm == "caption" else [f"loss-{t.loss_norm}"]
     parts += [] if t.ema is None else [f"ema{_number(t.ema)}"]

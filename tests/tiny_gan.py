@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cgtgan.assets.optimizer import Optimizer
+from cgtgan.assets.reader import Reader
 from cgtgan.config import Config, DemoClipConfig, DiscriminatorConfig, GeneratorConfig, OptimizerConfig
 from cgtgan.method.batches import sampling_seeds
 from cgtgan.models.clip_backbone import DemoBackbone
@@ -73,9 +74,9 @@ def step_inputs(parts: TrainingParts, step: int) -> Tensor:
 
 def tiny_batch(cfg: Config, parts: TrainingParts, step: int) -> Batch:
     image, target = step_inputs(parts, step)
-    return Batch(
-        list(range(4)), image, target, sampling_seeds(0, step, range(4), cfg.train.num_samples), SENTENCES * 3, 4
-    )
+    seeds = sampling_seeds(0, step, range(4), cfg.train.num_samples)
+    read = Reader(parts.bundle, parts.gap, parts.prompts).images(image)
+    return Batch(list(range(4)), image, target, seeds, SENTENCES * 3, 4, read)
 
 
 def one_step(cfg: Config, parts: TrainingParts, step: int, *, logged: bool = True) -> dict[str, float]:

@@ -9,11 +9,14 @@ from cgtgan.assets.corpus import corpus_sentences, sentence_embeddings
 from cgtgan.assets.gap import gap_of
 from cgtgan.assets.generators import initial_generator
 from cgtgan.assets.images import data_root, image_embeddings
+from cgtgan.assets.prompts import prompts_of
+from cgtgan.assets.reader import Reader
 from cgtgan.assets.workspace import Workspace
 from cgtgan.evaluation.coco_files import load_results
 from cgtgan.method.aggregation import nearest_texts
 from cgtgan.method.gap import Gap
 from cgtgan.models.generator_bundle import GeneratorBundle
+from cgtgan.models.prompted import Read
 
 
 def written_captions(ws: Workspace, method: str) -> list[str] | None:
@@ -30,8 +33,14 @@ def written_captions(ws: Workspace, method: str) -> list[str] | None:
     return None
 
 
-def baseline_generator(ws: Workspace, method: str) -> tuple[GeneratorBundle, Tensor]:
-    """The generator of `init`, `mean_shift` or `projection`, and the embeddings (N, D) that it reads."""
+def baseline_generator(ws: Workspace, method: str) -> tuple[GeneratorBundle, Read]:
+    """The generator of `init`, `mean_shift` or `projection`, and the images as it reads them."""
+    bundle, vectors = _generator_and_vectors(ws, method)
+    images = image_embeddings(ws, ws.cfg.evaluate.split).vectors
+    return bundle, Reader(bundle, prompts=prompts_of(ws)).prompted(vectors, images)
+
+
+def _generator_and_vectors(ws: Workspace, method: str) -> tuple[GeneratorBundle, Tensor]:
     cfg = ws.cfg.evaluate
     images = image_embeddings(ws, cfg.split).vectors
     bundle = initial_generator(ws, gap=Gap())

@@ -19,6 +19,7 @@ from cgtgan.assets.corpus import corpus_sentences, sentence_embeddings
 from cgtgan.assets.gap import check_gap, gap_identity, gap_of
 from cgtgan.assets.images import image_embeddings
 from cgtgan.assets.optimizer import Optimizer
+from cgtgan.assets.prompts import check_prompts, prompt_identity, prompts_of
 from cgtgan.assets.released import generator_producer
 from cgtgan.assets.training_state import load_state, save_state, state_tensors
 from cgtgan.assets.workspace import Workspace
@@ -29,6 +30,7 @@ from cgtgan.method.pairs import pseudo_pairs
 from cgtgan.models.chunks import pad_rows
 from cgtgan.models.generator import CaptionGenerator
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator, make_generator, make_tokenizer
+from cgtgan.models.prompted import Read, read_on
 from cgtgan.runtime.artifacts import atomic_path, read_json, write_json
 from cgtgan.runtime.devices import Devices
 from cgtgan.runtime.fingerprints import check_as_written
@@ -39,7 +41,7 @@ GENERATORS_FORMAT = 1  # raise it where the same settings train another generato
 
 TRAINING_FILE = "training.json"  # beside the weights
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]  # vectors (B, D), tokens and mask (B, L), weights (B,)
+Batch = tuple[Read, Tensor, Tensor, Tensor | None]  # B vectors, tokens and mask (B, L), weights (B,)
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def initial_generator(ws: Workspace, devices: Devices | None = None, gap: Gap | 
     if ws.cfg.train.init_from:
         folder = init_checkpoint(ws)
         check_gap(folder, gap)
+        check_prompts(folder, ws.cfg.prompt)
         return load_generator(folder)
     sentences, _, _ = corpus_sentences(ws)
     if not ws.cfg.train.use_initialization:
@@ -144,12 +147,13 @@ def generator_settings(ws: Workspace, recipe: InitializeConfig, *, dropout: bool
         "dropout": dropout,
         "seed": ws.cfg.seed,
     }
-    return with_format(producer, GENERATORS_FORMAT)
+    return with_format(producer | prompt_identity(ws), GENERATORS_FORMAT)
 
 
 def _fresh(ws: Workspace, sentences: Sequence[str], dim: int) -> GeneratorBundle:
     tokenizer = make_tokenizer(ws.cfg.generator, sentences)
-    return make_generator(ws.cfg.generator, tokenizer, dim, stable_seed(ws.cfg.seed, "generator"))
+    seed = stable_seed(ws.cfg.seed, "generator")
+    return make_generator(ws.cfg.generator, tokenizer, dim, seed, ws.cfg.prompt.length)
 
 
 def generator_path(ws: Workspace, kind: str, producer: dict[str, Any]) -> Path:
@@ -205,6 +209,9 @@ def _reconstruct(
     steps = initialization_steps(c, len(pairs.texts))
     optimizer = Optimizer(model, c.optimizer, steps)
     order = EpochOrder(len(pairs.texts), seed, kind)
+    prompts = prompts_of(ws)
+    # an image is as far from the corpus as it will be
+    query_noise = ws.cfg.prompt.noise_std if (kind, c.pairs) == ("initial", "text") else 0.0
     state = path.with_name(f"{path.name}.training")
     modules = {"generator": model} | ({} if best is None else {"best": best.model})
     there = devices.from_first(state.is_file)
@@ -216,9 +223,13 @@ def _reconstruct(
         for step in range(done + 1, steps + 1):
             model.train(recipe.dropout)
             chosen = order.batch(step, c.batch_size)
-            vectors = pairs.read(pairs.vectors[row_of[torch.from_numpy(chosen)]])
+            texts, rows = [pairs.texts[int(i)] for i in chosen], row_of[torch.from_numpy(chosen)]
+            vectors = pairs.read(pairs.vectors[rows])
             vectors = noised(vectors, c.noise_std, c.noise, stable_seed(seed, "noise", step))
-            tokens, mask = pad_rows(_tokenized(bundle, [pairs.texts[int(i)] for i in chosen]))
+            if prompts is not None:
+                wanted = prompts.of_texts(texts, pairs.vectors[rows], query_noise, seed, step)
+                vectors = bundle.prompted(vectors, wanted, ws.cfg.prompt.tokens)
+            tokens, mask = pad_rows(_tokenized(bundle, texts, ws.cfg.prompt.length))
             if recipe.dropout and devices.world > 1:  # each process has its own masks
                 torch.manual_seed(stable_seed(seed, "initialize dropout", step, devices.number))
             weights = None if pairs.weights is None else pairs.weights[torch.from_numpy(chosen)]
@@ -272,13 +283,14 @@ def _update(
 
 def _loss(model: CaptionGenerator, batch: Batch, rows: slice, smoothing: float) -> Tensor:
     device = next(model.parameters()).device
-    vectors, tokens, mask = (x[rows].to(device) for x in batch[:3])
+    vectors = read_on(batch[0][rows], device)
+    tokens, mask = (x[rows].to(device) for x in batch[1:3])
     weights = None if batch[3] is None else batch[3][rows].to(device)
     return model.reconstruction_loss(vectors, tokens, mask, weights, smoothing)
 
 
-def _tokenized(bundle: GeneratorBundle, texts: Sequence[str]) -> list[list[int]]:
+def _tokenized(bundle: GeneratorBundle, texts: Sequence[str], prompt_length: int) -> list[list[int]]:
     """Ids of each text; one too long for the language model's positions is cut, and then ends without a stop token."""
     positions = getattr(bundle.model.gpt.config, "max_position_embeddings", None)
-    room = positions - bundle.config.prefix_length if positions else None
+    room = positions - prompt_length - bundle.config.prefix_length if positions else None
     return [ids[:room] for ids in bundle.tokenizer.encode(texts)]

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cgtgan.assets.backbone import reopen_backbone
 from cgtgan.assets.checkpoints import checkpoint_in
-from cgtgan.assets.gap import load_gap
+from cgtgan.assets.reader import Reader, load_reader
 from cgtgan.assets.workspace import Workspace
 from cgtgan.captioning.decoding import Decoder, ScoredCaption, describe
 from cgtgan.checks import validate
@@ -30,9 +30,9 @@ from cgtgan.config import Config, DecodeConfig
 from cgtgan.data.image_files import PIXEL_ART, check_shape, plain_picture
 from cgtgan.data.loading import load_pixels
 from cgtgan.errors import InputError, MissingFileError
-from cgtgan.method.gap import Gap
 from cgtgan.models.clip_backbone import ClipBackbone, DemoBackbone
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator
+from cgtgan.models.prompted import Read
 from cgtgan.runtime.artifacts import read_json
 
 DRAWINGS = "This checkpoint knows the demo's small drawings alone: its captions of other pictures mean nothing."
@@ -59,7 +59,7 @@ class Captioner:
     decode: DecodeConfig
     seed: int = 0
     batch_size: int = 64  # pictures that CLIP encodes at once
-    gap: Gap = field(default_factory=Gap)  # how the generator reads their embeddings
+    reader: Reader | None = None  # how the generator reads their embeddings; None: as they are
 
     @classmethod
     def load(
@@ -97,7 +97,7 @@ class Captioner:
                 f"{backbone.dim}"
             )
         bundle.model.to(backbone.device).eval()
-        return cls(bundle, backbone, decode, gap=load_gap(folder))
+        return cls(bundle, backbone, decode, reader=load_reader(folder, bundle, backbone.device))
 
     def __repr__(self) -> str:
         models = f"generator {self.bundle.config.name}, CLIP of {self.backbone.dim} dimensions, {self.backbone.device}"
@@ -111,7 +111,7 @@ class Captioner:
         """One caption per picture, by `decode`. Raises `MissingFileError` or `InputError` naming an unreadable file."""
         captions: list[str] = []
         for vectors, sample_keys in self._encoded(images):
-            captions += self._decoder().captions(self.gap.images(vectors), sample_keys, images=vectors)
+            captions += self._decoder().captions(self._read(vectors), sample_keys, images=vectors)
         return captions
 
     def captions(self, images: Iterable[Picture] | PictureFile | Encoded, n: int = 5) -> list[list[ScoredCaption]]:
@@ -125,8 +125,11 @@ class Captioner:
         draws = max(n, self.decode.best_of) if self.decode.name == "best_of_n" else n
         ranked: list[list[ScoredCaption]] = []
         for vectors, sample_keys in self._encoded(images):
-            ranked += self._decoder().ranked(self.gap.images(vectors), draws, sample_keys, images=vectors)
+            ranked += self._decoder().ranked(self._read(vectors), draws, sample_keys, images=vectors)
         return [captions[:n] for captions in ranked]
+
+    def _read(self, vectors: Tensor) -> Read:
+        return (self.reader or Reader(self.bundle)).images(vectors)
 
     def _decoder(self) -> Decoder:
         return Decoder(self.bundle, self.decode, self.backbone.device, self.seed, self.backbone)

@@ -17,6 +17,7 @@ from cgtgan.method.batches import sampling_seeds
 from cgtgan.models.clip_backbone import ClipBackbone
 from cgtgan.models.generator import CaptionGenerator, Captions
 from cgtgan.models.generator_bundle import GeneratorBundle
+from cgtgan.models.prompted import Read, embedding_of
 from cgtgan.runtime.devices import Devices, best_precision
 
 
@@ -42,12 +43,12 @@ class Decoder:
     backbone: ClipBackbone | None = None
     on_batch: Callable[[int], object] = lambda _: None
 
-    def greedy(self, vectors: Tensor) -> list[str]:
+    def greedy(self, vectors: Read) -> list[str]:
         """One greedy caption per row of `vectors` (N, D), whatever `decode` is, without autocast: for validation."""
         return self._each_batch(vectors, lambda batch, _rows: self._model().greedy(batch, log_probs=False))
 
     def captions(
-        self, vectors: Tensor, sample_keys: Sequence[object] | None = None, images: Tensor | None = None
+        self, vectors: Read, sample_keys: Sequence[object] | None = None, images: Tensor | None = None
     ) -> list[str]:
         """One caption per row of `vectors` (N, D).
 
@@ -60,18 +61,14 @@ class Decoder:
         return self._each_batch(vectors, lambda batch, rows: self._decoded(batch, keys[rows]))
 
     def ranked(
-        self,
-        vectors: Tensor,
-        num_samples: int,
-        sample_keys: Sequence[object] | None = None,
-        images: Tensor | None = None,
+        self, vectors: Read, num_samples: int, sample_keys: Sequence[object] | None = None, images: Tensor | None = None
     ) -> list[list[ScoredCaption]]:
         """What best-of-n chooses from: per row the greedy caption and `num_samples` samples, each caption once.
 
         The nearest stands first: by the cosine of the picture's embedding and the caption's, as the reward makes it.
         """
         keys = range(len(vectors)) if sample_keys is None else sample_keys
-        images = vectors if images is None else images
+        images = embedding_of(vectors) if images is None else images
         ranked: list[list[ScoredCaption]] = []
         size = max(1, self.decode.batch_size // (num_samples + 1))
         for start in range(0, len(vectors), size):
@@ -91,7 +88,7 @@ class Decoder:
     def _autocast(self) -> AbstractContextManager[object]:
         return Devices(self.device, best_precision(self.decode.precision, self.device)).autocast()
 
-    def _each_batch(self, vectors: Tensor, draw: Callable[[Tensor, slice], Captions]) -> list[str]:
+    def _each_batch(self, vectors: Read, draw: Callable[[Read, slice], Captions]) -> list[str]:
         captions: list[str] = []
         for start in range(0, len(vectors), self.decode.batch_size):
             rows = slice(start, start + self.decode.batch_size)
@@ -105,7 +102,7 @@ class Decoder:
         texts = self.bundle.texts(token_ids)
         return [text.rstrip("\ufffd").rstrip() if text.endswith("\ufffd") else text for text in texts]
 
-    def _decoded(self, batch: Tensor, keys: Sequence[object]) -> Captions:
+    def _decoded(self, batch: Read, keys: Sequence[object]) -> Captions:
         model, decode = self._model(), self.decode
         with self._autocast():
             if decode.name == "greedy":
@@ -116,7 +113,7 @@ class Decoder:
             return model.sample(batch, 1, seeds=seeds, temperature=decode.temperature)
 
     @torch.no_grad()
-    def _candidates(self, batch: Tensor, num_samples: int, keys: Sequence[object]) -> tuple[list[str], list[float]]:
+    def _candidates(self, batch: Read, num_samples: int, keys: Sequence[object]) -> tuple[list[str], list[float]]:
         """Per row the greedy caption and its samples, flattened in order, and the mean log-prob of each."""
         model, temperature = self._model(), self.decode.temperature
         with self._autocast():

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from cgtgan.models.prefix_model import PrefixLanguageModel
+from cgtgan.models.prompted import Read
 from cgtgan.models.sampling import Clocks, race
 from cgtgan.runtime.devices import on_device
 
@@ -36,7 +37,7 @@ class CaptionGenerator(PrefixLanguageModel):
     """Draws captions: greedily, as samples, by beam search."""
 
     @torch.no_grad()
-    def greedy(self, prefix_embedding: Tensor, max_length: int | None = None, *, log_probs: bool = True) -> Captions:
+    def greedy(self, prefix_embedding: Read, max_length: int | None = None, *, log_probs: bool = True) -> Captions:
         """(B, D) -> captions with leading shape (B,); `log_probs=False` leaves these 0, for speed"""
         temperature = 1.0 if log_probs else None
         decoded = self._decode(prefix_embedding, 1, lambda logits, _: logits.argmax(-1), max_length, temperature)
@@ -45,7 +46,7 @@ class CaptionGenerator(PrefixLanguageModel):
     @torch.no_grad()
     def sample(
         self,
-        prefix_embedding: Tensor,
+        prefix_embedding: Read,
         num_samples: int,
         *,
         seeds: Sequence[Sequence[int]] | None = None,
@@ -68,7 +69,7 @@ class CaptionGenerator(PrefixLanguageModel):
         return self._decode(prefix_embedding, num_samples, choose, max_length, temperature)
 
     def sample_with_graph(
-        self, prefix_embedding: Tensor, seeds: Sequence[Sequence[int]], max_length: int | None = None
+        self, prefix_embedding: Read, seeds: Sequence[Sequence[int]], max_length: int | None = None
     ) -> Captions:
         """`sample` whose log-probs carry the gradient of the very pass that drew, with a copy of the prefix per sample.
 
@@ -82,7 +83,7 @@ class CaptionGenerator(PrefixLanguageModel):
 
     @torch.no_grad()
     def sample_and_greedy(
-        self, prefix_embedding: Tensor, seeds: Sequence[Sequence[int]], *, log_probs: bool = True
+        self, prefix_embedding: Read, seeds: Sequence[Sequence[int]], *, log_probs: bool = True
     ) -> tuple[Captions, Captions]:
         """Samples (B, K) and the greedy captions (B,) in one decode that shares the prefix and the cache."""
         samples = len(seeds[0])
@@ -101,7 +102,7 @@ class CaptionGenerator(PrefixLanguageModel):
 
     def _decode(
         self,
-        prefix_embedding: Tensor,
+        prefix_embedding: Read,
         copies: int,
         choose: ChooseTokens,
         max_length: int | None,
@@ -149,7 +150,7 @@ class CaptionGenerator(PrefixLanguageModel):
 
     @torch.no_grad()
     def beam(
-        self, prefix_embedding: Tensor, beam_size: int, *, length_penalty: float = 1.0, max_length: int | None = None
+        self, prefix_embedding: Read, beam_size: int, *, length_penalty: float = 1.0, max_length: int | None = None
     ) -> Captions:
         """Beam search; leading shape (B,). A finished caption of n tokens is ranked by summed log-prob /
         n**length_penalty.
@@ -195,7 +196,7 @@ class CaptionGenerator(PrefixLanguageModel):
         lengths = mask.sum(-1)
         return Captions(token_ids, drawn, finished_scores[:, 0] * lengths.float() ** (length_penalty - 1))
 
-    def _start(self, prefix_embedding: Tensor, copies: int) -> tuple[Tensor, Any]:
+    def _start(self, prefix_embedding: Read, copies: int) -> tuple[Tensor, Any]:
         """Logits (B*copies, V) of the first token, and the cache of the prefix, which is read once per image."""
         cache: Any = DynamicCache(config=self.gpt.config)
         prefix = self.prefix(prefix_embedding)

@@ -18,6 +18,7 @@ from cgtgan.config import GeneratorConfig
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.models.generator import CaptionGenerator
 from cgtgan.models.mapper import MLPMapper, TransformerMapper
+from cgtgan.models.prompted import Prompted, filled_prompts
 from cgtgan.models.tokenizers import END_OF_TEXT, TextTokenizer, load_tokenizer, train_tokenizer
 from cgtgan.models.weights import load_pretrained, model_identities
 
@@ -36,6 +37,11 @@ class GeneratorBundle:
     def texts(self, token_ids: Tensor) -> list[str]:
         """(..., L) -> one caption per row, flattened in order"""
         return self.tokenizer.decode(token_ids.reshape(-1, token_ids.shape[-1]).tolist())
+
+    def prompted(self, embeddings: Tensor, prompts: Sequence[str], length: int) -> Prompted:
+        """Embeddings (N, D) behind their prompts, each of `length` tokens."""
+        token_ids = filled_prompts(self.tokenizer.encode(prompts), length, self.model.end_token_id)
+        return Prompted(embeddings, token_ids.to(embeddings.device))
 
     def copy(self) -> GeneratorBundle:
         """The same with a copy of the weights, in the memory of the host."""
@@ -84,21 +90,32 @@ def generator_identity(config: GeneratorConfig, records: Path | None = None) -> 
     return model_identities({"language_model": config.language_model, "tokenizer": config.tokenizer}, records)
 
 
-def make_generator(config: GeneratorConfig, tokenizer: TextTokenizer, clip_dim: int, seed: int) -> GeneratorBundle:
-    """A generator to train: the pretrained language model, or a GPT-2 of the config's sizes, weights from `seed`."""
+def make_generator(
+    config: GeneratorConfig, tokenizer: TextTokenizer, clip_dim: int, seed: int, prompt_tokens: int = 0
+) -> GeneratorBundle:
+    """A generator to train: the pretrained language model, or a GPT-2 of the config's sizes, weights from `seed`.
+
+    Raises `InputError` where the language model has no room for prompt, prefix and caption.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        language_model = _language_model(config, tokenizer)
+        language_model = _language_model(config, tokenizer, prompt_tokens)
         model = assemble(language_model, config, tokenizer, clip_dim)
+    positions = getattr(language_model.config, "max_position_embeddings", None)
+    if prompt_tokens and positions and positions < prompt_tokens + config.prefix_length + config.max_length:
+        raise InputError(
+            f"prompt.tokens={prompt_tokens} is too long: the language model has {positions} positions, of which prefix "
+            f"and caption take {config.prefix_length + config.max_length}"
+        )
     return GeneratorBundle(model, tokenizer, config, clip_dim)
 
 
-def _language_model(config: GeneratorConfig, tokenizer: TextTokenizer) -> PreTrainedModel:
+def _language_model(config: GeneratorConfig, tokenizer: TextTokenizer, prompt_tokens: int) -> PreTrainedModel:
     if config.language_model == "scratch":
         end = tokenizer.id_of(END_OF_TEXT)
         sizes: dict[str, Any] = {"n_layer": config.layers, "n_embd": config.width, "n_head": config.heads}
         # corpus sentences may be longer than captions are allowed to be
-        positions = config.prefix_length + max(SCRATCH_POSITIONS, config.max_length)
+        positions = prompt_tokens + config.prefix_length + max(SCRATCH_POSITIONS, config.max_length)
         return GPT2LMHeadModel(
             GPT2Config(vocab_size=len(tokenizer), n_positions=positions, bos_token_id=end, eos_token_id=end, **sizes)
         )

@@ -16,7 +16,10 @@ TIMEOUT_S = 10.0
 WEIGHTS = (".safetensors", ".bin", ".pt")
 DESCRIPTIONS = (".json", ".txt", ".model", ".gz")  # config, tokenizer, image processor
 CONFIGS = ("config.json", "open_clip_config.json")
-CHECKPOINT_FILES = ("generator.json", "generator.safetensors", "tokenizer.json", "checkpoint.json", "model.pt")
+CHECKPOINT_FILES = (
+    *("generator.json", "generator.safetensors", "tokenizer.json", "checkpoint.json", "model.pt"),
+    *("gap.safetensors", "prompts.safetensors"),  # how the generator reads an image
+)
 TOKENIZERS = (
     *("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
     *("tekken.json", "tokenizer_config.json"),

@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cgtgan.models.chunks import chunks_by_length
 from cgtgan.models.mapper import MLPMapper, TransformerMapper
+from cgtgan.models.prompted import Prompted, Read, embedding_of
 from cgtgan.runtime.devices import on_device
 
 
@@ -44,10 +45,18 @@ class PrefixLanguageModel(nn.Module):
         self._shares_prefix: bool | None = None
         _fuse_activations(language_model)
 
-    def prefix(self, prefix_embedding: Tensor) -> Tensor:
-        """(B, D) of any float dtype -> (B, P, E) in the model's own"""
-        x = prefix_embedding.to(next(self.clip_project.parameters()).dtype)
-        return self.clip_project(F.normalize(x, dim=-1) if self.normalize_prefix else x)
+    def prefix(self, prefix_embedding: Read) -> Tensor:
+        """(B, D) of any float dtype -> (B, P, E) in the model's own; behind a prompt's T tokens (B, T + P, E)"""
+        x = embedding_of(prefix_embedding).to(next(self.clip_project.parameters()).dtype)
+        prefix = self.clip_project(F.normalize(x, dim=-1) if self.normalize_prefix else x)
+        if not isinstance(prefix_embedding, Prompted):
+            return prefix
+        return torch.cat([self.gpt.get_input_embeddings()(prefix_embedding.prompt), prefix], dim=1)
+
+    def _prefix_width(self, prefix_embedding: Read) -> int:
+        """How many positions stand before a caption."""
+        prompt = prefix_embedding.prompt.shape[1] if isinstance(prefix_embedding, Prompted) else 0
+        return self.clip_project.prefix_length + prompt
 
     def up_to_stop(self, token_ids: Tensor) -> Tensor:
         """(..., L) ids -> the mask (..., L) that is true up to and including the first stop token"""
@@ -60,7 +69,7 @@ class PrefixLanguageModel(nn.Module):
 
     def reconstruction_loss(
         self,
-        prefix_embedding: Tensor,
+        prefix_embedding: Read,
         token_ids: Tensor,
         mask: Tensor,
         weights: Tensor | None = None,
@@ -76,7 +85,7 @@ class PrefixLanguageModel(nn.Module):
         losses = F.cross_entropy(logits[mask], token_ids[mask], reduction="none", label_smoothing=label_smoothing)
         return (losses * weights[:, None].expand(mask.shape)[mask]).mean()
 
-    def log_probs(self, prefix_embedding: Tensor, token_ids: Tensor, *, temperature: float = 1.0) -> Tensor:
+    def log_probs(self, prefix_embedding: Read, token_ids: Tensor, *, temperature: float = 1.0) -> Tensor:
         """(B, D), (B, K, L) -> (B, K) float32: mean log-prob of the tokens up to and including the stop token.
 
         Give the tokens *drawn* (`Captions.drawn`): a forced stop keeps the drawn token's log-prob (METHOD, slip 6).
@@ -85,7 +94,7 @@ class PrefixLanguageModel(nn.Module):
         return log_probs.sum(-1) / mask.sum(-1)
 
     def token_log_probs(
-        self, prefix_embedding: Tensor, token_ids: Tensor, *, temperature: float = 1.0
+        self, prefix_embedding: Read, token_ids: Tensor, *, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """(B, D), (B, K, L) -> log-probs (B, K, L) float32, 0 outside the mask; mask (B, K, L), see `up_to_stop`.
 
@@ -104,7 +113,7 @@ class PrefixLanguageModel(nn.Module):
 
     def accumulate_gradient(
         self,
-        prefix_embedding: Tensor,
+        prefix_embedding: Read,
         token_ids: Tensor,
         loss: Callable[[Tensor, Tensor, Tensor], Tensor],
         max_tokens: int,
@@ -125,7 +134,7 @@ class PrefixLanguageModel(nn.Module):
         read = [self.gpt.get_input_embeddings()(token_ids), *(self._read_prefix(prefix_embedding) if shared else [])]
         leaves = [x.detach().requires_grad_() for x in read]
         lengths = mask.sum(-1).cpu()  # the host waits for the device here, and for nothing else
-        widths = lengths + (0 if shared else self.clip_project.prefix_length)
+        widths = lengths + (0 if shared else self._prefix_width(prefix_embedding))
         with self._checkpointed_layers():
             for places in chunks_by_length(widths, max_tokens):
                 rows = on_device(places, mask.device)
@@ -191,7 +200,7 @@ class PrefixLanguageModel(nn.Module):
             for layer, mode in zip(layers, training, strict=True):
                 layer.training = mode
 
-    def _read_prefix(self, prefix_embedding: Tensor) -> list[Tensor]:
+    def _read_prefix(self, prefix_embedding: Read) -> list[Tensor]:
         """The language model's keys and values (B, H, P, E/H) of each layer in turn, then its last state (B, 1, E)."""
         cache: Any = DynamicCache(config=self.gpt.config)
         body: Any = self.gpt.base_model
@@ -228,13 +237,7 @@ class PrefixLanguageModel(nn.Module):
         return _scattered(head(states.flatten(0, 1).index_select(0, inside)), token_ids, inside, longest, temperature)
 
     def _with_prefix(
-        self,
-        embedding: Tensor,
-        image: Tensor,
-        words: Tensor,
-        token_ids: Tensor,
-        lengths: Tensor,
-        temperature: float = 1,
+        self, embedding: Read, image: Tensor, words: Tensor, token_ids: Tensor, lengths: Tensor, temperature: float = 1
     ) -> Tensor:
         """The same by one pass over prefix and tokens, for any language model that takes `inputs_embeds`."""
         longest = int(lengths.max())

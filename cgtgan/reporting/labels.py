@@ -19,6 +19,7 @@ _SHORT = {
     "initialize.noise_std": "noise",
     "train.kl_weight": "KL weight",
     "gap.kind": "gap",
+    "prompt.kind": "prompt",
     "reward_weights.name": "",
     "corpus.name": "",
     "clip_backbone.name": "",

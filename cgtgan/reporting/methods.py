@@ -78,6 +78,7 @@ _PAPERS = (
     "initialize.",
     "train.",
     "gap.",
+    "prompt.",
     "corpus.max_sentences",
 )
 _FREE = ("reward_weights.name", "train.validate_every", "train.dropout", "train.released")

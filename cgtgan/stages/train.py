@@ -97,7 +97,7 @@ def _loop(
     if meta["step"]:
         ws.tracker.say(f"train: going on after step {meta['step']} of {steps} in {ws.run}")
     health = Health(dict(meta["collapses"]))
-    batches = Batches(ws.cfg, devices, inputs.images, inputs.targets, inputs.sentences, inputs.read)
+    batches = Batches(ws.cfg, devices, inputs.images, inputs.targets, inputs.sentences, parts.read.get("train"))
     with ws.tracker.progress("GAN training", steps, meta["step"]) as bar, stop_requests(t.max_minutes) as stop:
         for step, batch in prefetched(batches, meta["step"] + 1, steps):
             logged = step % t.log_every == 0 or step in (1, steps)
@@ -128,7 +128,7 @@ def _validate(
 ) -> bool:
     """Score the validation images, log it, and note the best in `meta`; returns whether this is the best so far."""
     step = meta["step"]
-    scores = validate(ws, parts, inputs.val, inputs.read_val, step)
+    scores = validate(ws, parts, inputs.val, step)
     epoch = step * ws.cfg.train.batch_size / len(inputs.images.ids)
     ws.tracker.log(step, {"eval/CIDEr": scores.cider, "eval/epoch": epoch})
     log_captions(ws, parts, examples, scores, step)

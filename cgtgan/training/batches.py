@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from cgtgan.assets.gap import ReadImages
+from cgtgan.assets.reader import PromptedImages
 from cgtgan.config import Config
 from cgtgan.method.batches import EpochOrder, sampling_seeds
+from cgtgan.models.prompted import Read, read_on
 from cgtgan.runtime.artifacts import Embeddings
 from cgtgan.runtime.devices import Devices, on_device
 
@@ -28,11 +30,11 @@ class Batch:
     seeds: list[list[int]]
     real: list[str]
     total: int
-    closed: Tensor | None = None  # the images as the generator reads them; None: as they are
+    closed: Read | None = None  # the images as the generator reads them; None: as they are
 
     @property
-    def read(self) -> Tensor:
-        """(B, D) float32: the images as the generator reads them."""
+    def read(self) -> Read:
+        """B rows, float32: the images as the generator reads them."""
         return self.image if self.closed is None else self.closed
 
     @property
@@ -69,7 +71,7 @@ class Batches:
         images: Embeddings,
         targets: Embeddings,
         sentences: Sequence[str],
-        read: ReadImages | None = None,
+        read: ReadImages | PromptedImages | None = None,
     ):
         self.cfg, self.devices, self.read = cfg, devices, read
         self.images, self.targets, self.sentences = images, targets, sentences
@@ -90,7 +92,7 @@ class Batches:
         seeds = sampling_seeds(self.cfg.seed, step, ids, t.num_samples)
         sentences = [self.sentences[i] for i in real[places[0] * t.num_samples : (places[-1] + 1) * t.num_samples]]
         image, target = self.images.vectors[index].float(), self.targets.vectors[index].float()
-        closed = None if self.read is None else on_device(self.read[index], device)
+        closed = None if self.read is None else read_on(self.read[index], device)
         vectors = on_device(image, device), on_device(target, device)
         return Batch(ids, *vectors, seeds, sentences, t.batch_size, closed)
 

@@ -15,6 +15,7 @@ from torch import nn
 from cgtgan.assets.backbone import backbone_description, backbone_producer, save_demo_clip
 from cgtgan.assets.checkpoints import LINKS, STATE, link_targets, settle_links, step_folders
 from cgtgan.assets.gap import save_gap
+from cgtgan.assets.prompts import save_prompts
 from cgtgan.assets.training_state import load_state, read_meta, save_state, state_tensors
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import as_dict
@@ -151,12 +152,13 @@ class Checkpoints:
         if not parts.devices.first:
             return
         self.writer.wait()  # one at a time: a second copy of the state is enough
-        bundle, meta, gap = parts.averaged.copy(), dict(meta), parts.gap
+        bundle, meta, gap, prompts = parts.averaged.copy(), dict(meta), parts.gap, parts.prompts
         tensors = state_tensors(_beside_the_weights(parts), parts.optimizers)
 
         def write(path: Path) -> None:
             bundle.save(path)
             save_gap(path, gap)
+            save_prompts(path, prompts)
             save_state(path / STATE, tensors, meta)
             describe_checkpoint(self.ws, path, parts.backbone, meta["step"])
 

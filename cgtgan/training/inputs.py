@@ -10,7 +10,6 @@ from typing import Any
 from cgtgan.assets.aggregated import aggregated_embeddings
 from cgtgan.assets.checkpoints import init_checkpoint
 from cgtgan.assets.corpus import corpus_sentences
-from cgtgan.assets.gap import ReadImages, read_images
 from cgtgan.assets.generators import total_steps
 from cgtgan.assets.images import dataset_split, image_embeddings
 from cgtgan.assets.workspace import Workspace
@@ -37,8 +36,6 @@ class TrainingInputs:
     scored: bool
     steps: int
     made_from: dict[str, Any]
-    read: ReadImages | None = None  # the training images as the generator reads them; None: as they are
-    read_val: ReadImages | None = None
 
     @property
     def precision(self) -> str:
@@ -85,5 +82,4 @@ def training_inputs(ws: Workspace) -> TrainingInputs:
             f"{ws.rank.world} processes: raise it, or start fewer"
         )
     steps = total_steps(t, len(images.ids))
-    read, read_val = (None if cfg.gap.kind == "none" else read_images(ws, split) for split in ("train", "val"))
-    return TrainingInputs(images, targets, val, sentences, scored, steps, made_from, read, read_val)
+    return TrainingInputs(images, targets, val, sentences, scored, steps, made_from)

@@ -13,10 +13,12 @@ import torch
 
 from cgtgan.assets.backbone import open_backbone
 from cgtgan.assets.corpus import sentence_embeddings
-from cgtgan.assets.gap import gap_of
+from cgtgan.assets.gap import ReadImages, gap_of
 from cgtgan.assets.generators import initial_generator
 from cgtgan.assets.images import image_embeddings
 from cgtgan.assets.optimizer import Optimizer
+from cgtgan.assets.prompts import Prompts, prompts_of
+from cgtgan.assets.reader import PromptedImages, read_images
 from cgtgan.assets.workspace import Workspace
 from cgtgan.errors import InputError
 from cgtgan.method.aggregation import nearest_texts
@@ -55,6 +57,9 @@ class TrainingParts:
     gap: Gap = field(default_factory=Gap)
     consensus: Consensus | None = None  # of the term `consensus`, with the nearest sentences' rows (k,) by image id
     nearest: Mapping[Any, torch.Tensor] | None = None
+    prompts: Prompts | None = None
+    # split -> its images as the generator reads them, for those that it does not read as they are
+    read: Mapping[str, ReadImages | PromptedImages] = field(default_factory=dict)
 
     @property
     def modules(self) -> Mapping[str, torch.nn.Module]:
@@ -136,7 +141,10 @@ def make_training_parts(ws: Workspace, sentences: Sequence[str], steps: int, dim
     ws.devices.precision = precision
     parts = TrainingParts(bundle, reference, discriminator, backbone, g_optimizer, d_optimizer, ws.devices)
     parts.g_chunk, parts.d_chunk = g_chunk, d_chunk
-    parts.own_terms, parts.run, parts.gap = load_own_terms(ws.cfg.reward_weights), ws.run, gap_of(ws)
+    parts.own_terms, parts.run = load_own_terms(ws.cfg.reward_weights), ws.run
+    parts.gap, parts.prompts = gap_of(ws), prompts_of(ws)
+    read = {split: read_images(ws, split, bundle) for split in ("train", "val")}
+    parts.read = {split: images for split, images in read.items() if images is not None}
     if any(name in OF_IMAGES for name in ws.cfg.reward_weights.terms):
         parts.pool = _pool(ws)
     if "consensus" in ws.cfg.reward_weights.terms:

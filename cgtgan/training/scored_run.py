@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from cgtgan.assets.backbone import open_backbone
 from cgtgan.assets.baselines import baseline_generator, written_captions
 from cgtgan.assets.checkpoints import find_checkpoint
-from cgtgan.assets.gap import load_gap
 from cgtgan.assets.generators import training_of
 from cgtgan.assets.images import image_embeddings
+from cgtgan.assets.prompts import prompts_of
+from cgtgan.assets.reader import Reader, load_reader
 from cgtgan.assets.scored_checkpoint import scored_checkpoint
 from cgtgan.assets.scores import ScoredCaptions, record_in, references_of, run_identity, stored_captions, write_scores
 from cgtgan.assets.workspace import Workspace
@@ -23,6 +22,7 @@ from cgtgan.errors import InputError
 from cgtgan.evaluation.records import WITHOUT_GENERATOR, find_record, missing_metrics, settle_record
 from cgtgan.method.batches import stable_seed
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator
+from cgtgan.models.prompted import Read, embedding_of
 from cgtgan.reporting.methods import METHODS
 from cgtgan.runtime.wandb_run import under_agent
 from cgtgan.training.supervised import supervised_generator, supervised_path
@@ -94,20 +94,23 @@ def _caption_split(
         return captions, []
     if method == "cgtgan":
         images = image_embeddings(ws, ws.cfg.evaluate.split).vectors
-        bundle, vectors = load_generator(checkpoint), load_gap(checkpoint).images(images)
+        bundle = load_generator(checkpoint)
+        vectors = load_reader(checkpoint, bundle, ws.device).images(images)
     elif method == "supervised":
-        bundle, vectors = supervised_generator(ws), image_embeddings(ws, ws.cfg.evaluate.split).vectors
+        bundle, images = supervised_generator(ws), image_embeddings(ws, ws.cfg.evaluate.split).vectors
+        vectors = Reader(bundle, prompts=prompts_of(ws)).images(images)
     else:
         bundle, vectors = baseline_generator(ws, method)
     captions = _decoded(ws, method, bundle, vectors) if caption else []
     return captions, _sampled(ws, method, bundle, vectors) if draw else []
 
 
-def _decoded(ws: Workspace, method: str, bundle: GeneratorBundle, vectors: Tensor) -> list[str]:
-    if vectors.shape[1] != bundle.clip_dim:
+def _decoded(ws: Workspace, method: str, bundle: GeneratorBundle, vectors: Read) -> list[str]:
+    dim = embedding_of(vectors).shape[1]
+    if dim != bundle.clip_dim:
         raise InputError(
             f"the checkpoint reads embeddings of {bundle.clip_dim} numbers and clip_backbone="
-            f"{ws.cfg.clip_backbone.name} gives {vectors.shape[1]}: use the backbone it was trained with"
+            f"{ws.cfg.clip_backbone.name} gives {dim}: use the backbone it was trained with"
         )
     with ws.tracker.progress(f"captioning: {METHODS[method].title}", len(vectors)) as bar:
         backbone = open_backbone(ws) if ws.cfg.decode.name == "best_of_n" else None
@@ -115,7 +118,7 @@ def _decoded(ws: Workspace, method: str, bundle: GeneratorBundle, vectors: Tenso
         return decoder.captions(vectors, images=image_embeddings(ws, ws.cfg.evaluate.split).vectors)
 
 
-def _sampled(ws: Workspace, method: str, bundle: GeneratorBundle, vectors: Tensor) -> list[list[str]]:
+def _sampled(ws: Workspace, method: str, bundle: GeneratorBundle, vectors: Read) -> list[list[str]]:
     """`evaluate.self_cider_samples` captions per row, drawn at the decoding's temperature whatever the decoding is."""
     count, decode = ws.cfg.evaluate.self_cider_samples, replace(ws.cfg.decode, name="sample")
     with ws.tracker.progress(f"sampling for self-CIDEr: {METHODS[method].title}", count * len(vectors)) as bar:

@@ -18,6 +18,8 @@ from cgtgan.assets.generators import (
     total_steps,
 )
 from cgtgan.assets.images import data_root, dataset_split, image_embeddings
+from cgtgan.assets.prompts import prompts_of
+from cgtgan.assets.reader import Reader
 from cgtgan.assets.workspace import Workspace
 from cgtgan.captioning.decoding import Decoder
 from cgtgan.data.corpora import clean_captions
@@ -103,7 +105,8 @@ def _validation(ws: Workspace, every: int) -> tuple[Validation, dict[str, Any]]:
     listed = {i: references[i] for i in images.ids}
 
     def cider(bundle: GeneratorBundle) -> float:
-        captions = Decoder(bundle, ws.cfg.decode, ws.device).greedy(images.vectors)
+        read = Reader(bundle, prompts=prompts_of(ws)).images(images.vectors)
+        captions = Decoder(bundle, ws.cfg.decode, ws.device).greedy(read)
         return score_captions(dict(zip(images.ids, captions, strict=True)), listed, ("cider",)).corpus["CIDEr"]
 
     scored = {"every": every, "images": images.header.fingerprint, "references": fingerprint(list(listed.items()))}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cgtgan.assets.gap import ReadImages
 from cgtgan.assets.images import dataset_split
 from cgtgan.assets.workspace import Workspace
 from cgtgan.captioning.decoding import Decoder
@@ -24,12 +23,9 @@ class Validation:
     per_image: dict[Any, float]
 
 
-def validate(ws: Workspace, parts: TrainingParts, val: Embeddings, read: ReadImages | None, step: int) -> Validation:
-    """Score greedy captions of the validation images and write them; each process captions its share.
-
-    read: the images as the generator reads them; None: as they are.
-    """
-    devices = parts.devices
+def validate(ws: Workspace, parts: TrainingParts, val: Embeddings, step: int) -> Validation:
+    """Score greedy captions of the validation images and write them; each process captions its share."""
+    devices, read = parts.devices, parts.read.get("val")
     rows = devices.share(range(len(val.ids)))
     share = slice(rows[0], rows[-1] + 1) if rows else slice(0)
     vectors = val.vectors[share] if read is None else read[share]

@@ -367,7 +367,9 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("overrides", [(), ("train.dropout=true", "initialize.batch_size=15")])
+@pytest.mark.parametrize(
+    "overrides", [(), ("train.dropout=true", "initialize.batch_size=15", "prompt=retrieval", "prompt.tokens=40")]
+)
 def test_two_processes_initialise_what_one_does_and_go_on_after_a_kill_bit_for_bit(
     whole: Path, home: Path, overrides: tuple[str, ...]
 ) -> None:

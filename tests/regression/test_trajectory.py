@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ import torch
 import transformers
 
 from cgtgan.assets.optimizer import Optimizer
+from cgtgan.assets.prompts import FILE, Prompts, load_prompts, write_prompts
+from cgtgan.assets.reader import Reader
 from cgtgan.config import (
     Config,
     DemoClipConfig,
     DiscriminatorConfig,
     GeneratorConfig,
     OptimizerConfig,
+    PromptConfig,
     RewardTermConfig,
 )
 from cgtgan.method.aggregation import nearest_texts
@@ -68,6 +72,8 @@ POSTERIOR = {
 # name -> the settings that it changes
 OPTIONS: dict[str, dict[str, Any]] = {
     "gap": {"gap.kind": "mean"},
+    "entity": {"prompt.kind": "entity", "prompt.nearest": 9, "prompt.tokens": 16},
+    "retrieval": {"prompt.kind": "retrieval", "prompt.tokens": 32},
     "posterior": {"reward_weights.terms": POSTERIOR, "train.baseline": "leave_one_out", "train.num_samples": 2},
     "consensus": {"reward_weights.terms": {"consensus": RewardTermConfig(1.0)}},
     "fluency": {"reward_weights.terms": {"fluency": RewardTermConfig(1.0)}},
@@ -98,7 +104,8 @@ def trajectory(changes: dict[str, Any] | None = None) -> list[dict[str, float]]:
     torch.manual_seed(0)
     clip = DemoClip(DemoClipConfig(dim=16, width=8, text_layers=1), train_tokenizer(SENTENCES, 300, [END_OF_TEXT]), 32)
     backbone = DemoBackbone(clip, torch.device("cpu"))
-    bundle = make_generator(cfg.generator, make_tokenizer(cfg.generator, SENTENCES), backbone.dim, seed=1)
+    tokenizer = make_tokenizer(cfg.generator, SENTENCES)
+    bundle = make_generator(cfg.generator, tokenizer, backbone.dim, seed=1, prompt_tokens=cfg.prompt.length)
     discriminator = make_discriminator(cfg.discriminator, SENTENCES, cfg.generator.max_length, seed=2)
     recipe = OptimizerConfig(lr=1e-3, warmup_steps=3)
     g_optimizer, d_optimizer = Optimizer(bundle.model, recipe, STEPS), Optimizer(discriminator, recipe, STEPS)
@@ -108,7 +115,7 @@ def trajectory(changes: dict[str, Any] | None = None) -> list[dict[str, float]]:
         parts.average = copy.deepcopy(parts.reference) if cfg.train.ema else None
     noise = torch.Generator().manual_seed(3)
     images, targets = torch.randn(2, 40, backbone.dim, generator=noise)
-    gap = closed_gap(cfg.gap.kind, images, targets)
+    reader = Reader(bundle, closed_gap(cfg.gap.kind, images, targets), _prompts(cfg.prompt, targets))
     parts.pool = images[:30]
     if "consensus" in cfg.reward_weights.terms:
         sentences = torch.randn(len(SENTENCES), backbone.dim, generator=noise)
@@ -122,10 +129,19 @@ def trajectory(changes: dict[str, Any] | None = None) -> list[dict[str, float]]:
         seeds = sampling_seeds(0, step, chosen.tolist(), cfg.train.num_samples)
         real = [SENTENCES[i] for i in texts.batch(step, IMAGES * cfg.train.num_samples)]
         image, target = images[index], targets[index]
-        batch = Batch(chosen.tolist(), image, target, seeds, real, IMAGES, gap.images(image))
+        batch = Batch(chosen.tolist(), image, target, seeds, real, IMAGES, reader.images(image))
         row = gan_step(cfg, parts, step, batch)
         rows.append({k: v for k, v in row.items() if not k.startswith(CLOCK)})
     return rows
+
+
+def _prompts(config: PromptConfig, vectors: torch.Tensor) -> Prompts | None:
+    """In a corpus of as many sentences as there are vectors."""
+    if config.kind == "none":
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        write_prompts(Path(folder) / FILE, config, vectors.half(), SENTENCES[: len(vectors)])
+        return load_prompts(Path(folder))
 
 
 def test_twenty_steps_are_as_stored() -> None:

@@ -285,6 +285,8 @@ WRONG_VALUES = {  # noticed after composition, whatever started the run
     "dataset.kind=mine": (
         "dataset.kind=mine is not accepted: it must be one of demo, coco, flickr30k, nocaps, folder, custom"
     ),
+    "prompt.kind=nouns": "prompt.kind=nouns is not accepted: it must be one of none, entity, retrieval",
+    "prompt=entity prompt.tokens=0": "prompt.tokens=0 is not accepted: it must be 1 or more",
     "gap=projection aggregation_t.t=[50,100] stage=aggregate": "gap=projection needs one temperature: set gap.t",
     "train.dropout=true train.loss_norm=tokens": "train.dropout=true and train.loss_norm=tokens contradict each other",
     "train.dropout=true discriminator.loss=pairwise": "train.dropout=true and discriminator.loss=pairwise contradict",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
-from cgtgan.config import Config, RewardTermConfig
+from cgtgan.assets.prompts import Prompts
+from cgtgan.config import Config, PromptConfig, RewardTermConfig
 from cgtgan.method.consensus import Consensus
 from cgtgan.models.discriminator import pairwise_loss
 from cgtgan.stages import train
@@ -28,6 +30,9 @@ def everything_on() -> tuple[Config, TrainingParts]:
     parts.average = copy.deepcopy(parts.bundle.model).requires_grad_(False)
     parts.consensus, parts.nearest = Consensus(SENTENCES), {i: torch.tensor([i % 3, 3]) for i in range(4)}
     parts.pool = torch.randn(20, parts.backbone.dim, generator=torch.Generator().manual_seed(5))
+    vectors = torch.randn(len(SENTENCES), parts.backbone.dim, generator=torch.Generator().manual_seed(6))
+    config = PromptConfig(kind="retrieval", nearest=2, tokens=40)
+    parts.prompts = Prompts(config, vectors, SENTENCES, frozenset(), Path())
     return cfg, parts
 
 
