@@ -23,6 +23,7 @@ from cgtgan.setting_errors import groups
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = sorted(p.stem for p in (ROOT / "sweeps").glob("*.yaml"))
 SEARCH = "optuna_reward_weights"
+ON_THE_DEMO = ("demo_table", "methods")  # without a line for another experiment
 GRIDS = [name for name in SWEEPS if name != SEARCH]
 KNOWN: dict[tuple[str, ...], Config] = {}  # overrides but the seed -> their config, composed once for all tests
 
@@ -71,14 +72,14 @@ def points(composed, typed) -> Callable[..., list[Config]]:
 
 def test_the_questions_of_the_paper_have_a_file_each():
     questions = {"temperature", "reward_weights", "discriminator", "num_samples", "initialization", "seeds", "corpora"}
-    assert {*questions, "semantic_weight", "demo_table", SEARCH} == set(SWEEPS)
+    assert {*questions, "semantic_weight", *ON_THE_DEMO, SEARCH} == set(SWEEPS)
     assert groups()["sweep"] == SWEEPS
 
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_sweep_says_what_it_asks_what_it_costs_and_how_it_is_started(composed, name):
     header = head(name)
-    assert list(header) == ["Question", "Cost", "Run", *(["Demo"] if name != "demo_table" else [])]
+    assert list(header) == ["Question", "Cost", "Run", *(["Demo"] if name not in ON_THE_DEMO else [])]
     assert header["Question"].count("?") == 1
     assert re.match(r"\d+ runs\b", header["Cost"])
     assert "easured" in header["Cost"] or name == "demo_table"
@@ -96,7 +97,7 @@ def test_every_point_is_valid_and_has_a_run_folder_of_its_own(points, name, line
         return
     found = points(*command(name, line))
     count = int(head(name)["Cost"].split()[0])
-    on_the_demo = line == "Demo" or name == "demo_table"
+    on_the_demo = line == "Demo" or name in ON_THE_DEMO
     assert len(found) == (count * 2 // 3 if (name, line) == ("corpora", "Demo") else count)
     assert len({run_folder(cfg) for cfg in found}) == len(found)
     assert {cfg.dataset.kind for cfg in found} == {"demo" if on_the_demo else "coco"}
@@ -120,7 +121,8 @@ def test_what_differs_between_the_points_is_the_question(points):
 
     assert asked("temperature", lambda c: c.aggregation_t.t) == [25, 50, 100, 150, 175, 200]
     rewards = asked("reward_weights", lambda c: c.reward_weights.name)
-    assert rewards == [option for option in groups()["reward_weights"] if option not in ("posterior", "semantics_only")]
+    others = ("consensus", "posterior", "semantics_only")
+    assert rewards == [option for option in groups()["reward_weights"] if option not in others]
     assert asked("semantic_weight", lambda c: c.reward_weights.max_weight) == [0, 0.25, 0.5, 0.75, 1]
     assert asked("num_samples", lambda c: c.train.num_samples) == [1, 2, 5, 10]
     assert asked("initialization", lambda c: c.train.use_initialization) == [True, False]
