@@ -40,8 +40,7 @@ ODD = {
 }
 
 
-@pytest.mark.usefixtures("small_meteor")
-def test_odd_captions_are_scored_and_move_no_other_score() -> None:
+def test_odd_captions_are_scored_and_move_no_other_score(small_meteor: None) -> None:
     # CIDEr's document frequencies come from the references alone, so every other image keeps its score to the bit.
     references = {**REFERENCES, **dict.fromkeys(ODD, REFERENCES[1])}
     plain = m.score_captions({**CAPTIONS, **dict.fromkeys(ODD, "a cat")}, references)
@@ -60,8 +59,7 @@ def test_odd_captions_are_scored_and_move_no_other_score() -> None:
     assert odd.per_image["empty"]["METEOR"] == odd.per_image["punctuation"]["METEOR"] == 0
 
 
-@pytest.mark.usefixtures("small_meteor")
-def test_several_methods_score_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_methods_score_as_each_alone(small_meteor: None, monkeypatch: pytest.MonkeyPatch) -> None:
     methods = {"one": CAPTIONS, "two": {1: "", 2: "dogs in the snow", 3: "a bus ||| on a street"}}
     alone = {name: m.score_captions(captions, REFERENCES) for name, captions in methods.items()}
     starts: list[object] = []
@@ -79,8 +77,7 @@ def test_several_methods_score_as_each_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert m.score_many({}, REFERENCES) == {}
 
 
-@pytest.mark.usefixtures("small_meteor")
-def test_meteor_is_pycocoevalcaps_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_meteor_is_pycocoevalcaps_own(small_meteor: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from pycocoevalcap.meteor import meteor as wrapper
 
     monkeypatch.setattr(wrapper, "__file__", str(jvm.package_folder("meteor") / "meteor.py"))  # where its table lies
@@ -268,8 +265,9 @@ def test_the_locale_is_fixed(monkeypatch: pytest.MonkeyPatch, fake_java: Callabl
     assert m.score_captions(CAPTIONS, REFERENCES, ("rouge_l",)).tokenizer == "ptb"
 
 
-@pytest.mark.usefixtures("small_meteor")
-def test_two_evaluations_at_once_share_a_folder_and_write_nothing_in_the_installation(tmp_path: Path) -> None:
+def test_two_evaluations_at_once_share_a_folder_and_write_nothing_in_the_installation(
+    small_meteor: None, tmp_path: Path
+) -> None:
     def installed() -> dict[Path, int]:
         return {
             p: p.stat().st_mtime_ns
@@ -277,9 +275,8 @@ def test_two_evaluations_at_once_share_a_folder_and_write_nothing_in_the_install
             for p in jvm.package_folder(name).rglob("*")
         }
 
-    m.score_captions(
-        CAPTIONS, REFERENCES, ("bleu", "rouge_l", "cider")
-    )  # Python compiles what it imports for the first time
+    # Python compiles what it imports for the first time
+    m.score_captions(CAPTIONS, REFERENCES, ("bleu", "rouge_l", "cider"))
     before = installed()
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: m.score_captions(CAPTIONS, REFERENCES, java=m.JavaSettings(tmp_path)), range(2)))
