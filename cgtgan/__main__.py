@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cgtgan import cli
 from cgtgan.config import Config
 from cgtgan.errors import Stopped
-from cgtgan.launching.points import Points
+from cgtgan.launching.points import Points, numbered
 from cgtgan.runtime.shards import Rank
 from cgtgan.runtime.versions import __version__
 from cgtgan.setting_errors import CONF
@@ -68,7 +68,9 @@ def run_stage(raw: DictConfig) -> float | None:
     make_ready(cfg, _seen)
     result = importlib.import_module(f"cgtgan.stages.{cfg.stage}").run(cfg)
     if cfg.several and Rank.here().number == 0:
-        number, overrides = HydraConfig.get().job.num + 1, HydraConfig.get().overrides.task
+        hydra_config = HydraConfig.get()
+        number = numbered(hydra_config.job.num + 1, hydra_config.sweeper, sys.argv[1:])
+        overrides = hydra_config.overrides.task
         print(_points.done(cfg, number, overrides, time.perf_counter() - started), flush=True)
     return result
 
@@ -109,7 +111,7 @@ def main() -> int:
     ConfigStore.instance().store(name="cgtgan_schema", node=Config)
     cli.failures = []
     _seen.clear()
-    _points.folders.clear()
+    _points.clear()
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except KeyboardInterrupt:
@@ -117,8 +119,8 @@ def main() -> int:
         return 130
     except Exception as error:
         return max(cli.report_failure(error, argv), cli.exit_code(argv))
-    if command := _points.command():
-        print(command)
+    for line in _points.last_words():
+        print(line)
     return cli.exit_code(argv)
 
 

@@ -123,7 +123,7 @@ def typed_with_stage(stage: str) -> str:
     if failures is None:  # in a job: the program's words are those of submitit
         from hydra.core.hydra_config import HydraConfig
 
-        words = list(HydraConfig.get().overrides.task)
+        words = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     kept = [word for word in words if not word.startswith(("stage=", "download=", "hydra/launcher="))]
     return " ".join([program(), f"stage={stage}", *map(shlex.quote, kept)])
 

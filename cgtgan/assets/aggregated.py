@@ -55,6 +55,7 @@ def aggregated_at_temperatures(ws: Workspace, name: str, config: AggregationConf
     paths = {t: ws.store.path("aggregated_embeddings", producer, ".safetensors") for t, producer in producers.items()}
     wanted = [t for t, path in paths.items() if not path.exists()]
     if wanted:
+        ws.store.will_make(paths[wanted[0]])
         started = time.perf_counter()
         shards = _shards(ws, images, texts, config, wanted, [paths[t] for t in wanted])
         shards.discard(lambda piece: read_meta(piece) is None)

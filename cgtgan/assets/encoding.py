@@ -18,6 +18,7 @@ from cgtgan.runtime.shards import Shards
 def fill_shards(
     ws: Workspace, shards: Shards, what: str, rows: int, make: Callable[[Iterator[int], Bar], None]
 ) -> None:
+    ws.store.will_make(shards.path)
     there = min(rows, (shards.count - len(shards.missing())) * shards.cut)
     if there:
         ws.tracker.say(f"encoding {what}: going on after {there:,} of {rows:,}")

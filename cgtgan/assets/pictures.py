@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from cgtgan.assets.workspace import Workspace
 from cgtgan.data.annotations import ImageId
-from cgtgan.data.image_files import find_images
 from cgtgan.data.image_names import match_names
+from cgtgan.data.named_pictures import find_images
 
 if TYPE_CHECKING:  # which picture a caption means is known without torch
     from torch import Tensor
@@ -20,7 +20,7 @@ def pictures_of(ws: Workspace, names: Mapping[Any, Iterable[str]]) -> dict[Any, 
 
     names: of each id, the names by which the picture may be found (data/image_names.py), perhaps without its ending.
     """
-    files = ws.once("pictures", lambda: find_images(ws.cfg.image_paths))
+    files = ws.once("pictures", lambda: find_images(ws.cfg.image_paths, ws.cfg.dataset.image_column))
     wanted = {i: list(each) for i, each in names.items()}
     whole: dict[ImageId, str] = {str(file): str(file) for file in files}
     matched = match_names(wanted, whole)

@@ -17,7 +17,6 @@ from cgtgan.errors import InputError, MissingFileError
 from cgtgan.models.generator_bundle import generator_identity
 from cgtgan.models.released_generator import load_released_generator
 from cgtgan.runtime.artifacts import (
-    ArtifactStore,
     Embeddings,
     atomic_path,
     file_fingerprint,
@@ -29,6 +28,7 @@ from cgtgan.runtime.artifacts import (
     write_json,
 )
 from cgtgan.runtime.producers import settings_of, with_format
+from cgtgan.runtime.store import ArtifactStore
 
 FIELD = "dataset.released"
 RELEASED_FORMAT = 1  # raise it where the same file is read into something else (runtime/producers.py)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cgtgan.config import Config
 from cgtgan.errors import InputError
 from cgtgan.run_identity import run_folder, scientific_settings
-from cgtgan.runtime.artifacts import ArtifactStore, locked, read_json, write_json
+from cgtgan.runtime.artifacts import read_json, write_json
 from cgtgan.runtime.shards import Rank
+from cgtgan.runtime.store import ArtifactStore, locked
 from cgtgan.runtime.tracking import Tracker
 
 if TYPE_CHECKING:  # scoring a file of captions needs no device: it starts without torch

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from cgtgan.data.picture_archives import picture_state
 from cgtgan.data.user_files import printable
 from cgtgan.errors import InputError
 from cgtgan.runtime.artifacts import parse_json, write_json, write_text
@@ -58,11 +59,10 @@ def _readable_lines(path: Path) -> list[dict[str, Any]]:
 
 def picture_key(path: Path) -> str:
     """A picture as it is now: another picture under the same name has another key."""
-    try:
-        state = path.stat()
-    except OSError:  # opening it raises the error that names it
+    state = picture_state(path)
+    if state is None:  # opening it raises the error that names it
         return f"{path.absolute()}|"
-    return f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
+    return f"{path.resolve()}|{state[0]}|{state[1]}"
 
 
 def write_captions(target: Path, captions: Sequence[CaptionedPicture], *, several: bool) -> None:

@@ -27,16 +27,16 @@ class ArchivedPicture(NamedTuple):
     captions: list[str]
 
 
-def archives_of(place: Path) -> list[Path]:
+def archives_of(place: Path, field: str = FIELD) -> list[Path]:
     """What a setting names: an archive, `{00000..00099}.tar`, a pattern with `*`, a Hugging Face data set's folder.
 
     Empty where it names no archive. Raises `MissingFileError` for a file of a range that is not there, `InputError` for
-    a data set with several splits.
+    a data set with several splits. field: the setting, for these sentences.
     """
     if place.is_dir():
         if (place / "dataset_dict.json").is_file():
             splits = ", ".join(sorted(state.parent.name for state in place.glob("*/state.json")))
-            raise InputError(f"{place} ({FIELD}) is a data set with the splits {splits}: name one, as {place}/SPLIT")
+            raise InputError(f"{place} ({field}) is a data set with the splits {splits}: name one, as {place}/SPLIT")
         return sorted(place.glob("*.arrow")) if (place / "state.json").is_file() else []
     texts = [str(place)]
     while not place.exists() and (numbers := _RANGE.search(texts[0])):
@@ -46,7 +46,7 @@ def archives_of(place: Path) -> list[Path]:
     archives = [path for path in paths if path.suffix.lower() in ARCHIVES]
     for path in archives:
         if not path.is_file():
-            raise missing_file(path, FIELD)
+            raise missing_file(path, field)
     return archives
 
 

@@ -8,7 +8,6 @@ import io
 import logging
 import os
 import struct
-import sys
 import zlib
 from collections import Counter
 from functools import cache
@@ -166,37 +165,6 @@ def _range(mode: str, pixels: np.ndarray) -> tuple[float, float]:
     whole = float(np.iinfo(pixels.dtype).max) if mode == "I" else high
     tops = (*((1.0,) if mode == "F" else ()), 255.0, 65535.0, high if high < whole / 16 else whole)
     return 0.0, next(top for top in tops if high <= top)
-
-
-def find_images(paths: list[str]) -> list[Path]:
-    """Pictures named, or below a folder named, in name order; for `-`, those that standard input lists, one per line.
-
-    Raises `MissingFileError` or `InputError`; a listed file that does not exist is left to whoever opens it.
-    """
-    images: list[Path] = []
-    for name in paths:
-        path = Path(name).expanduser()
-        if name == "-":
-            images += _listed_on_standard_input()
-        elif path.is_dir():
-            below = pictures_below(path, PHOTO_SUFFIXES)
-            if not below:
-                raise InputError(f"images={name}: the folder holds no picture ({', '.join(sorted(PHOTO_SUFFIXES))})")
-            images += below
-        elif path.is_file():
-            images.append(path)
-        else:
-            raise MissingFileError(f"images={name} does not exist: name a picture or a folder of pictures")
-    return list(dict.fromkeys(images))
-
-
-def _listed_on_standard_input() -> list[Path]:
-    lines = [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().splitlines() if line.strip()]
-    if not lines:
-        problem = "standard input lists no picture; give a path per line, as of `find photos -name '*.jpg'`"
-        raise InputError(f"images=-: {problem}")
-    listed = [pictures_below(line, PHOTO_SUFFIXES) if line.is_dir() else [line] for line in lines]
-    return [picture for pictures in listed for picture in pictures]
 
 
 def pictures_below(base: Path, suffixes: frozenset[str]) -> list[Path]:

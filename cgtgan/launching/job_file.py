@@ -16,7 +16,8 @@ from typing import Any
 
 from cgtgan.config import Config, as_dict, custom_parts, leaves
 from cgtgan.errors import InputError
-from cgtgan.runtime.artifacts import fingerprint, locked, read_json, write_json
+from cgtgan.runtime.artifacts import fingerprint, read_json, write_json
+from cgtgan.runtime.store import locked
 from cgtgan.runtime.versions import __version__
 from cgtgan.runtime.wandb_run import stored_wandb_id
 

@@ -23,7 +23,15 @@ from cgtgan.reporting.curves import variant_plots
 from cgtgan.reporting.export import csv_text, latex_table, markdown
 from cgtgan.reporting.labels import labelled
 from cgtgan.reporting.methods import SYSTEMS
-from cgtgan.reporting.page import About, ComparedPicture, Comparison, WrittenCaption, item_of, render_comparison
+from cgtgan.reporting.page import (
+    FIRST_LOOK,
+    About,
+    ComparedPicture,
+    Comparison,
+    WrittenCaption,
+    item_of,
+    render_comparison,
+)
 from cgtgan.reporting.run_folder import Run
 from cgtgan.reporting.tables import MethodRow, RowsBySet, format_score, signed_interval
 from cgtgan.reporting.variants import OUTPUT, Selection, Variant, as_typed, differing, gather
@@ -32,6 +40,7 @@ from cgtgan.runtime.tracking import Tracker
 from cgtgan.runtime.versions import code_version
 
 RANDOM_WEIGHTS = "CLIP has random weights in some of these runs: their scores are meaningless."
+FIRST_PICTURES = 6  # above the table
 CAPTIONS_PER_PICTURE = 8  # variants whose captions stand under one picture
 FILES = (".csv", ".tex", ".md")
 
@@ -74,6 +83,7 @@ def compare(cfg: Config, selection: Selection, split: Split | None = None) -> Pa
     for text in filter(None, [page.about.warning, page.about.summary, *notes]):
         tracker.say(text)
     tracker.say(f"report: {places['.html']}, with {', '.join(places[suffix].name for suffix in FILES)} in its folder")
+    tracker.say(f"look at it: {places['.html'].resolve().as_uri()}")
     return places[".html"]
 
 
@@ -181,7 +191,7 @@ def _notes(variants: Sequence[Variant], sets: Mapping[Any, Sequence[Entry]]) -> 
 
 
 def _galleries(cfg: Config, rows: Sequence[Entry], split: Split | None) -> dict[str, tuple[str, list[ComparedPicture]]]:
-    """The same pictures with a caption of every variant: where their CIDErs lie farthest apart, and drawn at random."""
+    """The same pictures with a caption of every variant: drawn at random, and where their CIDErs lie farthest apart."""
     systems = [entry for entry in rows if entry.method in SYSTEMS]
     chosen = systems[:CAPTIONS_PER_PICTURE]
     if not chosen or not cfg.report.gallery:
@@ -196,7 +206,7 @@ def _galleries(cfg: Config, rows: Sequence[Entry], split: Split | None) -> dict[
     n = cfg.report.gallery // 2 or 1
     farthest = [i for i in sorted(apart, key=lambda i: -apart[i]) if apart[i] > 0][:n]
     rest = [i for i in common if i not in farthest]
-    drawn = random.Random(cfg.seed).sample(rest, min(n, len(rest)))
+    drawn = random.Random(cfg.seed).sample(rest, min(max(n, FIRST_PICTURES), len(rest)))
     about = "The number is the CIDEr (×100) of that picture."
     if any(entry.row.num_seeds for entry in chosen):
         about = f"The captions are those of each variant's lowest seed. {about}"
@@ -210,8 +220,9 @@ def _galleries(cfg: Config, rows: Sequence[Entry], split: Split | None) -> dict[
         return f"{note} {about}", [(make(i, captions[0][i]), _written_captions(i, writers)) for i in ids]
 
     galleries = {
+        FIRST_LOOK: compared("Drawn at random.", drawn[:FIRST_PICTURES]),
         "Where they differ most": compared("Pictures whose CIDErs lie farthest apart.", farthest),
-        "Random pictures": compared("Drawn at random: what to expect.", drawn),
+        "More random pictures": compared("Drawn at random, as those at the top.", drawn[FIRST_PICTURES:]),
     }
     return {title: gallery for title, gallery in galleries.items() if gallery[1]}
 

@@ -27,6 +27,7 @@ from cgtgan.reporting.svg import Histogram, Plot, draw
 from cgtgan.reporting.tables import MethodRow, RowsBySet, format_score, signed_score
 
 TEMPLATES = Path(__file__).parent / "templates"
+FIRST_LOOK = "What to expect"  # of the comparison, the gallery above the table
 OPEN_PLOTS = 8  # of the comparison, drawn before the rest is folded away
 WrittenCaption = tuple[Sequence[str], str, Sequence[float]]  # names of variants, their caption, its raw CIDErs
 
@@ -171,7 +172,8 @@ def render_comparison(page: Comparison) -> str:
     measured, tested = tables.measured_metrics(every), {metric for row in every for metric in row.differences}
     untested = [metric for metric in measured if metric not in tested] if tested else []
     values: dict[str, object] = {"untested": untested, "seeds": any(row.num_seeds for row in every)}
-    return render_template("comparison.html.j2", page=page, sets=sets, open_plots=OPEN_PLOTS, **values)
+    values |= {"open_plots": OPEN_PLOTS, "first_look": FIRST_LOOK}
+    return render_template("comparison.html.j2", page=page, sets=sets, **values)
 
 
 def render_gallery(title: str, items: Sequence[GalleryItem], total: int | None = None) -> str:

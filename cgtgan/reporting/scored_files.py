@@ -22,7 +22,7 @@ from cgtgan.assets.scores import (
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import custom_name
 from cgtgan.data.datasets import ImageRecord, Split
-from cgtgan.errors import InputError, MissingFileError, Stopped, UserError
+from cgtgan.errors import InputError, MissingFileError, Stopped, UserError, program
 from cgtgan.evaluation.coco_files import id_list, load_results, under_reference_ids
 from cgtgan.evaluation.records import settle_record
 from cgtgan.reporting.many_runs import compare
@@ -30,7 +30,8 @@ from cgtgan.reporting.methods import FROM_FILE
 from cgtgan.reporting.score_folder import SCORES, ScoreFolder, without_parents
 from cgtgan.reporting.tables import MethodRow, console_table, domain_rows, score_tables
 from cgtgan.reporting.variants import Selection, natural
-from cgtgan.runtime.artifacts import file_fingerprint, fingerprint, locked
+from cgtgan.runtime.artifacts import file_fingerprint, fingerprint
+from cgtgan.runtime.store import locked
 
 References = Mapping[Any, list[str]] | None  # None: pictures alone
 
@@ -149,3 +150,5 @@ def _show(ws: Workspace, folder: Path) -> None:
     for table in score_tables([whole, *domain_rows(name, record)]):
         ws.tracker.show(console_table(table))
     ws.tracker.say(f"captions and scores, of the whole and of each image: {folder}")
+    ws.tracker.say(f"look at them: {folder.as_uri()}")
+    ws.tracker.say(f"for a page beside other captions: {program()} stage=evaluate 'captions=[{name},OTHER]' ...")

@@ -12,14 +12,12 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
-
-from filelock import FileLock
 
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.runtime.fingerprints import check_as_written, forget_fingerprint
@@ -66,7 +64,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # a folder: safetensors writes into a nameless file of its own beside the one that it is given
     place = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
-    _remove(place)
+    remove_path(place)
     place.mkdir()
     beside = place / path.name
     try:
@@ -81,7 +79,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except Exception as error:
         raise _named_disk_error(error, path) from None
     finally:
-        _remove(place)
+        remove_path(place)
 
 
 def _named_disk_error(error: Exception, path: Path) -> Exception:
@@ -93,7 +91,7 @@ def _named_disk_error(error: Exception, path: Path) -> Exception:
     return error
 
 
-def _remove(path: Path) -> None:
+def remove_path(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -103,7 +101,7 @@ def _remove(path: Path) -> None:
 def sweep_leftovers(folder: Path, name: str = "") -> None:
     """Remove what killed writers of `atomic_path` left in `folder`, of `name` only, which nobody may write to now."""
     for stale in folder.glob(f".{escape(name)}*.tmp"):
-        _remove(stale)
+        remove_path(stale)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -320,81 +318,3 @@ def load_sentences(path: Path) -> tuple[Sentences, dict[str, int]]:
     header.expect(path, kind="sentences", rows=len(ends))
     check_as_written(path, _FIX)
     return Sentences(text, ends), meta["counts"]
-
-
-# ---------------------------------------------------------------------------------------------------- made once, shared
-
-
-def _lock_file(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
-
-
-@contextmanager
-def locked(path: Path, when_waiting: Callable[[], object]) -> Iterator[None]:
-    """Hold the lock of `path`, a file `.<name>.lock` beside it; `when_waiting` is called if another process holds it.
-
-    The system drops the `fcntl` lock of a process that dies, so nobody waits for a dead job.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(_lock_file(path))
-    try:
-        lock.acquire(timeout=0)
-    except TimeoutError:
-        when_waiting()
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-class ArtifactStore:
-    """A folder of artifacts; the name of each carries the fingerprint of the settings and inputs it was made from."""
-
-    def __init__(self, root: Path, say: Callable[[str], None] = lambda _: None):
-        self.root = root
-        self.say = say
-
-    def path(self, kind: str, producer: Mapping[str, Any], suffix: str) -> Path:
-        return self.root / kind / f"{kind}-{fingerprint(producer)}{suffix}"
-
-    def lock(self, path: Path) -> AbstractContextManager[None]:
-        return locked(path, lambda: self.say(f"waiting for another job that makes {path}"))
-
-    def make(self, path: Path, write: Callable[[Path], object]) -> bool:
-        """Make `path` with `write(path)` unless it is there; False if it was. `write` must write atomically."""
-        if path.exists():
-            self.tidy(path)
-            return False
-        with self.lock(path):
-            if path.exists():  # another job made it while we waited
-                return False
-            sweep_leftovers(path.parent, f"{path.name}.")
-            write(path)
-        return True
-
-    def claim(self, path: Path, held: ExitStack) -> str:
-        """`made` if `path` is there, `busy` while another job makes it, else `free`: the lock is in `held` now."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            if not path.exists():
-                held.enter_context(FileLock(_lock_file(path)).acquire(timeout=0))
-        except TimeoutError:
-            return "busy"
-        return "made" if path.exists() else "free"
-
-    def tidy(self, path: Path) -> None:
-        """Remove what a job left that was killed just after it had made `path`: states, pieces, half-written files."""
-        if path.exists() and _leftovers(path):
-            try:
-                with FileLock(_lock_file(path)).acquire(timeout=0):
-                    for stale in _leftovers(path):
-                        _remove(stale)
-            except (TimeoutError, OSError):  # a job is still at it, or nothing can be removed here
-                pass
-
-
-def _leftovers(path: Path) -> list[Path]:
-    name, stem = escape(path.name), escape(path.stem)
-    patterns = (f".{name}.*.tmp", f"{name}.training", f"{stem}.shards-*")
-    return [leftover for pattern in patterns for leftover in path.parent.glob(pattern)]

@@ -24,9 +24,9 @@ from urllib.request import OpenerDirector, Request, build_opener
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from cgtgan.errors import InputError, UserError
-from cgtgan.runtime.artifacts import locked
 from cgtgan.runtime.fingerprints import file_sha256
 from cgtgan.runtime.sources import Source
+from cgtgan.runtime.store import locked
 from cgtgan.runtime.tracking import Tracker
 from cgtgan.runtime.versions import __version__
 

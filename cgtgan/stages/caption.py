@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from cgtgan.captioning.caption_files import CaptionedPicture, KeptCaptions, pict
 from cgtgan.captioning.captioner import DRAWINGS, Captioner
 from cgtgan.captioning.decoding import ScoredCaption, chosen_decode
 from cgtgan.config import Config, as_dict
-from cgtgan.data.image_files import DAMAGED_IMAGE, find_images, picture_formats
+from cgtgan.data.image_files import DAMAGED_IMAGE, picture_formats
 from cgtgan.data.loading import decoded
+from cgtgan.data.named_pictures import find_images
+from cgtgan.data.picture_archives import picture_bytes
 from cgtgan.data.user_files import printable
 from cgtgan.errors import InputError
 from cgtgan.reporting.page import GalleryItem, render_gallery
-from cgtgan.runtime.artifacts import file_fingerprint, fingerprint, locked, write_json, write_text
+from cgtgan.runtime.artifacts import file_fingerprint, fingerprint, write_json, write_text
+from cgtgan.runtime.store import locked
 
 GALLERY_LIMIT = 500  # pictures on the page; captions.json has all
 CONSOLE_LIMIT = 20  # captions, and pictures that cannot be read, on the console
@@ -34,7 +38,7 @@ def run(cfg: Config) -> None:
 def caption(ws: Workspace) -> None:
     """A killed job continues where it stopped. A picture that cannot be read is listed and left out."""
     cfg = ws.cfg
-    images = find_images(cfg.image_paths)
+    images = find_images(cfg.image_paths, cfg.dataset.image_column)
     checkpoint = find_checkpoint(ws)
     captioner = Captioner.load(checkpoint, device=str(ws.device))
     captioner.decode = chosen_decode(captioner.decode, cfg.decode, cfg.typed_decode)
@@ -60,13 +64,14 @@ def caption(ws: Workspace) -> None:
             ws.tracker.say(f"{printable(path)}: {best['caption']}")
         _report_unreadable(ws, output / "unreadable.json", unreadable, len(images))
         ws.tracker.say(f"captions of {len(captions):,} pictures: {target} and {output / 'gallery.html'}")
+        ws.tracker.say(f"look at them: {(output / 'gallery.html').resolve().as_uri()}")
         kept.remove()
 
 
 def _size(path: Path) -> tuple[int, int]:
     """Width and height; 0 of a picture that cannot be read, of which another sentence tells."""
     try:
-        with Image.open(path, formats=picture_formats()) as image:
+        with Image.open(io.BytesIO(picture_bytes(path)), formats=picture_formats()) as image:
             return image.size
     except DAMAGED_IMAGE:
         return 0, 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cgtgan.assets.scores import record_in
 from cgtgan.assets.workspace import Workspace
+from cgtgan.cli import typed_with_stage
 from cgtgan.config import Config
 from cgtgan.evaluation.records import WITHOUT_GENERATOR, differences
 from cgtgan.reporting.methods import METHODS, training_note
@@ -48,3 +49,6 @@ def _show(ws: Workspace, places: Mapping[str, Path]) -> None:
         ws.tracker.show(console_table(table))
     folders = {place.parent for place in places.values()} if len(places) > 1 else set(places.values())
     ws.tracker.say(f"captions and scores, of the whole and of each image: {', '.join(map(str, folders))}")
+    if not ws.cfg.several:
+        page = Path(ws.cfg.report.output or ws.run / "report.html").expanduser().resolve()
+        ws.tracker.say(f"for the page {page.as_uri()}: {typed_with_stage('report')}")

@@ -8,8 +8,10 @@ from collections.abc import Callable
 
 from cgtgan.assets.generators import initial_generator
 from cgtgan.assets.images import dataset_split
+from cgtgan.assets.plan import made_already
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import COCO_METRICS, Config, custom_name
+from cgtgan.errors import program
 from cgtgan.stages.aggregate import aggregate
 from cgtgan.stages.preprocess import preprocess
 from cgtgan.stages.report import report
@@ -27,12 +29,15 @@ OWN: dict[str, Callable[[Workspace], object]] = {
     "evaluate": score_run,
     "report": report,
 }
+STAGES = [*SHARED, *OWN]
 
 
 def run(cfg: Config) -> float | None:
     """Returns what `train.run` does."""
     ws = Workspace(cfg)
     ws.tracker.say(f"run folder: {ws.run}")
+    if not ws.rank.number:  # the one that prints
+        _announce(ws)
     started = time.perf_counter()
     for name, stage in SHARED.items():
         _timed(ws, name, stage)
@@ -44,6 +49,8 @@ def run(cfg: Config) -> float | None:
                 _score_without_references(ws)
             _timed(ws, name, stage)
     ws.tracker.say(f"pipeline: {time.perf_counter() - started:.1f} s")
+    if not cfg.several:
+        _say_next(ws)
     return best_validation(ws)
 
 
@@ -59,8 +66,21 @@ def _score_without_references(ws: Workspace) -> None:
     )
 
 
+def _announce(ws: Workspace) -> None:
+    """'plan: 1 preprocess (made), 2 aggregate (made), 3 initialize, 4 train, 5 evaluate, 6 report'"""
+    states = made_already(ws)
+    stages = (f"{n} {name}" + (f" ({states[name]})" if name in states else "") for n, name in enumerate(STAGES, 1))
+    ws.tracker.say(f"plan: {', '.join(stages)}")
+
+
+def _say_next(ws: Workspace) -> None:
+    given = f"{program()} {{}} {shlex.quote(f'checkpoint={ws.run}')}"
+    ws.tracker.say(f"caption your own pictures: {given.format('stage=caption')} images=FOLDER")
+    ws.tracker.say(f"or on a page in the browser: {given.format('stage=serve')}")
+
+
 def _timed(ws: Workspace, name: str, stage: Callable[[Workspace], object]) -> None:
-    ws.tracker.console.rule(name, align="left")
+    ws.tracker.console.rule(f"{STAGES.index(name) + 1}/{len(STAGES)} {name}", align="left")
     started = time.perf_counter()
     stage(ws)
     ws.tracker.say(f"{name}: {time.perf_counter() - started:.1f} s")

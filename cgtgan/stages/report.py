@@ -39,3 +39,5 @@ def report(ws: Workspace) -> None:
     for table in tables if not ws.cfg.several else ():
         ws.tracker.show(console_table(table))
     ws.tracker.say(f"report: {output}")
+    if not ws.cfg.several:
+        ws.tracker.say(f"look at it: {output.resolve().as_uri()}")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cgtgan.errors import InputError, MissingFileError, Stopped, UserError
+from cgtgan.errors import InputError, Stopped, UserError
 
 try:
     import fastapi  # noqa: F401
@@ -29,11 +27,12 @@ from cgtgan.captioning.decoding import chosen_decode, describe
 from cgtgan.captioning.request_timeout import protocol
 from cgtgan.captioning.web import Demo, create_app, in_address
 from cgtgan.config import ClipBackboneConfig, Config, DemoClipConfig, ServeConfig
-from cgtgan.data.image_files import find_images
+from cgtgan.data.named_pictures import find_images
 from cgtgan.models.backbone_identity import backbone_identity
 from cgtgan.reporting.page import render_template
-from cgtgan.runtime.artifacts import ArtifactStore, file_fingerprint, read_json
+from cgtgan.runtime.artifacts import file_fingerprint, read_json
 from cgtgan.runtime.interrupts import stop_requests
+from cgtgan.runtime.store import ReadOnlyStore
 
 EXAMPLES = 12
 CONNECTIONS = 64  # a request beyond these is answered 503: each may hold an upload in memory
@@ -74,23 +73,10 @@ def listening(serve: ServeConfig) -> socket.socket:
         ) from None
 
 
-class ReadOnlyStore(ArtifactStore):
-    """A store that makes nothing: a page does not wait for hours of encoding. Raises `MissingFileError`."""
-
-    def path(self, kind: str, producer: Mapping[str, Any], suffix: str) -> Path:
-        path = super().path(kind, producer, suffix)
-        if not path.exists():
-            raise MissingFileError(f"{path} is missing: stage=preprocess makes it")
-        return path
-
-    def lock(self, path: Path) -> AbstractContextManager[None]:
-        raise MissingFileError(f"{path} is missing: stage=preprocess makes it")
-
-
 def open_demo(ws: Workspace) -> Demo:
     """The checkpoint's captioner; corpus and examples as far as they were made before."""
     cfg = ws.cfg
-    named = find_images(cfg.image_paths) if cfg.image_paths else []
+    named = find_images(cfg.image_paths, cfg.dataset.image_column) if cfg.image_paths else []
     checkpoint = find_checkpoint(ws)
     stored = read_json(checkpoint / "checkpoint.json")
     captioner = Captioner.load(checkpoint, device=str(ws.device))
@@ -101,7 +87,7 @@ def open_demo(ws: Workspace) -> Demo:
     about += " It only knows the demo's drawings." if clip["kind"] == "demo" else ""
     demo = Demo(captioner, cfg.serve, about)
     available = Workspace(cfg, ws.tracker)
-    available.store = ReadOnlyStore(ws.store.root)
+    available.store = ReadOnlyStore(ws.store.root)  # a page does not wait for hours of encoding
     try:
         check_same_clip(available, clip, checkpoint)
         demo.vectors, demo.sentences = sentence_embeddings(available).vectors, corpus_sentences(available)[0]
@@ -122,8 +108,10 @@ def check_same_clip(ws: Workspace, clip: dict[str, Any], checkpoint: Path) -> No
     given = ws.cfg.clip_backbone
     same = given.kind == clip["kind"]
     if same and given.kind == "demo":
-        folders = ws.store.path("clip", backbone_producer(ws), ""), checkpoint / "clip"
-        same = len({file_fingerprint(folder / "clip.safetensors") for folder in folders}) == 1
+        kept = ws.store.path("clip", backbone_producer(ws), "")
+        if not kept.exists():
+            ws.store.will_make(kept)
+        same = len({file_fingerprint(folder / "clip.safetensors") for folder in (kept, checkpoint / "clip")}) == 1
     elif same:
         fields: dict[str, Any] = clip | {"demo": DemoClipConfig()}
         same = backbone_identity(given) == backbone_identity(ClipBackboneConfig(**fields))

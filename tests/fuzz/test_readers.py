@@ -33,8 +33,9 @@ from cgtgan.captioning.web import Refused, read_picture
 from cgtgan.config import DatasetConfig, GeneratorConfig
 from cgtgan.data.corpora import RULES, clean_corpus, has_entities, read_raw
 from cgtgan.data.datasets import load_pairs, load_split
-from cgtgan.data.image_files import DAMAGED_IMAGE, find_images
+from cgtgan.data.image_files import DAMAGED_IMAGE
 from cgtgan.data.loading import decoded, load_pixels
+from cgtgan.data.named_pictures import find_images
 from cgtgan.data.released import read_model, read_released
 from cgtgan.errors import UserError
 from cgtgan.evaluation.coco_files import load_named_references, load_results, under_reference_ids

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +28,8 @@ from cgtgan.assets.backbone import save_demo_clip
 from cgtgan.assets.workspace import Workspace
 from cgtgan.captioning.decoding import ScoredCaption
 from cgtgan.cli import corrected
-from cgtgan.config import CaptionConfig, ClipBackboneConfig, Config, DecodeConfig, as_dict
-from cgtgan.data.image_files import find_images
+from cgtgan.config import CaptionConfig, ClipBackboneConfig, Config, DatasetConfig, DecodeConfig, as_dict
+from cgtgan.data.named_pictures import find_images
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.models.clip_backbone import DemoBackbone
 from cgtgan.runtime.artifacts import write_json
@@ -278,6 +279,30 @@ def test_greedy_that_a_person_types_wins_over_the_checkpoints_decoding(
         done = run_program(command(checkpoint, path, tmp_path / "out", *words))
         assert done.returncode == 0, done.stderr
         assert [row["caption"] for row in json.loads((tmp_path / "out/captions.json").read_text())] == expected
+
+
+def test_pictures_in_archives(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    """Shards, a table and a folder, with the same pictures and captions."""
+    table = pytest.importorskip("pyarrow", reason="pyarrow (extra tables) is not installed").table
+    named = pictures(photos)[:4]
+    for number, pair in enumerate((named[:2], named[2:])):
+        with tarfile.open(tmp_path / f"{number:05d}.tar", "w") as tar:
+            for path in pair:
+                tar.add(path, f"{path.stem}.png")
+    rows = [{"bytes": path.read_bytes(), "path": path.name} for path in named]
+    pytest.importorskip("pyarrow.parquet").write_table(table({"image": rows, "thumb": rows}), tmp_path / "a.parquet")
+    alone = captioned(checkpoint, [*map(str, named)], tmp_path / "alone")
+    shards = captioned(checkpoint, str(tmp_path / "{00000..00001}.tar"), tmp_path / "shards")
+    assert [row["caption"] for row in shards] == [row["caption"] for row in alone]
+    assert shards[0]["image_id"] == str(tmp_path / "00000.tar" / f"{named[0].stem}.png")
+    with pytest.raises(InputError, match=r"a\.parquet .*'image', 'thumb'.*set dataset.image_column"):
+        captioned(checkpoint, str(tmp_path / "a.parquet"), tmp_path / "table")
+    chosen = {"dataset": DatasetConfig(image_column="image")}
+    rows = captioned(checkpoint, str(tmp_path / "a.parquet"), tmp_path / "table", **chosen)
+    assert [row["caption"] for row in rows] == [row["caption"] for row in alone]
+    assert (tmp_path / "table" / "gallery.html").read_text().count("data:image/") == 4
+    with pytest.raises(MissingFileError, match=r"00002\.tar"):
+        captioned(checkpoint, str(tmp_path / "{00000..00002}.tar"), tmp_path / "shards")
 
 
 def test_a_list_from_standard_input(

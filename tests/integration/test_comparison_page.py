@@ -106,6 +106,7 @@ def test_the_table_holds_the_runs_own_scores(home: Path) -> None:
         assert float(line["ci_low"]) <= float(line["ci_high"])
     said = (home / "said.txt").read_text(encoding="utf-8")
     assert "report: runs/demo_tiny/comparison/report.html" in said
+    assert f"look at it: {(folder / 'report.html').resolve().as_uri()}\n" in said
     assert "python run.py stage=report 'runs=runs/demo_tiny/*/seed=*'" in (folder / "comparison.tex").read_text(
         encoding="utf-8"
     )
@@ -113,15 +114,18 @@ def test_the_table_holds_the_runs_own_scores(home: Path) -> None:
 
 def test_a_multirun_prints_a_line_per_run_and_the_command_of_the_comparison(home: Path) -> None:
     lines = (home / "swept.txt").read_text(encoding="utf-8").splitlines()
-    ends = [line for line in lines if re.match(r"run \d+, ", line)]
+    ends = [line for line in lines if re.match(r"run \d+/4, ", line)]
     assert len(ends) == 4
+    ciders: dict[float, str] = {}
     for number, end in enumerate(ends, 1):
         reward, seed = ("clip_agg", "clip_cos")[(number - 1) // 2], (number - 1) % 2
         (folder,) = (home / "runs/demo_tiny").glob(f"*{reward}*/seed={seed}")
         cider = json.loads((folder / "evaluation/test/cgtgan/scores.json").read_text())["scores"]["CIDEr"]
-        overrides = rf"run {number}, experiment=demo_tiny reward_weights={reward} seed={seed} .*"
+        overrides = rf"run {number}/4, experiment=demo_tiny reward_weights={reward} seed={seed} .*"
         assert re.fullmatch(rf"{overrides}: CIDEr {100 * cider:.1f} of the test images, \d+ s", end)
+        ciders.setdefault(cider, f"{end.partition(': CIDEr')[0]}, {(folder.resolve() / 'report.html').as_uri()}")
     assert not [line for line in lines if "scores x 100" in line]  # the tables are in each run's report.md
+    assert lines[-2] == f"highest CIDEr: {ciders[max(ciders)]}"
     assert lines[-1] == "compare them: python run.py stage=report runs=runs/demo_tiny"
 
 
@@ -190,11 +194,12 @@ def test_the_page_shows_every_part(home: Path, opened: Callable[..., Any], schem
         "What differs",
         "Curves",
         "Where they differ most",
-        "Random pictures",
         "Runs",
     ]
     for link in page.locator("nav a").all():
         assert page.locator(str(link.get_attribute("href"))).count() == 1
+    top = page.locator("main section").first
+    assert (top.get_attribute("id"), top.locator(".card img").count()) == ("first", 6)
     assert page.locator("#scores tbody th").first.inner_text().startswith("clip_agg")
     assert page.locator("#settings thead th").all_inner_texts() == [
         "Variant",

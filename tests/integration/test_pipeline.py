@@ -13,10 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 from PIL import Image
 
 from cgtgan import Captioner
+from cgtgan.assets.plan import made_already
+from cgtgan.assets.workspace import Workspace
+from cgtgan.config import Config
 from cgtgan.data.corpora import embedded_text
+from cgtgan.stages.pipeline import STAGES
 from tests.program import Program, run_program
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +88,11 @@ def test_the_pipeline_makes_scores_captions_and_a_page(whole: Path) -> None:
     log = (whole / "log.txt").read_text()
     assert "test references stand in the corpus word for word" in log
     assert "CgT-GAN (CLIP-agg)" in log
+    assert "plan: 1 preprocess, 2 aggregate, 3 initialize, 4 train, 5 evaluate, 6 report\n" in log
+    started = [log.index(f"\n{n}/6 {stage} ─") for n, stage in enumerate(STAGES, 1)]
+    assert started == sorted(started)
+    assert f"look at it: {(folder / 'report.html').as_uri()}\n" in log
+    assert f"stage=caption checkpoint={folder} images=FOLDER\n" in log
 
 
 def test_the_pipeline_twice_does_the_work_once(whole: Path) -> None:
@@ -96,6 +108,22 @@ def test_the_pipeline_twice_does_the_work_once(whole: Path) -> None:
     log = run(whole)
     assert "done already" in log
     assert made() == before
+    made_before = "1 preprocess (made), 2 aggregate (made), 3 initialize (made), 4 train (made)"
+    assert f"plan: {made_before}, 5 evaluate (7 of 7 scored), 6 report\n" in log
+
+
+def test_the_plan_names_what_is_left(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, home := tmp_path / "home", symlinks=True)
+    shutil.rmtree(home / "artifacts" / "aggregated_embeddings")
+    shutil.rmtree(run_folder(home) / "evaluation" / "test" / "human")
+    ConfigStore.instance().store(name="cgtgan_schema", node=Config)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = OmegaConf.to_object(compose("config", [*command(home)[2:], "train.steps=9"]))
+    assert isinstance(cfg, Config)
+    assert made_already(Workspace(cfg)) == {
+        "preprocess": "made", "initialize": "made", "train": "step 6 of 9", "evaluate": "6 of 7 scored",
+    }  # fmt: skip
+    assert not (home / "artifacts" / "aggregated_embeddings").exists()
 
 
 def test_no_pickle_is_written(whole: Path) -> None:

@@ -95,7 +95,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert [
         line
         for line in output.splitlines()
-        if "wandb" in line.replace(str(home), "") and "[HYDRA]" not in line and not line.startswith("run 1, ")
+        if "wandb" in line.replace(str(home), "") and "[HYDRA]" not in line and not line.startswith("run 1/1, ")
     ] == []
     return home
 

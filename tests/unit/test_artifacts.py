@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 
 from cgtgan.errors import InputError, MissingFileError
 from cgtgan.runtime.artifacts import (
-    ArtifactStore,
     Header,
     atomic_path,
     canonical_json,
@@ -31,6 +30,7 @@ from cgtgan.runtime.artifacts import (
     write_text,
 )
 from cgtgan.runtime.fingerprints import kept_fingerprint
+from cgtgan.runtime.store import ArtifactStore
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCER = {"backbone": {"kind": "random"}, "t": 100.0}
@@ -384,7 +384,8 @@ def test_sentences_are_read_from_the_disk_and_not_kept(tmp_path: Path) -> None:
 MAKER = """
 import sys, time
 from pathlib import Path
-from cgtgan.runtime.artifacts import ArtifactStore, atomic_path
+from cgtgan.runtime.artifacts import atomic_path
+from cgtgan.runtime.store import ArtifactStore
 path, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 def write(path):
     with log.open("a") as f:
@@ -454,7 +455,7 @@ def test_what_a_job_left_that_was_killed_after_the_last_rename_goes(tmp_path: Pa
 
     leave()
     with store.lock(path):  # a job is still at it
-        writer = python("import sys; from pathlib import Path; from cgtgan.runtime.artifacts import ArtifactStore\n"
+        writer = python("import sys; from pathlib import Path; from cgtgan.runtime.store import ArtifactStore\n"
                         "ArtifactStore(Path('.')).tidy(Path(sys.argv[1]))", path)  # fmt: skip
         assert writer.communicate()[1] == ""
     assert (tmp_path / "a-1.bin.training").exists()

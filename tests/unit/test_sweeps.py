@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from cgtgan import cli
 from cgtgan.config import Config
 from cgtgan.errors import MissingFileError, Stopped
+from cgtgan.launching.points import numbered
 from cgtgan.run_identity import run_folder
 from cgtgan.setting_errors import groups
 
@@ -257,3 +258,17 @@ def test_a_study_can_be_kept_in_a_database(run_py, tmp_path):
     for _ in range(2):
         assert search(run_py, lambda cfg: 0.5, "hydra.sweeper.n_trials=1", f"hydra.sweeper.storage={storage}") == 0
     assert len(optuna.load_study(study_name="reward_weights", storage=storage).trials) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "sweeper", "number"),
+    [
+        (["-m", "experiment=demo", "seed=0,1,2", "train.steps=choice(1,2)"], {"params": {}}, "2/6"),
+        (["-m", "sweep=seeds", "seed=0,1"], {"params": {"seed": "0,1,2,3", "decode": "greedy,beam"}}, "2/4"),
+        (["-m", "seed=range(0,3)", "hydra.sweep.dir=a,b"], {"params": None}, "2/3"),
+        (["-m", "decode=glob(*)"], {"params": None}, "2"),
+        (["sweep=optuna_reward_weights", "seed=0,1"], {"n_trials": 20, "params": {"seed": "range(1,3)"}}, "2/20"),
+    ],
+)
+def test_a_run_of_a_multirun_is_numbered(words: list[str], sweeper: dict[str, Any], number: str) -> None:
+    assert numbered(2, sweeper, words) == number

@@ -22,8 +22,8 @@ from cgtgan.models.generator_bundle import make_generator, make_tokenizer
 from cgtgan.models.load_backbone import load_backbone
 from cgtgan.models.tokenizers import END_OF_TEXT, ROBERTA_SPECIALS, train_tokenizer
 from cgtgan.models.weights import model_identity
-from cgtgan.runtime.artifacts import ArtifactStore
 from cgtgan.runtime.fingerprints import kept_fingerprint
+from cgtgan.runtime.store import ArtifactStore
 
 ROOT = Path(__file__).resolve().parents[2]
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 548105171\n"
