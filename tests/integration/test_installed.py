@@ -83,8 +83,9 @@ def test_the_version_is_ours(environment: Path, tmp_path: Path) -> None:
 
 
 def test_the_small_demo_runs_from_the_wheel_in_another_folder(environment: Path, tmp_path: Path) -> None:
-    _run(environment, tmp_path, "experiment=demo_tiny")
+    _run(environment, tmp_path, "experiment=demo_tiny", "threads=1", "evaluate.baselines=[init]")
     (run,) = tmp_path.glob("runs/demo_tiny/*/seed=0")
+    assert "METEOR" in json.loads((run / "evaluation/test/cgtgan/scores.json").read_text())["scores"]
     assert (run / "report.html").is_file()
     picture = next(tmp_path.glob("artifacts/**/*.png"))
     words = ("-c", CAPTION, str(run), str(picture))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.program import run_program
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = (
@@ -32,15 +33,9 @@ SETTINGS = (
 CLOCK = ("time/", "memory/", "train/seconds", "train/images_per_second")
 
 
-def run(home: Path, *overrides: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *SETTINGS, *overrides],
-        cwd=home,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"PYTHONHASHSEED": "random"},
-    )
+def run(home: Path, *overrides: str, **environment: str) -> str:
+    command = [sys.executable, str(ROOT / "run.py"), *SETTINGS, *overrides]
+    done = run_program(command, cwd=home, env=os.environ | environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -99,7 +94,7 @@ def test_the_supervised_bound_has_one_name(home: Path) -> None:
     stage = ("stage=evaluate", "seed=1", "evaluate.baselines=[supervised]")
 
     def made() -> set[str]:
-        run(home, *stage)
+        run(home, *stage, PYTHONHASHSEED="random")
         return {p.name for p in (home / "artifacts/generator_supervised").iterdir() if p.name[0] != "."}
 
     first = made()
