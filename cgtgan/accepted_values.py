@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import field
 from typing import Any
 
+from cgtgan.errors import InputError
+
 Check = tuple[str, Callable[[Any], bool]]  # the accepted values in words, and whether a value is one of them
 
 
@@ -20,6 +22,9 @@ def one_of(*options: str) -> Check:
 
 
 def is_device(value: str) -> bool:
+    """Raises `InputError` for Apple's `mps`, which names no wrong value but a device that is not supported."""
+    if value.partition(":")[0] == "mps":
+        raise InputError(f"device={value} is refused: its numbers were never compared with the CPU's; set device=cpu")
     return value in ("auto", "cpu", "cuda") or (value.startswith("cuda:") and value[5:].isdigit())
 
 

@@ -171,6 +171,8 @@ def test_what_cannot_be_loaded_is_said_in_a_sentence(checkpoint: Path, photos: P
         Captioner.load(tmp_path / "model.pt")
     with pytest.raises(InputError, match="device=gpu is not accepted: it must be auto, cpu, cuda or cuda:N"):
         Captioner.load(checkpoint, device="gpu")
+    with pytest.raises(InputError, match=r"device=mps is refused: .*; set device=cpu"):
+        Captioner.load(checkpoint, device="mps")
     with pytest.raises(
         InputError, match=r"decode\.name=best is not accepted: it must be one of greedy, beam, sample, best_of_n"
     ):
