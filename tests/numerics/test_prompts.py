@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from cgtgan import Captioner
+from cgtgan.assets.backbone import save_demo_clip
 from cgtgan.assets.gap import ReadImages
 from cgtgan.assets.prompts import FILE, Prompts, check_prompts, load_prompts, save_prompts, write_prompts
 from cgtgan.assets.reader import PromptedImages, Reader
-from cgtgan.config import PromptConfig
+from cgtgan.config import ClipBackboneConfig, Config, DecodeConfig, PromptConfig, as_dict
 from cgtgan.errors import InputError
 from cgtgan.method.gap import Gap
 from cgtgan.method.prompts import (
@@ -25,6 +28,9 @@ from cgtgan.method.prompts import (
     retrieval_queries,
 )
 from cgtgan.models.prompted import Prompted, filled_prompts
+from cgtgan.runtime.artifacts import Embeddings, Header, write_json
+from cgtgan.runtime.devices import Devices
+from cgtgan.training.batches import Batches
 from tests.tiny_gan import tiny_parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -237,3 +243,50 @@ def test_another_kind_of_prompt_or_a_damaged_file_is_one_sentence(tmp_path: Path
     prompts.file.write_bytes(prompts.file.read_bytes()[:-3])
     with pytest.raises(InputError, match=r"prompts\.safetensors is not whole"):
         load_prompts(folder)
+
+
+# ------------------------------------------------------------------------------------------------------- those who read
+
+
+def test_a_captioner_reads_the_prompts_of_its_checkpoint_and_needs_nothing_else(tmp_path: Path) -> None:
+    parts = tiny_parts()[1]
+    parts.bundle.save(tmp_path)
+    save_demo_clip(tmp_path / "clip", parts.backbone.model)
+    described = {"clip_backbone": as_dict(ClipBackboneConfig()), "decode": as_dict(DecodeConfig())}
+    write_json(tmp_path / "checkpoint.json", described)
+    picture = Image.new("RGB", (32, 32), "red")
+    plain = Captioner.load(tmp_path, device="cpu").captions([picture], 3)
+    vectors = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)).half()
+    write_prompts(tmp_path / FILE, PromptConfig(kind="retrieval", nearest=2, tokens=20), vectors, SENTENCES[:4])
+    captioner = Captioner.load(tmp_path, device="cpu")
+    read = Reader(captioner.bundle, prompts=load_prompts(tmp_path)).images(captioner.embed([picture]))
+    drawn = captioner.bundle.model.greedy(read)
+    assert captioner.caption([picture]) == captioner.bundle.texts(drawn.token_ids)
+    prompted = {scored.caption: scored for scored in captioner.captions([picture], 3)[0]}
+    assert prompted[captioner.caption([picture])[0]].log_prob == pytest.approx(float(drawn.log_probs[0]), abs=1e-5)
+    assert {scored.log_prob for scored in prompted.values()} != {scored.log_prob for scored in plain[0]}
+
+
+def test_a_steps_prompts_depend_on_the_step_alone(tmp_path: Path) -> None:
+    """So a run that goes on after a stop reads what it would have read."""
+    prompts, bundle = made(tmp_path, kind="entity", nearest=3, at_least=1, tokens=20), tiny_parts()[1].bundle
+    vectors = torch.randn(12, 2, generator=torch.Generator().manual_seed(0)).half()
+    images = Embeddings(vectors, range(12), Header("image_embeddings", "", {}, 12, 2, "float16"))
+    read = PromptedImages(vectors, ReadImages(vectors, Gap()), Reader(bundle, prompts=prompts))
+    cfg = Config()
+    cfg.train.batch_size = 5
+
+    def batches() -> Batches:
+        return Batches(cfg, Devices(), images, images, SENTENCES, read)
+
+    whole = [batches().batch(step).read for step in (1, 2, 3)]
+    again, first = batches(), batches().batch(1)
+    for step in (3, 1, 2):
+        one, other = again.batch(step).read, whole[step - 1]
+        assert isinstance(one, Prompted)
+        assert isinstance(other, Prompted)
+        assert torch.equal(one.prompt, other.prompt)
+        assert torch.equal(one.embedding, other.embedding)
+    parts = [part.read for part in first.split(2)]
+    assert [len(part) for part in parts] == [2, 3]
+    assert torch.equal(torch.cat([part.prompt for part in parts if isinstance(part, Prompted)]), whole[0].prompt)
