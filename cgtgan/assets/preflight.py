@@ -18,7 +18,7 @@ from cgtgan.assets.fetching import fetch_captions, fetch_clip, fetch_gcc, fetch_
 from cgtgan.config import SPLITS, Config
 from cgtgan.data.annotated_images import image_folders, picture_names, split_files
 from cgtgan.data.archive_listing import missing_pictures
-from cgtgan.data.corpora import CORPUS_FROM, corpus_path, is_beside_its_images
+from cgtgan.data.corpora import CORPUS_FROM, corpus_path, is_beside_its_images, read_raw
 from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.datasets import load_split
 from cgtgan.data.user_files import first_bytes, missing_file
@@ -73,7 +73,7 @@ class Needs:
         if stage in ("preprocess", "aggregate"):
             return cls(SPLITS, corpus=True, clip=True)
         if stage == "initialize":
-            reads_images = cfg.initialize.pairs == "pseudo" or cfg.gap.kind != "none"
+            reads_images = cfg.initialize.pairs != "text" or cfg.gap.kind != "none"
             return cls(("train",) if reads_images else (), corpus=True, clip=True, language_model=True)
         if stage in ("train", "pipeline"):
             splits = SPLITS if stage == "pipeline" else ("train", "val")
@@ -81,7 +81,7 @@ class Needs:
         if stage == "evaluate" and cfg.captions:
             return cls(clip="clipscore" in cfg.evaluate.metrics)
         if stage == "evaluate":
-            splits = {cfg.evaluate.split, *(["train"] if baselines & {"mean_shift", "supervised"} else [])}
+            splits = {cfg.evaluate.split, *(["train"] if baselines & {"mean_shift", "consensus", "supervised"} else [])}
             if "supervised" in baselines and cfg.evaluate.supervised.validate_every:
                 splits.add("val")
             # a generator that was made before holds its language model
@@ -277,6 +277,8 @@ def _corpus(cfg: Config, needs: Needs) -> Iterator[Missing]:
         path = corpus_path(config, root)
         if path.is_file():
             first_bytes(path, "corpus.path")  # a web page or an archive in its place
+            if config.kind == "text_file" and config.column is None:
+                next(read_raw(config.kind, path), None)  # a table whose column with sentences is not named
             return
     except UserError as error:
         yield Missing(str(error))

@@ -273,6 +273,15 @@ def test_a_web_page_in_the_place_of_the_corpus_is_said(typed: Callable[..., Conf
     ]
 
 
+def test_a_table_as_a_corpus_is_refused_before_anything_is_fetched(typed: Callable[..., Config], home: Path) -> None:
+    (home / "photos").mkdir()
+    (home / "text.csv").write_text("id,caption\n1,a dog runs\n2,a cat sits\n")
+    given = ("dataset=folder", "dataset.root=photos", "corpus=text_file", "corpus.path=text.csv", *SMALL)
+    (sentence,) = sentences(typed(*given))
+    assert sentence.startswith("text.csv (corpus.path) is a table with the columns 'id', 'caption', not one sentence")
+    assert sentences(typed(*given, "corpus.column=caption")) == []
+
+
 def test_a_folder_of_ones_own_must_be_there(typed: Callable[..., Config], home: Path) -> None:
     (home / "text.txt").write_text("A dog runs.\n")
     given = ("corpus=text_file", "corpus.path=text.txt", "dataset.references=captions.json", *SMALL)
