@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cgtgan.config import Config, DatasetConfig
+from cgtgan.config import ClipBackboneConfig, Config, DatasetConfig, DecodeConfig, as_dict
 from cgtgan.data.datasets import load_split
 from cgtgan.errors import MissingFileError
 from cgtgan.evaluation.metrics import score_captions
 from cgtgan.reporting.tables import MethodRow, domain_rows, score_tables
+from cgtgan.runtime.artifacts import write_json
 from cgtgan.stages import evaluate
+from tests.tiny_gan import tiny_parts
 
 DOMAINS = ("in-domain", "near-domain", "out-domain")
 NOUNS = ("dog", "cat", "horse", "bird", "lion", "zebra", "wolf", "goat", "snail")
@@ -84,3 +86,60 @@ def test_rows_of_domains_are_apart(root: Path) -> None:
         ("", ["CgT-GAN"]), ("By domain of the pictures, each scored alone", ["CgT-GAN, in-domain"]),
     ]  # fmt: skip
     assert domain_rows("CgT-GAN", {"scores": {}}) == []
+
+
+ENCODER = """
+import torch
+
+class Means:
+    @classmethod
+    def load(cls):
+        return cls()
+
+    def encode_images(self, pictures):
+        return torch.stack([torch.linspace(1, 2, 8) * picture.size[0] for picture in pictures])
+
+    def encode_texts(self, texts):
+        return torch.stack([torch.linspace(2, 1, 8) * len(text) for text in texts])
+"""
+
+
+def test_a_checkpoint_is_scored_with_a_row_per_domain(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_thread: None
+) -> None:
+    """A generator that nobody trained, with a small encoder of its own."""
+    (tmp_path / "encoder.py").write_text(ENCODER)
+    folder = tmp_path / "trained" / "checkpoints" / "step_000001"
+    tiny_parts()[1].bundle.save(folder)
+    clip = ClipBackboneConfig(name="custom", kind="custom", model=f"{tmp_path}/encoder.py:Means")
+    write_json(folder / "checkpoint.json", {"clip_backbone": as_dict(clip), "decode": as_dict(DecodeConfig())})
+    cfg = Config(stage="evaluate", checkpoint=str(folder), clip_backbone=clip, runs_dir=str(tmp_path / "runs"))
+    cfg.artifacts_dir, cfg.wandb.mode, cfg.device = str(tmp_path / "artifacts"), "disabled", "cpu"
+    cfg.dataset = DatasetConfig(name="nocaps", kind="nocaps", root=str(root))
+    cfg.evaluate.metrics, cfg.evaluate.baselines = ["rouge_l"], []
+    evaluate.run(cfg)
+    (place,) = tmp_path.glob("runs/**/cgtgan/scores.json")
+    captions = {row["image_id"]: row["caption"] for row in json.loads((place.parent / "captions.json").read_text())}
+    domains = json.loads(place.read_text())["domains"]
+    for n, domain in enumerate(DOMAINS):
+        ids = range(3 * n, 3 * n + 3)
+        alone = score_captions({i: captions[i] for i in ids}, {i: REFERENCES[i] for i in ids}, ("rouge_l",))
+        assert domains[domain]["scores"] == pytest.approx(alone.corpus)
+    printed = capsys.readouterr().out
+    assert all(f"CgT-GAN, {domain}" in printed for domain in DOMAINS)
+
+
+def test_files_side_by_side_have_rows_of_domains(root: Path, tmp_path: Path) -> None:
+    worse = [{"image_id": i, "caption": "two men"} for i in CAPTIONS]
+    (tmp_path / "worse.json").write_text(json.dumps(worse))
+    files = [str(root / "captions.json"), str(tmp_path / "worse.json")]
+    cfg = Config(stage="evaluate", captions=files, output=str(tmp_path / "scores"))
+    cfg.dataset = DatasetConfig(name="nocaps", kind="nocaps", root=str(root))
+    cfg.evaluate.metrics, cfg.wandb.mode = ["rouge_l"], "disabled"
+    evaluate.run(cfg)
+    page = (tmp_path / "scores" / "report.html").read_text()
+    table = (tmp_path / "scores" / "comparison.md").read_text()
+    for domain in DOMAINS:
+        for name in ("captions", "worse"):
+            assert f"{name}, {domain}" in table
+            assert f"{name}, {domain}" in page
