@@ -10,6 +10,7 @@ captions are of a handful of words. Parts, with what grows:
   initialize   M  one step: the batch of 16 sentences out of M and their embeddings
   train        N  one step: the batch of 128 images out of N, with 640 sentences out of 5 N
   evaluate     N  BLEU, ROUGE-L and CIDEr of N captions with 5 references each
+  report       N  writing the page of a run with its thumbnails, and opening it in Chromium (seconds on the clock)
 Seconds are those of the CPU, which other work on the machine changes least; of a step the median of 50. Memory is the
 peak of anonymous memory above that before: mapped pages of a file belong to the system. The exponent is that of a power
 law fitted to the logarithms; 1 is linear, 0 is flat.
@@ -23,7 +24,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as run.py sets them
 
 import argparse
+import contextlib
+import ctypes
+import importlib.util
 import json
+import random
+import shutil
 import statistics
 import tempfile
 import time
@@ -43,11 +49,13 @@ from cgtgan.evaluation.metrics import score_captions
 from cgtgan.method.aggregation import aggregate_text_embeddings
 from cgtgan.method.batches import EpochOrder
 from cgtgan.method.gap import noised
+from cgtgan.reporting.one_run import LISTED, THUMBNAIL_BYTES
+from cgtgan.reporting.page import About, GalleryItem, Pictures, Report, render_report
 from cgtgan.runtime.artifacts import Embeddings, load_embeddings, save_embeddings
 from cgtgan.runtime.devices import Devices
 from cgtgan.training.batches import Batches
 
-DIM = 768
+DIM, COLUMNS = 768, ("seconds", "memory_mb", "disk_mb", "opens_in")
 Row = dict[str, Any]
 
 
@@ -61,10 +69,17 @@ def _disk(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def _peak(work: Callable[[], object]) -> float:
+    """Megabytes at most, sampled every 20 ms, once what was freed before has gone back to the system (glibc)."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    return peak_memory(work, 0.02) / 1e6
+
+
 def _measured(work: Callable[[], object]) -> Row:
     started = time.process_time()
-    memory = peak_memory(work, 0.02)
-    return {"seconds": time.process_time() - started, "memory_mb": memory / 1e6}
+    memory = _peak(work)
+    return {"seconds": time.process_time() - started, "memory_mb": memory}
 
 
 def _per_step(step: Callable[[int], object]) -> Row:
@@ -76,8 +91,8 @@ def _per_step(step: Callable[[int], object]) -> Row:
             step(number)
             taken.append(time.process_time() - started)
 
-    memory = peak_memory(steps, 0.02)
-    return {"seconds": statistics.median(taken), "memory_mb": memory / 1e6}
+    memory = _peak(steps)
+    return {"seconds": statistics.median(taken), "memory_mb": memory}
 
 
 def preprocess(home: Path, images: int) -> Row:
@@ -116,9 +131,47 @@ def evaluate(_home: Path, images: int) -> Row:
     return _measured(lambda: score_captions(captions, references, ("bleu", "rouge_l", "cider")))
 
 
+def report(home: Path, images: int) -> Row:
+    words, metrics = sorted(set(WORDS)), ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
+    rng, listed = random.Random(0), range(min(images, LISTED))  # as stage=report lists them
+
+    def written() -> tuple[str, dict[str, float]]:
+        return " ".join(rng.choices(words, k=10)), {metric: rng.random() for metric in metrics}
+
+    items = []
+    for i in listed:
+        caption, scores = written()
+        others = {name: written() for name in ("init", "projection", "supervised")}
+        items.append(GalleryItem(i, None, caption, [written()[0] for _ in range(5)], scores, others))
+    thumbnail = "data:image/jpeg;base64," + "A" * (4 * THUMBNAIL_BYTES // 3 // LISTED)
+    pictures = Pictures(items, "CgT-GAN", dict.fromkeys(listed, (thumbnail, False)))
+    page = home / "report.html"
+    row = _measured(lambda: page.write_text(render_report(Report(About("", "", ""), pictures=pictures))))
+    return row | {"disk_mb": page.stat().st_size / 1e6} | _opened(page)
+
+
+def _opened(page: Path) -> Row:
+    """Seconds on the clock from the start of loading until the cards are there; empty without a Chromium."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None or importlib.util.find_spec("playwright") is None:
+        return {}
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        tab = browser.new_page()
+        started = time.perf_counter()
+        tab.goto(page.as_uri())
+        tab.wait_for_selector("#found .card")
+        seconds = time.perf_counter() - started
+        browser.close()
+    return {"opens_in": seconds}
+
+
 PARTS: dict[str, tuple[Callable[[Path, int], Row], str]] = {
     "preprocess": (preprocess, "images"), "aggregate": (aggregate, "sentences"),
     "initialize": (initialize, "sentences"), "train": (train, "images"), "evaluate": (evaluate, "images"),
+    "report": (report, "images"),
 }  # fmt: skip
 
 
@@ -130,12 +183,12 @@ def exponent(sizes: Sequence[int], values: Sequence[float]) -> float | None:
 
 
 def markdown(found: dict[str, list[Row]], fitted: dict[str, Row]) -> str:
-    lines = ["| part | size | seconds of CPU | memory, MB | disk, MB |", "|---|---|---|---|---|"]
+    lines = ["| part | size | seconds of CPU | memory, MB | disk, MB | opens in, s |", "|" + "---|" * 6]
     for part, rows in found.items():
         for row in rows:
-            values = [f"{row[key]:.3g}" if key in row else "-" for key in ("seconds", "memory_mb", "disk_mb")]
+            values = [f"{row[key]:.3g}" if key in row else "-" for key in COLUMNS]
             lines.append(f"| {part} | {row['size']:,} {PARTS[part][1]} | {' | '.join(values)} |")
-        powers = [fitted[part].get(key) for key in ("seconds", "memory_mb", "disk_mb")]
+        powers = [fitted[part].get(key) for key in COLUMNS]
         lines.append(f"| | exponent | {' | '.join('-' if x is None else f'{x:.2f}' for x in powers)} |")
     return "\n".join(lines) + "\n"
 

@@ -38,7 +38,7 @@ def test_gpu_figures_in_a_tiny_size(tmp_path: Path) -> None:
 
 def test_growth_in_tiny_sizes(tmp_path: Path) -> None:
     found = run("scaling.py", tmp_path, "--images", "8", "32", "--sentences", "200", "800")
-    assert list(found["rows"]) == ["preprocess", "aggregate", "initialize", "train", "evaluate"]
+    assert list(found["rows"]) == ["preprocess", "aggregate", "initialize", "train", "evaluate", "report"]
     assert [row["size"] for row in found["rows"]["train"]] == [8, 32]
     sizes = [row["disk_mb"] for row in found["rows"]["aggregate"]]
     assert sizes[1] / sizes[0] == pytest.approx(4, rel=0.05)
