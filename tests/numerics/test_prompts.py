@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from cgtgan import Captioner
 from cgtgan.assets.backbone import save_demo_clip
 from cgtgan.assets.gap import ReadImages
 from cgtgan.assets.prompts import FILE, Prompts, check_prompts, load_prompts, save_prompts, write_prompts
 from cgtgan.assets.reader import PromptedImages, Reader
-from cgtgan.config import ClipBackboneConfig, Config, DecodeConfig, PromptConfig, as_dict
+from cgtgan.config import ClipBackboneConfig, Config, DecodeConfig, GeneratorConfig, PromptConfig, as_dict
 from cgtgan.errors import InputError
 from cgtgan.method.gap import Gap
 from cgtgan.method.prompts import (
@@ -27,6 +30,8 @@ from cgtgan.method.prompts import (
     retrieval_prompt,
     retrieval_queries,
 )
+from cgtgan.models.clip_backbone import DemoBackbone
+from cgtgan.models.generator_bundle import make_generator
 from cgtgan.models.prompted import Prompted, filled_prompts
 from cgtgan.runtime.artifacts import Embeddings, Header, write_json
 from cgtgan.runtime.devices import Devices
@@ -153,10 +158,12 @@ def test_drawing_scoring_and_the_gradient_read_the_same_prompt(shared: bool) -> 
     torch.testing.assert_close(model.token_log_probs(read, both)[0][:, 2], plain, rtol=1e-4, atol=1e-5)
     rows = samples.drawn.flatten(0, 1)
     scored = model.accumulate_gradient(read, rows, lambda log_probs, *_: log_probs.sum(), 2**10)
-    gradient = model.gpt.get_input_embeddings().weight.grad.clone()
+    table = cast(nn.Embedding, model.gpt.get_input_embeddings()).weight
+    assert table.grad is not None
+    gradient = table.grad.clone()
     model.zero_grad()
     model.token_log_probs(read, samples.drawn)[0].sum().backward()
-    torch.testing.assert_close(gradient, model.gpt.get_input_embeddings().weight.grad, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(gradient, table.grad, rtol=1e-3, atol=1e-5)
     assert scored.shape == rows.shape
     assert not torch.allclose(model.log_probs(read.embedding, both), drawn_with, atol=1e-3)
 
@@ -251,6 +258,7 @@ def test_another_kind_of_prompt_or_a_damaged_file_is_one_sentence(tmp_path: Path
 def test_a_captioner_reads_the_prompts_of_its_checkpoint_and_needs_nothing_else(tmp_path: Path) -> None:
     parts = tiny_parts()[1]
     parts.bundle.save(tmp_path)
+    assert isinstance(parts.backbone, DemoBackbone)
     save_demo_clip(tmp_path / "clip", parts.backbone.model)
     described = {"clip_backbone": as_dict(ClipBackboneConfig()), "decode": as_dict(DecodeConfig())}
     write_json(tmp_path / "checkpoint.json", described)
@@ -288,5 +296,17 @@ def test_a_steps_prompts_depend_on_the_step_alone(tmp_path: Path) -> None:
         assert torch.equal(one.prompt, other.prompt)
         assert torch.equal(one.embedding, other.embedding)
     parts = [part.read for part in first.split(2)]
-    assert [len(part) for part in parts] == [2, 3]
-    assert torch.equal(torch.cat([part.prompt for part in parts if isinstance(part, Prompted)]), whole[0].prompt)
+    prompts_of_parts = [part.prompt for part in parts if isinstance(part, Prompted)]
+    assert [len(part) for part in prompts_of_parts] == [2, 3]
+    assert isinstance(first.read, Prompted)
+    assert torch.equal(torch.cat(prompts_of_parts), first.read.prompt)
+
+
+def test_a_prompt_for_which_a_language_model_has_no_room_is_one_sentence(tmp_path: Path) -> None:
+    tokenizer = tiny_parts()[1].bundle.tokenizer
+    sizes: dict[str, Any] = {"n_layer": 1, "n_embd": 8, "n_head": 2, "n_positions": 64}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+    config = GeneratorConfig(language_model=str(tmp_path), prefix_length=4, max_length=20)
+    assert make_generator(config, tokenizer, 8, 0, prompt_tokens=40).model.clip_project.prefix_length == 4
+    with pytest.raises(InputError, match=r"prompt\.tokens=41 is too long: .* 64 positions, .* caption take 24"):
+        make_generator(config, tokenizer, 8, 0, prompt_tokens=41)
