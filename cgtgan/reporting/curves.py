@@ -38,7 +38,11 @@ class Quantity:
 
 
 CIDER = Quantity(
-    "Validation CIDEr", "CIDEr x 100", {"": "eval/CIDEr"}, "greedy captions of the validation images", factor=100
+    "Validation CIDEr",
+    "CIDEr x 100",
+    {"": "eval/CIDEr"},
+    "greedy captions of the validation images; step 0 is the initial generator",
+    factor=100,
 )
 KL = Quantity("Distance from the initial generator", "nats per token", {"KL": "train/kl"})
 SEMANTIC = {"cos(aggregated, caption)": "reward/cos", "1 - L1": "reward/l1", "cos(image, caption)": "reward/clip"}

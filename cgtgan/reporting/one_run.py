@@ -251,8 +251,8 @@ def between_validations(ws: Workspace, run: Run) -> list[Changes]:
     if len(steps) < 2:
         return []
     first, last = min(steps), max(steps)
-    if ws.cfg.evaluate.which == "best" and cider:
-        last = max(cider, key=lambda step: cider[step])
+    if ws.cfg.evaluate.which == "best" and any(cider):  # step 0, the initial generator, is no checkpoint
+        last = max(filter(None, cider), key=lambda step: cider[step])
     before, after = load_results(steps[first]), load_results(steps[last])
     differ = [i for i in after if i in before and before[i] != after[i]]
     if not differ:

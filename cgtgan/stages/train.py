@@ -13,6 +13,7 @@ from cgtgan.method.batches import stable_seed
 from cgtgan.method.reinforce import semantic_weight
 from cgtgan.runtime.devices import on_device
 from cgtgan.runtime.interrupts import stop_requests, stopped
+from cgtgan.runtime.tracking import read_metrics
 from cgtgan.training.batches import Batch, Batches, prefetched
 from cgtgan.training.checkpoints import Checkpoints, best_validation
 from cgtgan.training.discriminator_step import update_discriminator
@@ -96,6 +97,8 @@ def _loop(
     validate_every = inputs.validate_every(t)
     if meta["step"]:
         ws.tracker.say(f"train: going on after step {meta['step']} of {steps} in {ws.run}")
+    elif inputs.scored:
+        _validate_initial(ws, inputs, parts)
     health = Health(dict(meta["collapses"]))
     batches = Batches(ws.cfg, devices, inputs.images, inputs.targets, inputs.sentences, parts.read.get("train"))
     with ws.tracker.progress("GAN training", steps, meta["step"]) as bar, stop_requests(t.max_minutes) as stop:
@@ -121,6 +124,15 @@ def _loop(
             bar.advance(note=f"cos {metrics['reward/cos']:.1f}  D loss {metrics['train/d_loss']:.2f}{validated}")
         checkpoints.finish()
     return max(devices.gather([stop.signal_code]))
+
+
+def _validate_initial(ws: Workspace, inputs: TrainingInputs, parts: TrainingParts) -> None:
+    """Score the initial generator and log it as step 0, once: the curve begins there. It is no candidate for best."""
+    log = ws.run / "metrics.jsonl"
+    if parts.devices.from_first(lambda: any(row["step"] == 0 for row in read_metrics(log))):
+        return  # by a process that was killed before its first checkpoint
+    scores = validate(ws, parts, inputs.val, 0)
+    ws.tracker.log(0, {"eval/CIDEr": scores.cider, "eval/epoch": 0.0})
 
 
 def _validate(

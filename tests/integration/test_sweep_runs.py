@@ -37,7 +37,7 @@ def run_folders(home: Path) -> list[Path]:
 
 def best_cider(folder: Path) -> float:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return max(row["eval/CIDEr"] for row in rows if "eval/CIDEr" in row)
+    return max(row["eval/CIDEr"] for row in rows if "eval/CIDEr" in row and row["step"])
 
 
 def kept(home: Path) -> dict[str, int]:

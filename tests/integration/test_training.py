@@ -329,7 +329,7 @@ def test_time_between_checkpoints_may_be_given_in_minutes(whole: Path, home: Pat
 def test_two_processes_learn_what_one_learns(whole: Path, home: Path, overrides: tuple[str, ...]) -> None:
     run(home, *overrides, processes=2)
     mine, theirs = metrics(home), metrics(whole)
-    assert len(mine) == len(theirs) == STEPS + 4
+    assert len(mine) == len(theirs) == STEPS + 5
     for a, b in zip(mine, theirs, strict=True):
         assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
     for module in ("generator", "training"):

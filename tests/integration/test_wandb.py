@@ -127,7 +127,7 @@ def test_a_run_in_wandb(whole: Path) -> None:
 def test_its_curves_are_metrics_jsonl(whole: Path) -> None:
     trained, scored = map(written, files(run_folder(whole)))
     rows = metrics(whole)
-    assert [row["_step"] for row in trained.rows] == [1, 4, 8, 12]
+    assert [row["_step"] for row in trained.rows] == [0, 1, 4, 8, 12]
     assert scored.rows == []
     for row in rows:
         sent = next(r for r in trained.rows if r["_step"] == row["step"])
@@ -136,13 +136,13 @@ def test_its_curves_are_metrics_jsonl(whole: Path) -> None:
             {k: v for k, v in row.items() if k != "step"}
         )
     validations = {row["step"]: row for row in rows if "eval/CIDEr" in row}
-    assert list(validations) == [4, 8, 12]
+    assert list(validations) == [0, 4, 8, 12]
     settings = read_json(run_folder(whole) / "settings.json")
     an_epoch = settings["dataset.world.train_images"] / settings["train.batch_size"]
     assert [row["eval/epoch"] for row in validations.values()] == pytest.approx(
         [step / an_epoch for step in validations]
     )
-    best = max(validations.values(), key=lambda row: row["eval/CIDEr"])
+    best = max((row for step, row in validations.items() if step), key=lambda row: row["eval/CIDEr"])
     for summary in (trained.summary, scored.summary):  # `wandb sync` takes the last one
         assert summary["eval/best_CIDEr"] == pytest.approx(best["eval/CIDEr"])
         assert summary["eval/best_step"] == best["step"]
