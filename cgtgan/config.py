@@ -45,8 +45,8 @@ METRICS = {
     "diversity": ("Distinct-1", "Distinct-2", "Vocabulary", "Length", "Novel", "Self-CIDEr"),
 }
 RELEASED_SLIPS = ("text_order", "accumulation", "l1_target")
-GAPS = ("none", "mean", "mean_std", "c3", "projection")
-BASELINE_ROWS = ("init", "mean_shift", "projection", "nearest", "supervised", "human")
+GAPS = ("none", "mean", "mean_std", "c3", "projection", "agreement")
+BASELINE_ROWS = ("init", "mean_shift", "projection", "nearest", "consensus", "supervised", "human")
 PROMPTS = ("none", "entity", "retrieval")
 
 # ------------------------------------------------------------------------------------------------------------- settings
@@ -177,7 +177,7 @@ class RewardWeightsConfig:
     # The type is loose because Hydra cannot add a key to a dictionary of dataclasses.
     terms: dict[str, Any] = field(default_factory=dict)
     pool: int = setting(1000, AT_LEAST_2)  # training images that the term `pmi` compares a caption with
-    neighbours: int = setting(20, AT_LEAST_1)  # sentences nearest to an image that the term `consensus` compares with
+    neighbours: int = setting(50, AT_LEAST_1)  # sentences nearest to an image that the term `consensus` compares with
     max_weight: float = setting(0.5, SHARE)
     delay_steps: int = setting(150, NOT_NEGATIVE)
     ramp_steps: int = setting(2350, NOT_NEGATIVE)
@@ -294,9 +294,11 @@ class InitializeConfig:
     noise_std: float = setting(0.0, NOT_NEGATIVE)
     # raw: the noise is added to raw vectors; unit: normalise, add, normalise, as CapDec, ViECap and IFCap do
     noise: str = setting("raw", one_of("raw", "unit"))
-    # text: a sentence from its own embedding. pseudo: from the embedding of an unlabelled image that CLIP finds for it
-    pairs: str = setting("text", one_of("text", "pseudo"))
+    # text: a sentence from its own embedding. Or from the embedding of an unlabelled image, pseudo: a sentence that
+    # CLIP finds for it, consensus: of the sentences nearest to it, those that agree most with the others
+    pairs: str = setting("text", one_of("text", "pseudo", "consensus"))
     label_smoothing: float = setting(0.0, ("0 to 1, without it", lambda v: 0 <= v < 1))
+    dropout: bool | None = None  # null: train.dropout
     checkpoint_every: int = setting(500, AT_LEAST_1)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=2e-5, warmup_steps=5000, eps=1e-6, grad_clip=0.0)

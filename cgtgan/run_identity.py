@@ -61,6 +61,7 @@ def scientific_settings(cfg: Config) -> dict[str, Any]:
 REWARD_PRESETS = {
     "clip_agg": (0.5, 0.0, 0.5),
     "clip_cos": (0.5, 1.0, 0.5),
+    "consensus": (0.5, 0.0, 1.0),
     "mixed": (0.5, 0.5, 0.5),
     "naturalness_only": (0.5, 0.0, 0.0),
     "posterior": (0.5, 0.0, 1.0),

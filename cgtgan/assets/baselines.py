@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cgtgan.assets.aggregated import aggregated_embeddings
+from cgtgan.assets.consensus import most_agreed
 from cgtgan.assets.corpus import corpus_sentences, sentence_embeddings
 from cgtgan.assets.gap import gap_of
 from cgtgan.assets.generators import initial_generator
@@ -20,7 +21,7 @@ from cgtgan.models.prompted import Read
 
 
 def written_captions(ws: Workspace, method: str) -> list[str] | None:
-    """One caption per image of the split for `nearest` and `human`; None for a method with a generator."""
+    """One caption per image of the split for `nearest`, `consensus` and `human`; None for a method with a generator."""
     split = ws.cfg.evaluate.split
     images = image_embeddings(ws, split)
     if method == "human":
@@ -30,6 +31,9 @@ def written_captions(ws: Workspace, method: str) -> list[str] | None:
         rows = nearest_texts(images.vectors, sentence_embeddings(ws).vectors, 1, device=ws.device)[:, 0]
         sentences = corpus_sentences(ws)[0]
         return [sentences[int(i)] for i in rows]
+    if method == "consensus":
+        sentences = corpus_sentences(ws)[0]
+        return [sentences[int(i)] for i in most_agreed(ws, split)[:, 0]]
     return None
 
 

@@ -12,10 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cgtgan.assets.aggregated import aggregated_embeddings
+from cgtgan.assets.consensus import most_agreed, sentence_table
 from cgtgan.assets.corpus import sentence_embeddings
 from cgtgan.assets.images import image_embeddings
 from cgtgan.assets.workspace import Workspace
 from cgtgan.errors import InputError
+from cgtgan.method.consensus import SentenceTable
 from cgtgan.method.gap import Gap, closed_gap
 
 FILE = "gap.safetensors"
@@ -31,7 +33,8 @@ def gap_of(ws: Workspace, kind: str | None = None) -> Gap:
 
 def _closed(ws: Workspace, kind: str) -> Gap:
     t = ws.cfg.gap.t or ws.cfg.aggregation_t.temperatures[0]
-    return closed_gap(kind, image_embeddings(ws, "train").vectors, sentence_embeddings(ws).vectors, t)
+    table = sentence_table(ws) if kind == "agreement" else None
+    return closed_gap(kind, image_embeddings(ws, "train").vectors, sentence_embeddings(ws).vectors, t, table)
 
 
 def gap_identity(ws: Workspace, gap: Gap) -> dict[str, Any]:
@@ -53,11 +56,13 @@ class ReadImages:
         return len(self.vectors)
 
 
-def read_images(ws: Workspace, split: str) -> ReadImages:
-    """The images of a split as the run's generator reads them; a projection is stored, not made for every batch."""
-    gap = gap_of(ws)
+def read_images(ws: Workspace, split: str, gap: Gap | None = None) -> ReadImages:
+    """The images of a split as a generator with `gap`, or the run's, reads them; what is slow is made once."""
+    gap = gap_of(ws) if gap is None else gap
     if gap.kind == "projection":
         return ReadImages(aggregated_embeddings(ws, split, gap.t).vectors, Gap())
+    if gap.kind == "agreement":
+        return ReadImages(sentence_embeddings(ws).vectors[most_agreed(ws, split)].float().mean(1), Gap())
     return ReadImages(image_embeddings(ws, split).vectors, gap)
 
 
@@ -76,7 +81,9 @@ def load_gap(folder: Path) -> Gap:
     try:
         with safe_open(path, framework="pt") as f:
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
-            return Gap(**json.loads(f.metadata()["gap"]), **tensors)
+            table = {name.removeprefix("table."): tensors.pop(name) for name in [*tensors] if name.startswith("table.")}
+            settings = json.loads(f.metadata()["gap"])
+            return Gap(**settings, **tensors, table=SentenceTable(**table) if table else None)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not whole ({error}): take the checkpoint before it, or train again") from None
 

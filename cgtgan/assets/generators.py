@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 from cgtgan.assets.checkpoints import init_checkpoint
+from cgtgan.assets.consensus import most_agreed
 from cgtgan.assets.corpus import corpus_sentences, sentence_embeddings
-from cgtgan.assets.gap import check_gap, gap_identity, gap_of
+from cgtgan.assets.gap import check_gap, gap_identity, gap_of, read_images
 from cgtgan.assets.images import image_embeddings
 from cgtgan.assets.optimizer import Optimizer
 from cgtgan.assets.prompts import check_prompts, prompt_identity, prompts_of
@@ -32,7 +34,7 @@ from cgtgan.models.generator import CaptionGenerator
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator, make_generator, make_tokenizer
 from cgtgan.models.prompted import Read, read_on
 from cgtgan.runtime.artifacts import atomic_path, read_json, write_json
-from cgtgan.runtime.devices import Devices
+from cgtgan.runtime.devices import Devices, on_device
 from cgtgan.runtime.fingerprints import check_as_written
 from cgtgan.runtime.producers import settings_of, with_format
 from cgtgan.runtime.shards import POLL_SECONDS
@@ -111,22 +113,30 @@ def initial_generator(ws: Workspace, devices: Devices | None = None, gap: Gap | 
     if not ws.cfg.train.use_initialization:
         return _fresh(ws, sentences, sentence_embeddings(ws).header.dim)
     embeddings = sentence_embeddings(ws)
-    recipe = GeneratorRecipe(ws.cfg.initialize, ws.cfg.train.dropout)
+    dropout = ws.cfg.train.dropout if ws.cfg.initialize.dropout is None else ws.cfg.initialize.dropout
+    recipe = GeneratorRecipe(ws.cfg.initialize, dropout)
     producer = generator_settings(ws, recipe.config, dropout=recipe.dropout)
     producer |= {"sentences": embeddings.header.fingerprint} | gap_identity(ws, gap)
-    if ws.cfg.initialize.pairs == "pseudo":
+    if (kind := ws.cfg.initialize.pairs) != "text":
         producer |= {"images": image_embeddings(ws, "train").header.fingerprint, "gap": gap.kind}
-        return made_generator(ws, "initial", producer, sentences, lambda: _pseudo(ws, sentences, gap), recipe, devices)
+        found = partial(_found_pairs, ws, kind, sentences, gap)
+        return made_generator(ws, "initial", producer, sentences, found, recipe, devices)
     pairs = Pairs(sentences, embeddings.vectors, range(len(sentences)), read=gap.texts)
     return made_generator(ws, "initial", producer, sentences, pairs, recipe, devices)
 
 
-def _pseudo(ws: Workspace, sentences: Sequence[str], gap: Gap) -> Pairs:
-    """Sentences, and the unlabelled images that CLIP finds for them."""
-    images = image_embeddings(ws, "train").vectors
-    found = pseudo_pairs(images, sentence_embeddings(ws).vectors, ws.device)
-    texts = [sentences[int(i)] for i in found.sentence]
-    return Pairs(texts, images, found.image.tolist(), gap.images, found.weight)
+def _found_pairs(ws: Workspace, kind: str, sentences: Sequence[str], gap: Gap) -> Pairs:
+    """The pairs of `initialize.pairs=pseudo` or `consensus`: training images and sentences that CLIP finds for them."""
+    if kind == "consensus":
+        rows = most_agreed(ws, "train")
+        chosen, images = rows.flatten(), torch.arange(len(rows)).repeat_interleave(rows.shape[1])
+        weights = None
+    else:
+        chosen, images, weights = pseudo_pairs(
+            image_embeddings(ws, "train").vectors, sentence_embeddings(ws).vectors, ws.device
+        )
+    read = read_images(ws, "train", gap)
+    return Pairs([sentences[int(i)] for i in chosen], read.vectors, images.tolist(), read.gap.images, weights)
 
 
 def initialization_steps(c: InitializeConfig, sentences: int) -> int:
@@ -265,9 +275,12 @@ def _update(
 ) -> float:
     """One optimiser step on a batch, shared by the processes; the whole batch's loss."""
     if devices.world == 1:
+        optimizer.adamw.zero_grad(set_to_none=True)
         loss = _loss(model, batch, slice(None), smoothing)
-        optimizer.step(loss, step)
-        return loss.item()
+        loss.backward()
+        value = loss.item()  # here the device is waited for, and not once more behind the update
+        optimizer.finish_step(value, step)
+        return value
     rows = devices.share(range(len(batch[0])))
     optimizer.adamw.zero_grad(set_to_none=True)
     share = torch.zeros((), device=devices.device)
@@ -284,8 +297,8 @@ def _update(
 def _loss(model: CaptionGenerator, batch: Batch, rows: slice, smoothing: float) -> Tensor:
     device = next(model.parameters()).device
     vectors = read_on(batch[0][rows], device)
-    tokens, mask = (x[rows].to(device) for x in batch[1:3])
-    weights = None if batch[3] is None else batch[3][rows].to(device)
+    tokens, mask = (on_device(x[rows], device) for x in batch[1:3])
+    weights = None if batch[3] is None else on_device(batch[3][rows], device)
     return model.reconstruction_loss(vectors, tokens, mask, weights, smoothing)
 
 

@@ -26,12 +26,13 @@ _DECODE_FIELDS = {
 _MADE_OF = {
     "cgtgan": ("images", "references", "decode", "checkpoint"),
     "nearest": ("images", "references", "sentences"),
+    "consensus": ("images", "references", "sentences"),
     "human": ("images", "references"),
     "projection": ("images", "references", "decode", "sentences", "projection_t"),
     "supervised": ("images", "references", "decode", "sentences", "supervised"),
 }
 _OF_A_BASELINE = ("images", "references", "decode", "sentences")
-WITHOUT_GENERATOR = ("nearest", "human")
+WITHOUT_GENERATOR = ("nearest", "consensus", "human")
 
 
 # ------------------------------------------------------------------------------------------------------------ identity

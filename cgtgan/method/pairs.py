@@ -1,4 +1,4 @@
-"""Pseudo-pairs: an unlabelled image for each sentence, found by CLIP, to train on as if a person had paired them."""
+"""Pseudo-pairs: images and sentences that CLIP finds for each other, to train on as if a person had paired them."""
 
 from __future__ import annotations
 

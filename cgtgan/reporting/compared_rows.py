@@ -31,6 +31,7 @@ _UNUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "projection": (_GAN, _INITIAL),
     "supervised": (_TEXT, ("train.dropout", *_REPLACED)),
     "nearest": ((*_TEXT, "generator.", "initialize."), ()),
+    "consensus": ((*_TEXT, "generator.", "initialize."), ()),
     "human": ((*_TEXT, "generator.", "initialize.", "corpus.", "clip_backbone."), ()),
 }
 

@@ -25,6 +25,7 @@ METHODS = {
     "init": Method("Initialisation only", "text only; reads the image embedding"),
     "mean_shift": Method("+ mean shift", "text only; image embedding moved by the mean modality gap"),
     "nearest": Method("Nearest sentence", "the corpus sentence nearest to the image"),
+    "consensus": Method("Consensus sentence", "of the 200 nearest sentences, the one that agrees most with them"),
     "projection": Method("Projection (as DeCap)", "text only; reads the aggregated embedding"),
     "cgtgan": Method("CgT-GAN", "images and sentences, unpaired"),
     FROM_FILE: Method("Captions made elsewhere", ""),
@@ -38,7 +39,7 @@ def method_note(method: str, settings: Mapping[str, Any], records: Sequence[Mapp
     given, note = with_defaults(settings), METHODS[method].note
     if not given["train.use_initialization"]:
         note = note.replace("text only", "untrained")
-    elif given["initialize.pairs"] == "pseudo":
+    elif given["initialize.pairs"] != "text":
         note = note.replace("text only", "sentences and the images that CLIP finds for them")
     return ", ".join(filter(None, (note, training_note(records))))
 

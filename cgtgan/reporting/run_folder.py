@@ -10,7 +10,7 @@ from typing import Any
 
 from cgtgan.assets.scores import per_image_rows
 from cgtgan.evaluation.coco_files import load_results
-from cgtgan.evaluation.records import differences, method_of, records_of
+from cgtgan.evaluation.records import WITHOUT_GENERATOR, differences, method_of, records_of
 from cgtgan.reporting.methods import METHODS, published_scores, reward_title, with_defaults
 from cgtgan.reporting.tables import MethodRow, Origin
 from cgtgan.runtime.artifacts import read_json
@@ -81,7 +81,7 @@ class Run:
         return per_image_rows(self._file(method, "counts.json").parent, "counts.json")
 
     def decoding(self, method: str) -> str:
-        return "none" if method in ("nearest", "human") else self.scores(method)["decoding"]
+        return "none" if method in WITHOUT_GENERATOR else self.scores(method)["decoding"]
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cgtgan.assets.backbone import open_backbone
-from cgtgan.assets.corpus import sentence_embeddings
+from cgtgan.assets.consensus import documents, nearest_sentences
 from cgtgan.assets.gap import ReadImages, gap_of
 from cgtgan.assets.generators import initial_generator
 from cgtgan.assets.images import image_embeddings
@@ -21,7 +21,6 @@ from cgtgan.assets.prompts import Prompts, prompts_of
 from cgtgan.assets.reader import PromptedImages, read_images
 from cgtgan.assets.workspace import Workspace
 from cgtgan.errors import InputError
-from cgtgan.method.aggregation import nearest_texts
 from cgtgan.method.batches import EpochOrder, stable_seed
 from cgtgan.method.consensus import Consensus
 from cgtgan.method.gap import Gap
@@ -148,7 +147,9 @@ def make_training_parts(ws: Workspace, sentences: Sequence[str], steps: int, dim
     if any(name in OF_IMAGES for name in ws.cfg.reward_weights.terms):
         parts.pool = _pool(ws)
     if "consensus" in ws.cfg.reward_weights.terms:
-        parts.consensus, parts.nearest = Consensus(sentences), _nearest(ws)
+        ids, rows = image_embeddings(ws, "train").ids, nearest_sentences(ws, "train", ws.cfg.reward_weights.neighbours)
+        parts.consensus = Consensus(sentences, documents(ws).tolist())
+        parts.nearest = dict(zip(ids, rows, strict=True))
     if t.ema is not None:
         parts.average = copy.deepcopy(bundle.model).requires_grad_(False)
     return parts
@@ -160,13 +161,6 @@ def _pool(ws: Workspace) -> torch.Tensor:
     count = min(ws.cfg.reward_weights.pool, len(vectors))
     rows = EpochOrder(len(vectors), ws.cfg.seed, "pool").batch(1, count)
     return vectors[torch.from_numpy(rows)].float().to(ws.device)
-
-
-def _nearest(ws: Workspace) -> dict[Any, torch.Tensor]:
-    """Id of each training image -> rows (k,) int64 of its `reward_weights.neighbours` nearest sentences."""
-    images, texts = image_embeddings(ws, "train"), sentence_embeddings(ws).vectors
-    rows = nearest_texts(images.vectors, texts, ws.cfg.reward_weights.neighbours, device=ws.device).cpu()
-    return dict(zip(images.ids, rows, strict=True))
 
 
 def _generator(ws: Workspace, dim: int) -> GeneratorBundle:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from cgtgan.assets.gap import load_gap, save_gap
 from cgtgan.config import RewardTermConfig, RewardWeightsConfig
 from cgtgan.errors import InputError
 from cgtgan.method.aggregation import aggregate_text_embeddings
+from cgtgan.method.consensus import SentenceTable
 from cgtgan.method.gap import Gap, closed_gap
 from cgtgan.method.reinforce import normalised
 from cgtgan.method.reward_terms import TERMS, RewardInputs
@@ -60,9 +62,10 @@ def test_projection_reads_the_corpus_as_the_image_sees_it() -> None:
         closed_gap("projection", IMAGES, SENTENCES)
 
 
-@pytest.mark.parametrize("kind", ["none", "mean", "mean_std", "c3", "projection"])
+@pytest.mark.parametrize("kind", ["none", "mean", "mean_std", "c3", "projection", "agreement"])
 def test_a_closure_is_kept_beside_the_weights(tmp_path: Path, kind: str) -> None:
-    gap = closed_gap(kind, IMAGES, SENTENCES, 20.0)
+    table = SentenceTable.of(["A dog runs.", "A dog sits.", "Two cats."], np.array([[0, 1], [2, 1]]))
+    gap = closed_gap(kind, IMAGES, SENTENCES, 20.0, table)
     save_gap(tmp_path, gap)
     assert (tmp_path / "gap.safetensors").exists() == (kind != "none")
     again = load_gap(tmp_path)

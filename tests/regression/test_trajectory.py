@@ -119,7 +119,7 @@ def trajectory(changes: dict[str, Any] | None = None) -> list[dict[str, float]]:
     parts.pool = images[:30]
     if "consensus" in cfg.reward_weights.terms:
         sentences = torch.randn(len(SENTENCES), backbone.dim, generator=noise)
-        parts.consensus = Consensus(SENTENCES)
+        parts.consensus = Consensus(SENTENCES, [[i] for i in range(len(SENTENCES))])
         parts.nearest = dict(enumerate(nearest_texts(images, sentences, 5)))
     order, texts = EpochOrder(40, 0, "images"), EpochOrder(len(SENTENCES), 0, "real")
     rows = []

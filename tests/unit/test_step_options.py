@@ -28,7 +28,10 @@ def everything_on() -> tuple[Config, TrainingParts]:
     cfg.discriminator.loss, cfg.discriminator.reward = "pairwise", "rank"
     cfg.train.ema = 0.9
     parts.average = copy.deepcopy(parts.bundle.model).requires_grad_(False)
-    parts.consensus, parts.nearest = Consensus(SENTENCES), {i: torch.tensor([i % 3, 3]) for i in range(4)}
+    parts.consensus, parts.nearest = (
+        Consensus(SENTENCES, [[i] for i in range(len(SENTENCES))]),
+        {i: torch.tensor([i % 3, 3]) for i in range(4)},
+    )
     parts.pool = torch.randn(20, parts.backbone.dim, generator=torch.Generator().manual_seed(5))
     vectors = torch.randn(len(SENTENCES), parts.backbone.dim, generator=torch.Generator().manual_seed(6))
     config = PromptConfig(kind="retrieval", nearest=2, tokens=40)
