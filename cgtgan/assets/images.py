@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgtgan.assets.backbone import backbone_producer, open_backbone
+from cgtgan.assets.backbone import open_backbone
+from cgtgan.assets.embedded import image_producer, report_of
 from cgtgan.assets.encoding import Encoder, check_finite, fill_shards, read_vectors
 from cgtgan.assets.released import released_images
 from cgtgan.assets.splits import data_root as data_root
-from cgtgan.assets.splits import dataset_identity
 from cgtgan.assets.splits import dataset_split as dataset_split
 from cgtgan.assets.workspace import Workspace
 from cgtgan.data.annotations import ImageId
 from cgtgan.data.dataset_kinds import KINDS
-from cgtgan.data.datasets import ImageRecord
+from cgtgan.data.datasets import ImageRecord, Split
 from cgtgan.data.image_files import open_image
 from cgtgan.data.loading import decoded
 from cgtgan.data.picture_archives import picture_state
@@ -34,31 +34,26 @@ from cgtgan.runtime.artifacts import (
     write_json,
 )
 from cgtgan.runtime.bars import Bar
-from cgtgan.runtime.producers import with_format
 from cgtgan.runtime.shards import Shards, read_meta
-
-# Raise it where the same pictures get other vectors (runtime/producers.py).
-IMAGE_EMBEDDINGS_FORMAT = 1
-# Of a user's own pictures other than JPEGs: since 2 those of many bits are scaled, and what is transparent is white.
-OWN_PICTURES_FORMAT = 2
 
 
 def image_embeddings(ws: Workspace, name: str) -> Embeddings:
     """(N, D) of a split, ids in `ids`; up to `dataset.max_bad_images` that cannot be read are left out."""
     if (given := released_images(ws, name)) is not None:
         return given
-    images = dataset_split(ws, name).images
+    split = dataset_split(ws, name)
+    if split.embeddings is not None:
+        return _without_pictures(ws, split, split.embeddings)
+    images = split.images
     # COCO's and Flickr30k's ids name one picture everywhere; in a user's own folder 1.jpg may be any
     size = (lambda _path: None) if KINDS[ws.cfg.dataset.kind].public_ids else _size
     listed = fingerprint([[i.image_id, i.path.name, *filter(None, [size(i.path)])] for i in images])
-    producer = dataset_identity(ws) | {"split": name, "images": listed, "backbone": backbone_producer(ws)}
-    producer |= {"jpeg_draft": True} if ws.cfg.dataset.jpeg_draft else {}
     jpegs = KINDS[ws.cfg.dataset.kind].public_ids or all(i.path.suffix.lower() in (".jpg", ".jpeg") for i in images)
-    producer = with_format(producer, IMAGE_EMBEDDINGS_FORMAT if jpegs else OWN_PICTURES_FORMAT)
+    producer = image_producer(ws, name, other_formats=not jpegs) | {"images": listed}
     path = ws.store.path("image_embeddings", producer, ".safetensors")
     if repaired := _repaired(path, images):
         return _with_repaired(ws, name, path, producer | {"repaired": [[i, _size(p)] for i, p in repaired.items()]})
-    report = _report_of(path)
+    report = report_of(path)
     cut = ws.cfg.clip_backbone.image_shard
     shards = Shards(path, -(-len(images) // cut), cut, path.exists)
     ws.store.tidy(path)
@@ -90,9 +85,12 @@ def image_embeddings(ws: Workspace, name: str) -> Embeddings:
     return load_embeddings(path, kind="image_embeddings", fingerprint=fingerprint(producer))
 
 
-def _report_of(path: Path) -> Path:
-    """The pictures that could not be read, beside the embeddings of the others."""
-    return path.with_suffix(".bad.json")
+def _without_pictures(ws: Workspace, split: Split, path: Path) -> Embeddings:
+    message = f"{split.name}: not all pictures are on this machine; their stored embeddings are used: {path}"
+    ws.once(("message", path), lambda: ws.tracker.say(message))
+    if report_of(path).is_file():
+        _check_bad(ws, split.name, report_of(path), len(split.images))
+    return load_embeddings(path, kind="image_embeddings")
 
 
 def _reported(image: ImageRecord, why: str, state: list[int] | None) -> dict[str, Any]:
@@ -101,7 +99,7 @@ def _reported(image: ImageRecord, why: str, state: list[int] | None) -> dict[str
 
 def _repaired(path: Path, images: list[ImageRecord]) -> dict[ImageId, Path]:
     """Pictures that were left out of the embeddings in `path`, are other files now, and can be read."""
-    report = _report_of(path)
+    report = report_of(path)
     if not (path.is_file() and report.is_file()):
         return {}
     bad = {row["image_id"]: row.get("state") for row in read_json(report, list)}
@@ -129,7 +127,7 @@ def _with_repaired(ws: Workspace, name: str, old: Path, producer: dict[str, Any]
     def write(path: Path) -> None:
         known = load_embeddings(old, kind="image_embeddings")
         rows = dict(zip(known.ids, known.vectors, strict=True))
-        bad = {row["image_id"]: row for row in read_json(_report_of(old), list)}
+        bad = {row["image_id"]: row for row in read_json(report_of(old), list)}
         chosen = [image for image in images if image.image_id in wanted]
         backbone = open_backbone(ws)
         encoder = Encoder(
@@ -145,17 +143,17 @@ def _with_repaired(ws: Workspace, name: str, old: Path, producer: dict[str, Any]
                 (rows[image.image_id],) = encoder(batch.pixels)
                 check_finite(rows[image.image_id][None], [image.path])
                 del bad[image.image_id]
-        _report_of(path).unlink(missing_ok=True)
+        report_of(path).unlink(missing_ok=True)
         if bad:
-            write_json(_report_of(path), list(bad.values()))
-            _check_bad(ws, name, _report_of(path), len(images))
+            write_json(report_of(path), list(bad.values()))
+            _check_bad(ws, name, report_of(path), len(images))
         ids = [image.image_id for image in images if image.image_id in rows]
         save_embeddings(path, torch.stack([rows[i] for i in ids]), ids, kind="image_embeddings", producer=producer)
 
     if ws.store.make(path, write):
         ws.tracker.say(f"{len(wanted)} {name} images that could not be read before can be read now")
-    if _report_of(path).is_file():
-        _check_bad(ws, name, _report_of(path), len(images))
+    if report_of(path).is_file():
+        _check_bad(ws, name, report_of(path), len(images))
     return load_embeddings(path, kind="image_embeddings", fingerprint=fingerprint(producer))
 
 

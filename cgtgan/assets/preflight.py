@@ -1,7 +1,7 @@
 """Everything that a run needs from outside, looked for before anything is made: all that is missing, at once.
 
-Nothing is opened that takes long, and torch is imported only for the authors' files. What a file holds is checked by
-the stage that reads it.
+Nothing is opened that takes long, and torch is imported only for the authors' files and for stored embeddings in the
+place of pictures. What a file holds is checked by the stage that reads it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cgtgan.assets.fetching import fetch_captions, fetch_clip, fetch_gcc, fetch_images, fetch_spice
+from cgtgan.assets.splits import dataset_split
+from cgtgan.assets.workspace import Workspace
 from cgtgan.config import SPLITS, Config
 from cgtgan.data.annotated_images import image_folders, picture_names, split_files
 from cgtgan.data.archive_listing import missing_pictures
 from cgtgan.data.corpora import CORPUS_FROM, corpus_path, is_beside_its_images, read_raw
 from cgtgan.data.dataset_kinds import KINDS
-from cgtgan.data.datasets import load_split
 from cgtgan.data.user_files import first_bytes, missing_file
 from cgtgan.errors import UserError
 from cgtgan.evaluation.java import NO_JAVA, find_java, missing_spice_jars
@@ -106,7 +107,6 @@ def missing_inputs(cfg: Config) -> list[Missing]:
 def _without_released(cfg: Config, needs: Needs) -> Needs:
     """The needs that `dataset.released` leaves: its files are read once, by content."""
     from cgtgan.assets.released import released_corpus, released_sentence_embeddings, released_split
-    from cgtgan.assets.workspace import Workspace
 
     ws = Workspace(cfg)
     splits = tuple(name for name in needs.splits if released_split(ws, name) is None)
@@ -247,11 +247,11 @@ def _pictures(cfg: Config, splits: tuple[str, ...], *, listed: bool) -> Iterator
         for folder, place in zip(kind.image_folders[name], image_folders(config, name, root), strict=True):
             if folder not in scarce and len(picture_names(place)) < kind.pictures.get(folder, 1):
                 scarce[folder] = place
-    wanted = [name for name in splits if scarce.keys() & set(kind.image_folders[name])]
+    wanted, ws = [name for name in splits if scarce.keys() & set(kind.image_folders[name])], Workspace(cfg)
     absent = "" if listed else _empty_folders(list(scarce.values()), str(kind.images_from))
     for name in wanted if listed else ():
         try:
-            load_split(config, name, root)
+            dataset_split(ws, name)
         except UserError as error:
             absent = str(error)
             break

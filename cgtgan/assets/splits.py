@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from cgtgan.assets.workspace import Workspace
-from cgtgan.data.custom_reader import reader_identity
+from cgtgan.data.annotated_images import AbsentImages
 from cgtgan.data.dataset_kinds import KINDS
 from cgtgan.data.datasets import Split, load_split
-from cgtgan.data.demo_world import world_folder, world_producer, write_demo_world
+from cgtgan.data.demo_world import world_folder, write_demo_world
 
 
 def data_root(ws: Workspace) -> Path:
@@ -30,23 +29,25 @@ def _demo_world(ws: Workspace) -> Path:
 
 
 def dataset_split(ws: Workspace, name: str) -> Split:
-    """Images and references of a split: of the authors' files where they are given, else of the data set."""
+    """Images and references of a split: of the authors' files where they are given, else of the data set.
+
+    Pictures need not be on disk where the data set's ids name them and their embeddings are stored.
+    """
     return ws.once(("split", name), lambda: _split(ws, name))
 
 
 def _split(ws: Workspace, name: str) -> Split:
-    given = None
     if ws.cfg.dataset.released:
         from cgtgan.assets.released import released_split  # torch
 
-        given = released_split(ws, name)
-    return given or load_split(ws.cfg.dataset, name, data_root(ws))
+        if given := released_split(ws, name):
+            return given
+    root = data_root(ws)
+    try:
+        return load_split(ws.cfg.dataset, name, root)
+    except AbsentImages as absent:
+        if not any((ws.store.root / "image_embeddings").glob("*.safetensors")):
+            raise
+        from cgtgan.assets.embedded import embedded_split  # torch
 
-
-def dataset_identity(ws: Workspace) -> dict[str, Any]:
-    """What the images of a data set depend on, apart from their list."""
-    config = ws.cfg.dataset
-    kind = KINDS[config.kind]
-    identity: dict[str, Any] = {"kind": config.kind}
-    identity |= {"world": world_producer(config.world)} if kind.drawn else {}
-    return identity | ({"reader": reader_identity(config)} if kind.listing == "reader" else {})
+        return embedded_split(ws, name, root, absent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,25 @@ log = logging.getLogger(__name__)
 LISTS = "dataset.karpathy"
 
 
+class AbsentImages(MissingFileError):
+    """More than `dataset.max_bad_images` pictures of a split are not on disk."""
+
+
 def annotated_split(
-    config: DatasetConfig, name: str, root: Path, *, captions_wanted: bool
+    config: DatasetConfig, name: str, root: Path, *, captions_wanted: bool, known: Set[ImageId] = frozenset()
 ) -> tuple[dict[ImageId, Path], CaptionsById]:
     """Pictures of a split by id, and its captions where they are wanted; folders are scanned, no image is opened.
 
-    Raises `MissingFileError` for an absent file or more than `max_bad_images` absent images, else `InputError`.
+    known: images that need not be on disk; then their paths lead nowhere. Raises `AbsentImages` for more than
+    `max_bad_images` other images that are not, `MissingFileError` for an absent file, else `InputError`.
     """
     ids, captions = _listed(config, name, root, captions_wanted)
     index = (_by_file_name if KINDS[config.kind].names_files else _scan)(config, name, root)
     ids = sorted(ids, key=id_order)[: config.max_images]
     alone = numbers_of(ids)
     paths = {i: path for i in ids if (path := index.get(i) or index.get(as_number(i) if as_number(i) in alone else i))}
+    nowhere = image_folders(config, name, root)[0]
+    paths |= {i: nowhere / str(i) for i in ids if i in known and i not in paths}
     absent = [i for i in ids if i not in paths]
     if len(absent) > config.max_bad_images:
         raise _absent_images(config, name, root, absent, len(ids))
@@ -209,12 +217,12 @@ def domain_file(config: DatasetConfig, name: str, root: Path) -> tuple[Path, str
     return _caption_files(config, name, root, False)[0]
 
 
-def _absent_images(config: DatasetConfig, name: str, root: Path, absent: list[ImageId], total: int) -> MissingFileError:
+def _absent_images(config: DatasetConfig, name: str, root: Path, absent: list[ImageId], total: int) -> AbsentImages:
     folders = image_folders(config, name, root)
     gone = [str(folder) for folder in folders if not folder.is_dir()]
     where = " and ".join(map(str, folders)) + (f" (no such folder: {', '.join(gone)})" if gone else "")
     first, kind = ", ".join(map(str, absent[:3])), KINDS[config.kind]
-    return MissingFileError(
+    return AbsentImages(
         f"{len(absent)} of {total} {name} images are not in {where}, first {first}: get them from "
         f"{kind.images_from or kind.annotations_from}, set dataset.images to where they are, or allow some with "
         "dataset.max_bad_images"

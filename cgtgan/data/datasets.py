@@ -6,7 +6,7 @@ The training split carries no caption; `load_pairs` reads them for the supervise
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,19 +38,22 @@ class ImageRecord:
 class Split:
     """`images` sorted by id, integers first. `references` id -> captions: of all images, or {} (train; no captions).
 
-    `bare`: images of the split that are left out because they have no caption.
+    `bare`: images of the split that are left out because they have no caption. `embeddings`: those that were made
+    earlier, where not all of the pictures are on disk; paths of the others lead nowhere.
     """
 
     name: str
     images: list[ImageRecord]
     references: CaptionsById
     bare: tuple[ImageId, ...] = ()
+    embeddings: Path | None = None
 
 
-def load_split(config: DatasetConfig, name: str, root: Path) -> Split:
+def load_split(config: DatasetConfig, name: str, root: Path, known: Set[ImageId] = frozenset()) -> Split:
     """List a split (train, val or test) of the data set under `root`; folders are scanned, no image is opened.
 
     train: references is {}. val, test: images without captions are left out and logged where others have some.
+    known: images that need not be on disk, of a data set that annotation files list.
     Raises `MissingFileError` for an absent file, a split that the kind does not have, or more than `max_bad_images`
     absent images, else `InputError`.
     """
@@ -60,8 +63,7 @@ def load_split(config: DatasetConfig, name: str, root: Path) -> Split:
     if name not in kind.splits:
         fix = "train with another data set, such as dataset=coco, and score with stage=evaluate checkpoint=RUN"
         raise MissingFileError(f"dataset.kind={config.kind} has no {name} split: {fix}")
-    listing = _LISTINGS[kind.listing]
-    paths, captions = listing(config, name, root, captions_wanted=name != "train")
+    paths, captions = _listed(config, name, root, known, captions_wanted=name != "train")
     ids = sorted(paths, key=id_order)
     captions = {} if name == "train" else captions
     bare = tuple(i for i in ids if not captions.get(i)) if captions else ()
@@ -75,8 +77,15 @@ def load_split(config: DatasetConfig, name: str, root: Path) -> Split:
     return Split(name, [ImageRecord(i, paths[i]) for i in ids], {i: captions[i] for i in ids} if captions else {}, bare)
 
 
-def load_pairs(config: DatasetConfig, root: Path) -> CaptionsById:
+def load_pairs(config: DatasetConfig, root: Path, known: Set[ImageId] = frozenset()) -> CaptionsById:
     """Captions of the training images, id -> captions, for the supervised upper bound only; ids as `load_split` has."""
-    listing = _LISTINGS[KINDS[config.kind].listing]
-    paths, captions = listing(config, "train", root, captions_wanted=True)
+    paths, captions = _listed(config, "train", root, known, captions_wanted=True)
     return {i: captions[i] for i in sorted(paths, key=id_order)[: config.max_images] if i in captions}
+
+
+def _listed(
+    config: DatasetConfig, name: str, root: Path, known: Set[ImageId], *, captions_wanted: bool
+) -> tuple[dict[ImageId, Path], CaptionsById]:
+    kind = KINDS[config.kind].listing
+    more = {"known": known} if kind == "annotations" else {}
+    return _LISTINGS[kind](config, name, root, captions_wanted=captions_wanted, **more)

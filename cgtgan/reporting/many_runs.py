@@ -212,9 +212,10 @@ def _galleries(cfg: Config, rows: Sequence[Entry], split: Split | None) -> dict[
         about = f"The captions are those of each variant's lowest seed. {about}"
     if len(systems) > len(chosen):
         about += f" Only the first {len(chosen)} of {len(systems)} rows are shown."
-    if split is None or not split.images:
-        about += " The pictures are not available here."
     make, writers = item_of(split), list(zip(names, captions, cider, strict=True))
+
+    if not any(make(i, "").image for i in (*farthest, *drawn)):
+        about += " The pictures are not available here."
 
     def compared(note: str, ids: Sequence[Any]) -> tuple[str, list[ComparedPicture]]:
         return f"{note} {about}", [(make(i, captions[0][i]), _written_captions(i, writers)) for i in ids]

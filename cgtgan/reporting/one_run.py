@@ -177,13 +177,14 @@ def pictures(ws: Workspace, run: Run) -> dict[Any, GalleryItem]:
     if "cgtgan" not in run.scored:
         return {}
     split = dataset_split(ws, run.split)
+    listed = {record.image_id for record in split.images}
     make, captions, scores = item_of(split), run.captions("cgtgan"), run.per_image("cgtgan")
     names = [m for m in dict.fromkeys((*CARD_METHODS, *run.scored)) if m in run.scored and m != "cgtgan"]
     methods = [(METHODS[m].title, run.captions(m), run.per_image(m)) for m in names]
     items = {}
     for i, caption in captions.items():
         item = make(i, caption)
-        if item.image or not split.images:
+        if not listed or i in listed:
             others = {title: (texts[i], values.get(i, {})) for title, texts, values in methods if i in texts}
             items[i] = replace(item, scores=scores.get(i, {}), others=others)
     return items
@@ -211,7 +212,7 @@ def _listed(ws: Workspace, run: Run, items: Mapping[Any, GalleryItem]) -> Pictur
 def _left_out(items: int, listed: int, files: int, small: int) -> str:
     sentences = [f"{listed:,} of {items:,} pictures are listed, drawn at random."] if listed < items else []
     if not files:
-        sentences.append("No pictures are shown: only their embeddings were given.")
+        sentences.append("No pictures are shown: only their embeddings are here.")
     elif small < listed:
         megabytes = THUMBNAIL_BYTES // 1_000_000
         why = f"the page holds {megabytes} MB of thumbnails, and some files may be unreadable"

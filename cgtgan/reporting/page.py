@@ -34,7 +34,7 @@ WrittenCaption = tuple[Sequence[str], str, Sequence[float]]  # names of variants
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """A picture (None: only its embedding was given) and its captions. `scores`: metric -> the picture's raw value.
+    """A picture (None: only its embedding is here) and its captions. `scores`: metric -> the picture's raw value.
 
     `others`: another method's name -> its caption and scores. Any score may be missing.
     """
@@ -49,7 +49,10 @@ class GalleryItem:
 
 def item_of(split: Split | None) -> Callable[[Any, str], GalleryItem]:
     """(image id, caption) -> the item with its picture and references, as far as the split is available."""
-    paths = {record.image_id: record.path for record in split.images} if split else {}
+    images = split.images if split else []
+    if split and split.embeddings:  # made where the pictures were
+        images = [record for record in images if record.path.is_file()]
+    paths = {record.image_id: record.path for record in images}
     references = split.references if split else {}
     return lambda i, caption: GalleryItem(i, paths.get(i), caption, references.get(i, []))
 
@@ -193,7 +196,7 @@ def render_gallery(title: str, items: Sequence[GalleryItem], total: int | None =
 def picture_card(item: GalleryItem) -> tuple[str, bool, str]:
     """(data URI, whether it is pixel art, ''), or ('', False, why the picture is not there)."""
     if item.image is None:
-        return "", False, "No picture: only its embedding was given."
+        return "", False, "No picture: only its embedding is here."
     try:
         return *embed(Path(item.image)), ""
     except FileNotFoundError:

@@ -178,7 +178,7 @@ def _open(path: Path, *names: str) -> tuple[Header, dict[str, Any], list[torch.T
     if not path.is_file():
         raise MissingFileError(f"{path} is missing: run stage=preprocess (or stage=pipeline) first")
     try:
-        with safe_open(path, framework="pt") as f:
+        with safe_open(path, framework="pt" if names else "numpy") as f:  # a header alone needs no torch
             meta, tensors = f.metadata() or {}, [f.get_tensor(name) for name in names]
     except (SafetensorError, OSError) as e:
         raise InputError(f"{path} cannot be read ({e}): {_FIX}") from None
@@ -246,10 +246,20 @@ def write_embeddings(
     return header
 
 
+def read_header(path: Path) -> tuple[Header, Sequence[Any]]:
+    """Header and ids of embeddings, without torch. Raises `MissingFileError` or `InputError`."""
+    header, meta, _ = _open(path)
+    return header, _ids(meta["ids"], header.rows)
+
+
+def _ids(listed: str, rows: int) -> Sequence[Any]:
+    return range(rows) if listed == ROW_NUMBERS else json.loads(listed)
+
+
 def load_embeddings(path: Path, **wanted: Any) -> Embeddings:
     """Map the file. `wanted`: header fields that must agree (kind, dim, rows ...); `InputError` names both values."""
     header, meta, (vectors,) = _open(path, "embeddings")
-    ids = range(len(vectors)) if meta["ids"] == ROW_NUMBERS else json.loads(meta["ids"])
+    ids = _ids(meta["ids"], len(vectors))
     for rows in (len(vectors), len(ids)):
         header.expect(path, dtype="float16", rows=rows)
     header.expect(path, **wanted)

@@ -82,7 +82,8 @@ def _described(ws: Workspace) -> SupervisedBound:
 
 def _caption_pairs(ws: Workspace) -> tuple[Pairs, dict[str, Any]]:
     """Captions of the train images, each one's embedding row, and what they come from."""
-    captions = load_pairs(ws.cfg.dataset, data_root(ws))
+    known = {image.image_id for image in dataset_split(ws, "train").images}
+    captions = load_pairs(ws.cfg.dataset, data_root(ws), known)
     images = image_embeddings(ws, "train")
     rows = {image_id: row for row, image_id in enumerate(images.ids)}
     # cleaned by the data set's own rule, whatever the corpus is, so that a caption ends in the stop token

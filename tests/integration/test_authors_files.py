@@ -166,7 +166,7 @@ def test_training_starts_from_their_files(files: Path, tmp_path: Path) -> None:
     assert "report:" in page
     (html,) = tmp_path.rglob("report.html")
     assert "12 train, 4 val, 4 test" in html.read_text()
-    assert "only its embedding was given" in html.read_text()
+    assert "only its embedding is here" in html.read_text()
 
     wrong = run(tmp_path, *command, "stage=train", "aggregation_t.t=150")
     assert wrong.returncode == 1

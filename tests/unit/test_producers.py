@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from cgtgan import config
-from cgtgan.assets import aggregated, backbone, corpus, generators, images
+from cgtgan.assets import aggregated, backbone, corpus, embedded, generators
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config, GeneratorConfig, InitializeConfig, OptimizerConfig, as_dict
 from cgtgan.data import demo_world
@@ -80,7 +80,7 @@ def made(cfg: Config) -> dict[str, set[str]]:
     [
         (demo_world, "FORMAT_VERSION", "demo_world clip image_embeddings sentence_embeddings"),
         (backbone, "DEMO_CLIP_FORMAT", "clip image_embeddings sentence_embeddings"),
-        (images, "IMAGE_EMBEDDINGS_FORMAT", "image_embeddings"),
+        (embedded, "IMAGE_EMBEDDINGS_FORMAT", "image_embeddings"),
         (corpus, "SENTENCES_FORMAT", "sentences sentence_embeddings"),
         (corpus, "SENTENCE_EMBEDDINGS_FORMAT", "sentence_embeddings"),
         (aggregated, "AGGREGATED_FORMAT", ""),

@@ -311,5 +311,5 @@ def test_what_changed_between_validations(tmp_path: Path, own: Run, which: str, 
 def test_what_the_page_leaves_out_is_said() -> None:
     assert _left_out(300, 300, 300, 300) == ""
     assert _left_out(5000, 5000, 5000, 4000).startswith("4,000 of 5,000 have a thumbnail")
-    assert _left_out(4, 4, 0, 0) == "No pictures are shown: only their embeddings were given."
+    assert _left_out(4, 4, 0, 0) == "No pictures are shown: only their embeddings are here."
     assert _left_out(40_000, 10_000, 10_000, 10_000) == "10,000 of 40,000 pictures are listed, drawn at random."
