@@ -207,7 +207,7 @@ def test_the_page_shows_every_part(home: Path, opened: Callable[..., Any], schem
         "reward_weights.clip_weight",
     ]
     curves = page.locator("#curves svg[role=img]")
-    assert curves.first.get_attribute("aria-label").startswith("Line chart of CIDEr x 100 from step 3 to 6")
+    assert curves.first.get_attribute("aria-label").startswith("Line chart of CIDEr x 100 from step 0 to 6")
     assert page.locator("#curves h3").first.inner_text() == "Validation CIDEr"
     assert page.locator(".card img").count() == page.locator(".card").count() > 5  # the demo's pictures are available
     assert all(
