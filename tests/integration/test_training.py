@@ -477,7 +477,7 @@ def test_a_hub_or_a_cache_of_it_gives_the_generator_to_start_from(
     monkeypatch.setenv("HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     run(home, "train.init_from=us/ours", "variant=more", "train.steps=1", "train.log_every=1")
-    (row, *_) = [
+    (_, row, *_) = [
         json.loads(line) for line in next(home.glob("runs/*/more/seed=0/metrics.jsonl")).read_text().splitlines()
     ]
     trained = metrics(whole)[-2]
@@ -511,7 +511,7 @@ def test_a_run_with_a_term_of_the_users_own_goes_on_with_the_same_code_alone(hom
     assert "Traceback" not in message
     (home / "rewards.py").write_text(OWN_TERM)
     assert "going on after step" in run(home, *settings)
-    row = metrics(home)[0]
+    row = metrics(home)[1]  # step 1
     assert {"reward/brevity", "reward/brevity_greedy", "advantage/brevity", "advantage/brevity_abs"} <= row.keys()
     (home / "rewards.py").write_text(OWN_TERM.replace("-torch", "torch.nan * torch"))
     message = run(home, *settings, "variant=wrong", code=1)

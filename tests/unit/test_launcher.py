@@ -73,7 +73,10 @@ def test_ctrl_c_stops_the_jobs_which_write_their_checkpoints(tmp_path: Path) -> 
     )
     try:
         end = time.monotonic() + 180
-        while launcher.poll() is None and not (run / "metrics.jsonl").is_file() and time.monotonic() < end:
+        rows = run / "metrics.jsonl"
+        while launcher.poll() is None and time.monotonic() < end:
+            if rows.is_file() and '"step": 1,' in rows.read_text():
+                break
             time.sleep(0.2)
         launcher.send_signal(signal.SIGINT)
         printed, _ = launcher.communicate(timeout=120)
