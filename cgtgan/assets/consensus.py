@@ -12,7 +12,7 @@ from cgtgan.method.aggregation import nearest_texts
 from cgtgan.method.consensus import AGREED, DOCUMENTS, SENTENCES_PER_DOCUMENT, SentenceTable, consensus_sentences
 
 
-def nearest_sentences(ws: Workspace, split: str, k: int) -> Tensor:
+def nearest_rows(ws: Workspace, split: str, k: int) -> Tensor:
     """(N, k) int64 on the CPU: rows of the k sentences nearest to each image of the split; k is cut to the corpus."""
     images, sentences = image_embeddings(ws, split).vectors, sentence_embeddings(ws).vectors
     return nearest_texts(images, sentences, k, device=ws.device).cpu()
@@ -20,7 +20,7 @@ def nearest_sentences(ws: Workspace, split: str, k: int) -> Tensor:
 
 def documents(ws: Workspace) -> Tensor:
     """(N, 5) int64: the sentences nearest to each training image, of 10,000 at most: CIDEr's documents."""
-    return nearest_sentences(ws, "train", SENTENCES_PER_DOCUMENT)[:DOCUMENTS]
+    return nearest_rows(ws, "train", SENTENCES_PER_DOCUMENT)[:DOCUMENTS]
 
 
 def sentence_table(ws: Workspace) -> SentenceTable:

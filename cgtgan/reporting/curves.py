@@ -125,9 +125,19 @@ def quantity_plots(rows: History, quantities: Sequence[Quantity], seed: int) -> 
     return plots
 
 
+def has_discriminator(rows: History) -> bool:
+    """Whether a discriminator was trained; without one the keys of its reward and its loss are logged as 0."""
+    return any("train/d_accuracy" in row for row in rows)
+
+
+def discriminator_plots(rows: History, seed: int) -> list[Plot]:
+    """None where no discriminator was trained."""
+    return quantity_plots(rows, DISCRIMINATOR, seed) if has_discriminator(rows) else []
+
+
 def health(rows: History) -> dict[str, str]:
     """The discriminator in numbers: mean over the first and the last quarter of the logged steps."""
-    if not any("train/d_accuracy" in row for row in rows):  # without a discriminator the rewards' keys are 0
+    if not has_discriminator(rows):
         return {}
     facts = {}
     for label, key in HEALTH.items():

@@ -51,7 +51,7 @@ def make_report(ws: Workspace, run: Run) -> Report:
     galleries = {"first": drawn[:FIRST_LOOK], "best": best, "worst": worst, "random": drawn[FIRST_LOOK:]}
     plots = {
         "curves": curves.run_plots(history, seed),
-        "discriminator": curves.quantity_plots(history, curves.DISCRIMINATOR, seed),
+        "discriminator": curves.discriminator_plots(history, seed),
         "distributions": [*curves.reward_bands(history), *histograms(run)],
     }
     about = About(f"cgtgan: {cfg.name}", SUBTITLE, cfg.report.warning, summary(rows), _facts(ws, run), _notes(run))

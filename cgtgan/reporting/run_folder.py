@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +16,8 @@ from cgtgan.reporting.methods import METHODS, published_scores, reward_title, wi
 from cgtgan.reporting.tables import MethodRow, Origin
 from cgtgan.runtime.artifacts import read_json
 from cgtgan.runtime.tracking import read_metrics
+
+_TERM_WEIGHT = re.compile(r"reward_weights\.terms\.[^.]+\.weight")
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,11 @@ class Run:
 
     @property
     def ablated(self) -> bool:
-        """Whether a part of the method is missing."""
-        return any(part.startswith("no ") for part in self._training)
+        """Whether a part of the method is missing; one whose reward has terms of its own does not miss naturalness."""
+        weights = {key.split(".")[2]: value for key, value in self.settings.items() if _TERM_WEIGHT.fullmatch(key)}
+        another_reward = any(weight for name, weight in weights.items() if name not in ("cos", "l1", "clip"))
+        missing = {part for part in self._training if part.startswith("no ")}
+        return bool(missing - ({"no naturalness"} if another_reward else set()))
 
     def published(self, suffix: str = "") -> MethodRow | None:
         """The paper's row, where the run's settings and decoding are the paper's; `suffix` tells several apart."""

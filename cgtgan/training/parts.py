@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cgtgan.assets.backbone import open_backbone
-from cgtgan.assets.consensus import documents, nearest_sentences
+from cgtgan.assets.consensus import documents, nearest_rows
 from cgtgan.assets.gap import ReadImages, gap_of
 from cgtgan.assets.generators import initial_generator
 from cgtgan.assets.images import image_embeddings
@@ -147,7 +147,7 @@ def make_training_parts(ws: Workspace, sentences: Sequence[str], steps: int, dim
     if any(name in OF_IMAGES for name in ws.cfg.reward_weights.terms):
         parts.pool = _pool(ws)
     if "consensus" in ws.cfg.reward_weights.terms:
-        ids, rows = image_embeddings(ws, "train").ids, nearest_sentences(ws, "train", ws.cfg.reward_weights.neighbours)
+        ids, rows = image_embeddings(ws, "train").ids, nearest_rows(ws, "train", ws.cfg.reward_weights.neighbours)
         parts.consensus = Consensus(sentences, documents(ws).tolist())
         parts.nearest = dict(zip(ids, rows, strict=True))
     if t.ema is not None:

@@ -13,27 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.killed_update import killed_in_step
 from tests.program import run_program
 
 ROOT = Path(__file__).parents[2]
 # a rate at which a later step is not always the better one
 CHOSEN = ("evaluate.supervised.steps=60", "evaluate.supervised.validate_every=20", "evaluate.supervised.lr=3e-3")
-KILLED = """
-import os, signal, sys
-from cgtgan.assets import generators
-
-update = generators._update
-
-def until_step_35(model, optimizer, devices, step, *rest):
-    if step == 35:  # the last state is that of step 30
-        os.kill(os.getpid(), signal.SIGKILL)
-    return update(model, optimizer, devices, step, *rest)
-
-generators._update = until_step_35
-from cgtgan.__main__ import main
-
-sys.exit(main())
-"""
 
 
 def command(*overrides: str) -> list[str]:
@@ -89,7 +74,7 @@ def test_after_a_kill_it_keeps_the_same_weights(home: Path, tmp_path: Path) -> N
     again = tmp_path / "home"
     shutil.copytree(home, again, symlinks=True, ignore=shutil.ignore_patterns("generator_supervised", "evaluation"))
     script = tmp_path / "killed.py"
-    script.write_text(KILLED)
+    script.write_text(killed_in_step(35))  # the last state is that of step 30
     state = ("stage=evaluate", "initialize.checkpoint_every=10", *CHOSEN)
     words = [str(script) if part.endswith("run.py") else part for part in command(*state)]
     assert run_program(words, cwd=again, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode != 0

@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.killed_update import killed_in_step
 from tests.program import Program, run_program
 
 ROOT = Path(__file__).parents[2]
@@ -346,24 +347,6 @@ def initial(home: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "generator.safetensors")
 
 
-INITIALISED_AND_KILLED = """
-import os, signal, sys
-from cgtgan.assets import generators
-
-update = generators._update
-
-def until_step_13(model, optimizer, devices, step, *rest):
-    if step == 13:  # the last state is that of step 10
-        os.kill(os.getpid(), signal.SIGKILL)
-    return update(model, optimizer, devices, step, *rest)
-
-generators._update = until_step_13
-from cgtgan.__main__ import main
-
-sys.exit(main())
-"""
-
-
 @pytest.mark.parametrize(
     "overrides", [(), ("train.dropout=true", "initialize.batch_size=15", "prompt=retrieval", "prompt.tokens=40")]
 )
@@ -380,7 +363,7 @@ def test_two_processes_initialise_what_one_does_and_go_on_after_a_kill_bit_for_b
         assert max(float((two[k] - one[k]).abs().max()) for k in one) < 1e-5
     shutil.rmtree(folder)
     script = home / "killed.py"
-    script.write_text(INITIALISED_AND_KILLED)
+    script.write_text(killed_in_step(13))  # the last state is that of step 10
     killed = [str(script) if part.endswith("run.py") else part for part in command(home, *settings, processes=2)]
     done = run_program(killed, cwd=home, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode != 0

@@ -14,6 +14,7 @@ from cgtgan.config import Config
 from cgtgan.reporting.compared_rows import entries, tables_of
 from cgtgan.reporting.curves import (
     DISCRIMINATOR,
+    discriminator_plots,
     further_rewards,
     health,
     quantity_plots,
@@ -22,7 +23,14 @@ from cgtgan.reporting.curves import (
     variant_plots,
 )
 from cgtgan.reporting.export import csv_text
-from cgtgan.reporting.one_run import _left_out, between_validations, histograms, method_rows, since_initialisation
+from cgtgan.reporting.one_run import (
+    _left_out,
+    between_validations,
+    histograms,
+    method_rows,
+    since_initialisation,
+    summary,
+)
 from cgtgan.reporting.page import About, GalleryItem, Report, render_report
 from cgtgan.reporting.run_folder import Run
 from cgtgan.reporting.tables import markdown_table, score_table, score_tables
@@ -145,6 +153,18 @@ def test_a_title_comes_from_the_numbers(tmp_path: Path, settings: dict[str, Any]
     assert run.title("cgtgan") == f"CgT-GAN ({title})"
     assert run.ablated == ("no " in title)
     assert (run.published() is not None) == (title == "CLIP-agg")
+
+
+def test_a_reward_of_its_own_without_a_discriminator_is_a_recipe_and_has_a_headline(tmp_path: Path) -> None:
+    weight = "reward_weights.terms.consensus.weight"
+    alone: dict[str, Any] = {"reward_weights.max_weight": 1, "train.use_discriminator": False}
+    without: dict[str, Any] = alone | {weight: 0.0}
+    assert make_run(tmp_path / "ablation", **without).ablated
+    alone[weight] = 1.0
+    recipe = make_run(tmp_path / "recipe", **alone)
+    assert not recipe.ablated
+    assert summary(method_rows(recipe)).startswith("CgT-GAN (")
+    assert not discriminator_plots([{"step": 1, "train/d_loss": 0.0, "reward/naturalness": 0.0}], 0)
 
 
 def test_the_tag_in_wandb_names_other_numbers_than_the_preset_s() -> None:
