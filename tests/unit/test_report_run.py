@@ -107,7 +107,7 @@ def test_rows_are_the_scored_methods_and_the_paper(tmp_path: Path, own: Run) -> 
     beam = method_rows(make_run(tmp_path / "beam", decoding="beam 3 (length penalty 1)"))
     assert [row.decoding for row in beam[:3]] == ["beam 3 (length penalty 1)", "none", "beam 3 (length penalty 1)"]
     assert not [
-        row for row in method_rows(make_run(tmp_path / "d", **{"corpus.name": "gcc"})) if row.part == "published"
+        row for row in method_rows(make_run(tmp_path / "d", 1.0, **{"corpus.name": "gcc"})) if row.part == "published"
     ]
 
 
