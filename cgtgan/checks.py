@@ -235,6 +235,11 @@ _RULES: tuple[tuple[Callable[[Config], Any], str], ...] = (
         lambda c: c.discriminator.encoder == "scratch" and c.discriminator.tokenizer == "pretrained",
         "{discriminator.encoder} and {discriminator.tokenizer} contradict each other: name a folder, or corpus",
     ),
+    (
+        lambda c: c.decode.cache == "compiled" and c.stage == "serve",
+        "{decode.cache} and {stage} contradict each other: the page captions one picture at a time, in threads that "
+        "would each capture graphs of their own; leave decode.cache out",
+    ),
     # training
     (
         lambda c: c.train.baseline == "leave_one_out" and c.train.num_samples < 2,

@@ -268,6 +268,9 @@ class DecodeConfig:
     best_of: int = setting(8, AT_LEAST_1)  # best_of_n: samples added to the greedy caption; CLIP picks the nearest
     batch_size: int = setting(256, AT_LEAST_1)
     precision: str = setting("auto", PRECISION)
+    # keys and values while captions are drawn, in training too: they grow with the captions, or lie in buffers of fixed
+    # size; compiled: these, and the token step is compiled and captured on a GPU (docs/performance.md)
+    cache: str = setting("growing", one_of("growing", "static", "compiled"))
 
 
 @dataclass

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -80,7 +80,8 @@ class Captioner:
             raise MissingFileError(f"{start}: no checkpoint is found there; name a run folder or a checkpoint")
         description = read_json(folder / "checkpoint.json")
         try:
-            decode = decode or DecodeConfig(**description["decode"])
+            # how keys and values are kept is of the machine that wrote it
+            decode = decode or replace(DecodeConfig(**description["decode"]), cache=DecodeConfig.cache)
             clip = description["clip_backbone"]
         except (KeyError, TypeError) as e:
             raise InputError(

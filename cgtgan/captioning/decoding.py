@@ -17,8 +17,8 @@ from cgtgan.method.batches import sampling_seeds
 from cgtgan.models.clip_backbone import ClipBackbone
 from cgtgan.models.generator import CaptionGenerator, Captions
 from cgtgan.models.generator_bundle import GeneratorBundle
-from cgtgan.models.prompted import Read, embedding_of
-from cgtgan.runtime.devices import Devices, best_precision
+from cgtgan.models.prompted import Read, embedding_of, read_on
+from cgtgan.runtime.devices import Devices, best_precision, on_device
 
 
 class ScoredCaption(NamedTuple):
@@ -73,8 +73,8 @@ class Decoder:
         size = max(1, self.decode.batch_size // (num_samples + 1))
         for start in range(0, len(vectors), size):
             rows = slice(start, start + size)
-            texts, log_probs = self._candidates(vectors[rows].float().to(self.device), num_samples, keys[rows])
-            cosines = self._similarities(texts, images[rows].float().to(self.device), num_samples + 1)
+            texts, log_probs = self._candidates(read_on(vectors[rows].float(), self.device), num_samples, keys[rows])
+            cosines = self._similarities(texts, on_device(images[rows].float(), self.device), num_samples + 1)
             scored = [ScoredCaption(*fields) for fields in zip(texts, cosines, log_probs, strict=True)]
             for i in range(0, len(scored), num_samples + 1):
                 different = {caption.caption: caption for caption in scored[i : i + num_samples + 1]}
@@ -83,7 +83,9 @@ class Decoder:
         return ranked
 
     def _model(self) -> CaptionGenerator:
-        return self.bundle.model.to(self.device).eval()
+        model = self.bundle.model.to(self.device).eval()
+        model.decode_cache = self.decode.cache
+        return model
 
     def _autocast(self) -> AbstractContextManager[object]:
         return Devices(self.device, best_precision(self.decode.precision, self.device)).autocast()
@@ -92,7 +94,7 @@ class Decoder:
         captions: list[str] = []
         for start in range(0, len(vectors), self.decode.batch_size):
             rows = slice(start, start + self.decode.batch_size)
-            batch = vectors[rows].float().to(self.device)
+            batch = read_on(vectors[rows].float(), self.device)
             captions += self.texts(draw(batch, rows).token_ids)
             self.on_batch(len(batch))
         return captions

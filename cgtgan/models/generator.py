@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from cgtgan.models.fixed_cache import COMPILED, GROWING, FixedCache, check_fits
 from cgtgan.models.prefix_model import PrefixLanguageModel
 from cgtgan.models.prompted import Read
 from cgtgan.models.sampling import Clocks, race
 from cgtgan.runtime.devices import on_device
 
+_ASKED_EVERY = 8  # tokens; with a fixed cache a wait costs about as much as these few that are decoded for nothing
 _FEW = 8  # rows whose matrix products take as long as those of two: the weights come from memory once for all of them
 
 # (R, V) logits and the numbers of the captions that the R rows belong to -> the next tokens (R,)
@@ -34,7 +36,17 @@ class Captions(NamedTuple):
 
 
 class CaptionGenerator(PrefixLanguageModel):
-    """Draws captions: greedily, as samples, by beam search."""
+    """Draws captions: greedily, as samples, by beam search.
+
+    decode_cache: `growing`, or `static` or `compiled` for a `FixedCache`, the setting decode.cache.
+    """
+
+    decode_cache: str = GROWING
+    _compiled: FixedCache | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy starts without buffers and graphs."""
+        return self.__dict__ | {"_compiled": None}
 
     @torch.no_grad()
     def greedy(self, prefix_embedding: Read, max_length: int | None = None, *, log_probs: bool = True) -> Captions:
@@ -74,7 +86,7 @@ class CaptionGenerator(PrefixLanguageModel):
         """`sample` whose log-probs carry the gradient of the very pass that drew, with a copy of the prefix per sample.
 
         With dropout on, each sample has its own masks, and the log-probs are those of the network that drew it (METHOD,
-        slip 8).
+        slip 8). Always with the growing cache: the gradient needs the states of every token as they were.
         """
         batch, samples = len(seeds), len(seeds[0])
         copies = prefix_embedding.repeat_interleave(samples, dim=0)
@@ -111,7 +123,7 @@ class CaptionGenerator(PrefixLanguageModel):
         """The cached loop: the prefix is read once per image, its cache repeated; finished rows leave the batch.
 
         `temperature` is that of the log-probs; None leaves them 0. The host waits for the device once per token, to
-        learn which rows have ended.
+        learn which rows have ended. With a `FixedCache` no row leaves, and it waits every `_ASKED_EVERY` tokens.
         """
         length = max_length or self.max_length
         batch, device = len(prefix_embedding), prefix_embedding.device
@@ -119,7 +131,7 @@ class CaptionGenerator(PrefixLanguageModel):
         summed = torch.zeros(batch * copies, device=device)
         if batch == 0:
             return Captions(*(x.view(0, copies, *x.shape[1:]) for x in (drawn, drawn, summed)))
-        logits, cache = self._start(prefix_embedding, copies)
+        logits, cache = self._start(prefix_embedding, copies, length)
         captions = list(range(batch * copies))  # which caption each row of the cache belongs to
         rows = torch.arange(batch * copies, device=device)  # the same on the device
         open_rows = torch.ones(batch * copies, dtype=torch.bool, device=device)
@@ -134,6 +146,11 @@ class CaptionGenerator(PrefixLanguageModel):
             open_rows[rows] &= tokens != self.stop_token_id
             if position == length - 1:
                 break
+            if isinstance(cache, FixedCache):
+                if _asked_at(position) and not bool(open_rows.any()):
+                    break
+                logits = cache.next_logits(tokens)
+                continue
             going_on = [row for row, is_open in enumerate(open_rows[rows].tolist()) if is_open]
             if not going_on:
                 break
@@ -158,7 +175,7 @@ class CaptionGenerator(PrefixLanguageModel):
         length, batch = max_length or self.max_length, len(prefix_embedding)
         vocab = int(self.gpt.config.vocab_size)
         device, beams = prefix_embedding.device, min(beam_size, vocab - 1)
-        logits, cache = self._start(prefix_embedding, beams)
+        logits, cache = self._start(prefix_embedding, beams, length)
         running = torch.full((batch, beams, length), self.end_token_id, dtype=torch.long, device=device)
         scores = torch.full((batch, beams), -torch.inf, device=device)
         scores[:, 0] = 0  # all beams are the same before the first token
@@ -184,7 +201,7 @@ class CaptionGenerator(PrefixLanguageModel):
             # Log-probs only fall: an image is settled when its best open caption, at its present length, ranks below
             # its worst finished one.
             unsettled &= (scores[:, :1] / (position + 1) ** length_penalty) > finished_scores[:, -1:]
-            if not bool(unsettled.any()):
+            if (_asked_at(position) or not isinstance(cache, FixedCache)) and not bool(unsettled.any()):
                 break
             rows = (torch.arange(batch, device=device)[:, None] * beams + parent.gather(1, kept)).flatten()
             cache.batch_select_indices(rows)
@@ -196,18 +213,44 @@ class CaptionGenerator(PrefixLanguageModel):
         lengths = mask.sum(-1)
         return Captions(token_ids, drawn, finished_scores[:, 0] * lengths.float() ** (length_penalty - 1))
 
-    def _start(self, prefix_embedding: Read, copies: int) -> tuple[Tensor, Any]:
+    def _start(self, prefix_embedding: Read, copies: int, length: int) -> tuple[Tensor, Any]:
         """Logits (B*copies, V) of the first token, and the cache of the prefix, which is read once per image."""
-        cache: Any = DynamicCache(config=self.gpt.config)
+        fixed = self.decode_cache != GROWING and not torch.is_grad_enabled()
+        # a fixed cache takes the states of the whole prefix, whatever window the config would cut it to
+        cache: Any = DynamicCache() if fixed else DynamicCache(config=self.gpt.config)
         prefix = self.prefix(prefix_embedding)
+        if fixed:
+            check_fits(self.gpt, self.decode_cache)
         out = self.gpt(inputs_embeds=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits = out.logits[:, -1].float().repeat_interleave(copies, dim=0)
+        if fixed:
+            return logits, self._fixed(cache, copies, prefix.shape[1] + length - 1)
         if copies > 1:
             cache.batch_repeat_interleave(copies)
-        return out.logits[:, -1].float().repeat_interleave(copies, dim=0), cache
+        return logits, cache
+
+    def _fixed(self, read: Any, copies: int, positions: int) -> FixedCache:
+        """The states `read`, in new buffers or, where the step is compiled, in those of an earlier call with room."""
+        states, is_compiled = read.layers[0].keys, self.decode_cache == COMPILED
+        rows = len(states) * copies
+        cache = self._compiled if is_compiled else None
+        if cache is None or not cache.fits(rows, positions, states):
+            self._compiled = None  # first let go of the smaller buffers
+            cache = FixedCache(self.gpt, rows, positions, compiled=is_compiled)
+            self._compiled = cache if is_compiled else None
+        cache.begin(read, copies)
+        return cache
 
     def _next_logits(self, tokens: Tensor, cache: Any) -> Tensor:
         """(R,) tokens, which `cache` takes in -> (R, V) float32"""
+        if isinstance(cache, FixedCache):
+            return cache.next_logits(tokens)
         return self.gpt(input_ids=tokens[:, None], past_key_values=cache, use_cache=True).logits[:, -1].float()
+
+
+def _asked_at(position: int) -> bool:
+    """Whether the device is asked behind this position if all captions have ended."""
+    return (position + 1) % _ASKED_EVERY == 0
 
 
 def _sampler(seeds: Sequence[Sequence[int]], device: torch.device, temperature: float = 1.0) -> ChooseTokens:

@@ -138,6 +138,7 @@ def make_training_parts(ws: Workspace, sentences: Sequence[str], steps: int, dim
     g_chunk = tokens_that_fit(layers, lm.hidden_size, lm.vocab_size, t.memory_gb, ws.device)
     backbone = open_backbone(ws)
     ws.devices.precision = precision
+    bundle.model.decode_cache = ws.cfg.decode.cache
     parts = TrainingParts(bundle, reference, discriminator, backbone, g_optimizer, d_optimizer, ws.devices)
     parts.g_chunk, parts.d_chunk = g_chunk, d_chunk
     parts.own_terms, parts.run = load_own_terms(ws.cfg.reward_weights), ws.run

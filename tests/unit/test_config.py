@@ -264,6 +264,8 @@ WRONG_VALUES = {  # noticed after composition, whatever started the run
     "decode.beam_size=0": "decode.beam_size=0 is not accepted: it must be 1 or more",
     "decode.best_of=0": "decode.best_of=0 is not accepted: it must be 1 or more",
     "decode.precision=fp8": "decode.precision=fp8 is not accepted: it must be one of auto, float32, bf16",
+    "decode.cache=fixed": "decode.cache=fixed is not accepted: it must be one of growing, static, compiled",
+    "stage=serve decode.cache=compiled": "decode.cache=compiled and stage=serve contradict each other",
     "caption.num=0": "caption.num=0 is not accepted: it must be 1 or more",
     "caption.format=xml": "caption.format=xml is not accepted: it must be one of json, csv",
     "generator.vocab_size=10": "generator.vocab_size=10 is not accepted: it must be 260 or more",

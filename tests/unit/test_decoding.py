@@ -129,6 +129,28 @@ def test_precision_is_that_of_the_matrix_products(made, vectors, name) -> None:
         hook.remove()
 
 
+@pytest.mark.parametrize("name", ["greedy", "beam", "sample", "best_of_n"])
+def test_a_static_cache_writes_the_same_captions(made, vectors, name) -> None:
+    decode, seen = replace(BEST, name=name, batch_size=12), set()
+
+    def captions(cache: str) -> list[str]:
+        decoder = Decoder(made.bundle, replace(decode, cache=cache), CPU, 0, made.backbone)
+        return [*decoder.captions(vectors), *decoder.greedy(vectors)]
+
+    expected = captions("growing")
+    hook = made.bundle.model.gpt.register_forward_hook(
+        lambda _module, _args, words, _out: seen.add(type(words["past_key_values"]).__name__), with_kwargs=True
+    )
+    try:
+        assert captions("static") == expected
+        assert seen == {"DynamicCache", "Cache"}  # the prefix, then the tokens
+        seen.clear()
+        assert captions("growing") == expected  # of the same generator
+        assert "Cache" not in seen
+    finally:
+        hook.remove()
+
+
 def test_no_rows_and_a_count_of_the_done(made, vectors) -> None:
     done: list[int] = []
     few = replace(BEST, batch_size=12)

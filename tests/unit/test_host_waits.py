@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -67,6 +68,17 @@ def test_what_counts_as_a_read() -> None:
         assert int(device.sum()) == 0
         device.cpu().tolist()
     assert reads.seen == {"__setitem__": 1, "__int__": 1, "cpu": 1}
+
+
+@pytest.mark.parametrize(("cache", "expected"), [("growing", {"tolist": 19}), ("static", {"__bool__": 2})])
+def test_drawing_20_tokens_asks_after_each_one_or_after_8_and_16(cache: str, expected: dict[str, int]) -> None:
+    model = tiny_parts()[1].bundle.model.eval()
+    model.decode_cache = cache
+    with DeviceReads(model) as reads:
+        x = torch.zeros(2, model.clip_project.clip_dim).to(torch.device("cpu"))
+        drawn = model.greedy(x, 20).drawn
+    assert reads.seen == expected
+    assert not bool((drawn == model.stop_token_id).any())  # an ended caption would have been asked about less often
 
 
 def test_a_step_reads_ended_captions_texts_lengths_and_metrics() -> None:
