@@ -43,7 +43,7 @@ class ClipBackbone(ABC):
     def encode_images(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
         """PIL images, or a batch of `pixels`, or of preprocessed ones -> (B, D) float32"""
         pixels = images if isinstance(images, Tensor) else torch.stack([self.pixels(i) for i in images])
-        return self._images(self._normalised(pixels.to(self.device))).float()
+        return self._images(self._normalised(on_device(pixels, self.device))).float()
 
     @torch.no_grad()
     def encode_tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:

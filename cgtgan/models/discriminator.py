@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, BertModel, PreTrainedModel, RobertaConfig, RobertaModel
+from transformers.masking_utils import create_bidirectional_mask
 
 from cgtgan.config import DiscriminatorConfig
 from cgtgan.errors import InputError
@@ -44,12 +45,26 @@ class Discriminator(nn.Module):
         self.end = tokenizer.id_of("</s>", "[SEP]")
         self.stop = tokenizer.id_of(".")
 
-    def forward(self, tokens: Tensor, mask: Tensor, words: Tensor | None = None) -> Tensor:
-        """(N, L) ids and their mask -> (N,) raw logits, float32, above 0 for human. words (N, L, E): embedded ids"""
+    def forward(
+        self, tokens: Tensor, mask: Tensor, words: Tensor | None = None, *, padded: bool | None = None
+    ) -> Tensor:
+        """(N, L) ids and their mask -> (N,) raw logits, float32, above 0 for human. words (N, L, E): embedded ids.
+
+        padded: whether the mask is false anywhere; None: not known, and the device may be asked.
+        """
         read: dict[str, Tensor] = {"input_ids": tokens} if words is None else {"inputs_embeds": words}
-        pooled = self.text_encoder(**read, attention_mask=mask).pooler_output
+        pooled = self.text_encoder(**read, attention_mask=self._attention_mask(mask, padded)).pooler_output
         assert pooled is not None, "make_discriminator takes only encoders with a pooler"
         return self.mlp(pooled)[:, 0].float()
+
+    def _attention_mask(self, mask: Tensor, padded: bool | None) -> Tensor | None:
+        """What transformers makes of `mask`, for which it asks the device whether anything is padded."""
+        if padded is None or not isinstance(self.text_encoder, _PLAIN_ATTENTION):
+            return mask
+        if not padded:
+            return None
+        like = next(self.mlp.parameters()).new_empty(1).expand(*mask.shape, 1)  # its shape, dtype and device are read
+        return create_bidirectional_mask(self.text_encoder.config, like, mask, allow_is_bidirectional_skip=False)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(N, L) int64 ids and mask, padded to the longest text.
@@ -75,7 +90,9 @@ class Discriminator(nn.Module):
         """Raw logits (N,) of texts; identical texts are judged once."""
         unique = list(dict.fromkeys(texts))
         place = {text: i for i, text in enumerate(unique)}
-        logits = self(*self.tokenize(unique))
+        device = next(self.mlp.parameters()).device
+        tokens, mask = self._tokenized(unique)
+        logits = self(on_device(tokens, device), on_device(mask, device), padded=not bool(mask.all()))
         return logits[on_device(torch.tensor([place[t] for t in texts], dtype=torch.long), logits.device)]
 
     def accumulate_gradient(
@@ -95,7 +112,8 @@ class Discriminator(nn.Module):
         leaf = words.detach().requires_grad_()
         for places in chunks_by_length(lengths, max_tokens):
             rows, longest = on_device(places, device), int(lengths[places[-1]])
-            logits = self(tokens[rows, :longest], mask[rows, :longest], leaf[rows, :longest])
+            padded = int(lengths[places].min()) < longest
+            logits = self(tokens[rows, :longest], mask[rows, :longest], leaf[rows, :longest], padded=padded)
             loss(logits, rows).backward()
             out[rows] = logits.detach()
         words.backward(leaf.grad)

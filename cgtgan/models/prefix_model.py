@@ -94,15 +94,16 @@ class PrefixLanguageModel(nn.Module):
         return log_probs.sum(-1) / mask.sum(-1)
 
     def token_log_probs(
-        self, prefix_embedding: Read, token_ids: Tensor, *, temperature: float = 1.0
+        self, prefix_embedding: Read, token_ids: Tensor, *, temperature: float = 1.0, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(B, D), (B, K, L) -> log-probs (B, K, L) float32, 0 outside the mask; mask (B, K, L), see `up_to_stop`.
 
-        The prefix is read once per image, and the pass is as long as the longest caption.
+        The prefix is read once per image, and the pass is as long as the longest caption. lengths (B, K), on the host:
+        how many tokens the mask covers; None: the device is asked.
         """
         mask = self.up_to_stop(token_ids)
         image = torch.arange(len(token_ids), device=token_ids.device).repeat_interleave(token_ids.shape[1])
-        ids, lengths = token_ids.flatten(0, 1), mask.sum(-1).flatten().cpu()
+        ids, lengths = token_ids.flatten(0, 1), (mask.sum(-1).cpu() if lengths is None else lengths).flatten()
         words = self.gpt.get_input_embeddings()(ids)
         if self.shares_prefix:
             prefix_states = self._read_prefix(prefix_embedding)
@@ -117,13 +118,15 @@ class PrefixLanguageModel(nn.Module):
         token_ids: Tensor,
         loss: Callable[[Tensor, Tensor, Tensor], Tensor],
         max_tokens: int,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """Add the gradient of a loss that is a sum over captions, in chunks of at most `max_tokens` positions.
 
         prefix_embedding (B, D), token_ids (R, L) with R = B*K, image by image.
         `loss(token_log_probs (n, L), mask (n, L), rows (n,))` is the chunk's share, a scalar; rows are its places among
         the R captions. A chunk holds captions of like length, at least one. Where `shares_prefix`, the prefix is read
-        once per image, and its backward pass comes last. Returns the token log-probs (R, L), without a graph.
+        once per image, and its backward pass comes last. lengths (R,), on the host: as for `token_log_probs`. Returns
+        the token log-probs (R, L), without a graph.
         """
         mask = self.up_to_stop(token_ids)
         images, captions = len(prefix_embedding), len(token_ids)
@@ -133,7 +136,8 @@ class PrefixLanguageModel(nn.Module):
         # Read once for all chunks: the gradient of a vocabulary's table is as large as the table.
         read = [self.gpt.get_input_embeddings()(token_ids), *(self._read_prefix(prefix_embedding) if shared else [])]
         leaves = [x.detach().requires_grad_() for x in read]
-        lengths = mask.sum(-1).cpu()  # the host waits for the device here, and for nothing else
+        if lengths is None:
+            lengths = mask.sum(-1).cpu()
         widths = lengths + (0 if shared else self._prefix_width(prefix_embedding))
         with self._checkpointed_layers():
             for places in chunks_by_length(widths, max_tokens):

@@ -32,14 +32,20 @@ class DrawnBatch:
 
 
 def draw(cfg: Config, parts: TrainingParts, batch: Batch) -> tuple[Captions, Captions]:
-    """K samples and the greedy caption per image, of the generator as it is."""
+    """K samples and the greedy caption per image, of the generator as it is. What is printed lies on the host.
+
+    It is the one thing of a step, besides the metrics, for which the host waits: both texts and all lengths follow.
+    """
     t, generator = cfg.train, parts.bundle.model
     with parts.devices.autocast():
-        if not t.dropout:
+        if t.dropout:
+            sampled = generator.train().sample_with_graph(batch.read, batch.seeds)
+            greedy = generator.eval().greedy(batch.read, log_probs=False)
+        else:
             needs_log_probs = (bool(t.kl_weight) and t.kl == "k1_reward") or "entropy" in cfg.reward_weights.terms
-            return generator.eval().sample_and_greedy(batch.read, batch.seeds, log_probs=needs_log_probs)
-        sampled = generator.train().sample_with_graph(batch.read, batch.seeds)
-        return sampled, generator.eval().greedy(batch.read, log_probs=False)
+            sampled, greedy = generator.eval().sample_and_greedy(batch.read, batch.seeds, log_probs=needs_log_probs)
+    printed = torch.cat([sampled.token_ids, greedy.token_ids[:, None]], dim=1).cpu()
+    return sampled._replace(token_ids=printed[:, :-1]), greedy._replace(token_ids=printed[:, -1])
 
 
 @torch.no_grad()
@@ -50,9 +56,18 @@ def reference_log_probs(
     of_prior = any(name in OF_PRIOR for name in cfg.reward_weights.terms)
     if parts.reference is None or not (cfg.train.kl_weight or of_prior or detailed):
         return None
-    drawn = torch.cat([sampled.drawn, greedy.drawn[:, None]], dim=1) if of_prior else sampled.drawn
+    drawn, printed = sampled.drawn, sampled.token_ids
+    if of_prior:
+        drawn = torch.cat([drawn, greedy.drawn[:, None]], dim=1)
+        printed = torch.cat([printed, greedy.token_ids[:, None]], dim=1)
     with parts.devices.autocast():
-        return parts.reference.token_log_probs(batch.read, drawn)[0]
+        lengths = _lengths(parts, printed)
+        return parts.reference.token_log_probs(batch.read, drawn, lengths=lengths)[0]
+
+
+def _lengths(parts: TrainingParts, printed: Tensor) -> Tensor:
+    """(..., L) printed ids -> (...) int64: up to the stop token, a forced one too: up to there the drawn ones count."""
+    return parts.bundle.model.up_to_stop(printed).sum(-1)
 
 
 def of_drawn(
@@ -166,7 +181,10 @@ def reinforce(
         token_log_probs = _released_gradient(sampled, advantage, num_captions, mask)
     else:
         with parts.devices.autocast():
-            token_log_probs = generator.eval().accumulate_gradient(batch.read, drawn, chunk_loss, parts.g_chunk)
+            lengths = _lengths(parts, sampled.token_ids.flatten(0, 1))
+            token_log_probs = generator.eval().accumulate_gradient(
+                batch.read, drawn, chunk_loss, parts.g_chunk, lengths
+            )
     log_probs = token_log_probs.sum(-1) / mask.sum(-1)
     means.add("train/semantic_loss", -semantic.flatten() * log_probs)
     means.add("train/naturalness_loss", -natural.flatten() * log_probs)

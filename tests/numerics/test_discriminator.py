@@ -13,6 +13,7 @@ from transformers import RobertaConfig, RobertaModel
 
 from cgtgan.config import DiscriminatorConfig
 from cgtgan.method.reinforce import advantages, policy_gradient_loss
+from cgtgan.models.attention import NAME as FLOAT32_ATTENTION
 from cgtgan.models.discriminator import Discriminator, discriminator_loss, make_discriminator
 from cgtgan.models.tokenizers import TextTokenizer
 
@@ -164,3 +165,15 @@ def test_it_can_learn_to_tell_two_kinds_apart(discriminator: Discriminator) -> N
         discriminator_loss(logits_real, logits_fake).backward()
         optimizer.step()
     assert discriminator.score(real).min() > 0 > discriminator.score(fake).max()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", FLOAT32_ATTENTION])
+def test_what_the_host_knows_of_the_padding_changes_no_logit(discriminator: Discriminator, attention: str) -> None:
+    """Bit for bit: the mask is the one that transformers makes after it has asked the device."""
+    discriminator.text_encoder.set_attn_implementation(attention)
+    for several in (["w1 w2 w3.", "w4.", "w5 w6."], ["w1 w2.", "w3 w4."]):
+        tokens, mask = discriminator.tokenize(several)
+        padded = not bool(mask.all())
+        assert torch.equal(discriminator(tokens, mask, padded=padded), discriminator(tokens, mask))
+        if padded:
+            assert not torch.allclose(discriminator(tokens, mask, padded=False), discriminator(tokens, mask))
