@@ -20,9 +20,8 @@ from cgtgan.models.generator_bundle import GeneratorBundle
 from cgtgan.models.prompted import Read
 
 
-def written_captions(ws: Workspace, method: str) -> list[str] | None:
+def written_captions(ws: Workspace, method: str, split: str) -> list[str] | None:
     """One caption per image of the split for `nearest`, `consensus` and `human`; None for a method with a generator."""
-    split = ws.cfg.evaluate.split
     images = image_embeddings(ws, split)
     if method == "human":
         captions = load_results(data_root(ws) / f"human_{split}.json")
@@ -37,19 +36,18 @@ def written_captions(ws: Workspace, method: str) -> list[str] | None:
     return None
 
 
-def baseline_generator(ws: Workspace, method: str) -> tuple[GeneratorBundle, Read]:
-    """The generator of `init`, `mean_shift` or `projection`, and the images as it reads them."""
-    bundle, vectors = _generator_and_vectors(ws, method)
-    images = image_embeddings(ws, ws.cfg.evaluate.split).vectors
+def baseline_generator(ws: Workspace, method: str, split: str) -> tuple[GeneratorBundle, Read]:
+    """The generator of `init`, `mean_shift` or `projection`, and the images of the split as it reads them."""
+    bundle, vectors = _generator_and_vectors(ws, method, split)
+    images = image_embeddings(ws, split).vectors
     return bundle, Reader(bundle, prompts=prompts_of(ws)).prompted(vectors, images)
 
 
-def _generator_and_vectors(ws: Workspace, method: str) -> tuple[GeneratorBundle, Tensor]:
-    cfg = ws.cfg.evaluate
-    images = image_embeddings(ws, cfg.split).vectors
+def _generator_and_vectors(ws: Workspace, method: str, split: str) -> tuple[GeneratorBundle, Tensor]:
+    images = image_embeddings(ws, split).vectors
     bundle = initial_generator(ws, gap=Gap())
     if method == "projection":
-        return bundle, aggregated_embeddings(ws, cfg.split, cfg.projection_t).vectors
+        return bundle, aggregated_embeddings(ws, split, ws.cfg.evaluate.projection_t).vectors
     if method == "mean_shift":
         return bundle, gap_of(ws, "mean").images(images)
     return bundle, images

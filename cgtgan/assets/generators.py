@@ -38,6 +38,7 @@ from cgtgan.runtime.devices import Devices, on_device
 from cgtgan.runtime.fingerprints import check_as_written
 from cgtgan.runtime.producers import settings_of, with_format
 from cgtgan.runtime.shards import POLL_SECONDS
+from cgtgan.runtime.stopwatch import Stopwatch
 
 GENERATORS_FORMAT = 1  # raise it where the same settings train another generator (runtime/producers.py)
 
@@ -112,17 +113,30 @@ def initial_generator(ws: Workspace, devices: Devices | None = None, gap: Gap | 
     sentences, _, _ = corpus_sentences(ws)
     if not ws.cfg.train.use_initialization:
         return _fresh(ws, sentences, sentence_embeddings(ws).header.dim)
-    embeddings = sentence_embeddings(ws)
+    producer, recipe = _initial_recipe(ws, gap)
+    if (kind := ws.cfg.initialize.pairs) != "text":
+        found = partial(_found_pairs, ws, kind, sentences, gap)
+        return made_generator(ws, "initial", producer, sentences, found, recipe, devices)
+    pairs = Pairs(sentences, sentence_embeddings(ws).vectors, range(len(sentences)), read=gap.texts)
+    return made_generator(ws, "initial", producer, sentences, pairs, recipe, devices)
+
+
+def initial_path(ws: Workspace, gap: Gap) -> Path | None:
+    """The folder of `initial_generator` among the artifacts; None where it is not trained, or elsewhere."""
+    if ws.cfg.train.init_from or not ws.cfg.train.use_initialization:
+        return None
+    return generator_path(ws, "initial", _initial_recipe(ws, gap)[0])
+
+
+def _initial_recipe(ws: Workspace, gap: Gap) -> tuple[dict[str, Any], GeneratorRecipe]:
+    """What the initial generator is made from, and how it is trained."""
     dropout = ws.cfg.train.dropout if ws.cfg.initialize.dropout is None else ws.cfg.initialize.dropout
     recipe = GeneratorRecipe(ws.cfg.initialize, dropout)
     producer = generator_settings(ws, recipe.config, dropout=recipe.dropout)
-    producer |= {"sentences": embeddings.header.fingerprint} | gap_identity(ws, gap)
-    if (kind := ws.cfg.initialize.pairs) != "text":
+    producer |= {"sentences": sentence_embeddings(ws).header.fingerprint} | gap_identity(ws, gap)
+    if ws.cfg.initialize.pairs != "text":
         producer |= {"images": image_embeddings(ws, "train").header.fingerprint, "gap": gap.kind}
-        found = partial(_found_pairs, ws, kind, sentences, gap)
-        return made_generator(ws, "initial", producer, sentences, found, recipe, devices)
-    pairs = Pairs(sentences, embeddings.vectors, range(len(sentences)), read=gap.texts)
-    return made_generator(ws, "initial", producer, sentences, pairs, recipe, devices)
+    return producer, recipe
 
 
 def _found_pairs(ws: Workspace, kind: str, sentences: Sequence[str], gap: Gap) -> Pairs:
@@ -225,8 +239,10 @@ def _reconstruct(
     state = path.with_name(f"{path.name}.training")
     modules = {"generator": model} | ({} if best is None else {"best": best.model})
     there = devices.from_first(state.is_file)
-    meta: dict[str, Any] = load_state(state, modules, {"generator": optimizer}) if there else {"step": 0}
-    done = meta["step"]
+    meta: dict[str, Any] = (
+        load_state(state, modules, {"generator": optimizer}) if there else {"step": 0, "seconds": 0.0}
+    )
+    done, watch = meta["step"], Stopwatch(meta.get("seconds"))
     if best is not None:
         best.scores += meta.get("scores", [])
     with ws.tracker.progress("initialising on text" if kind == "initial" else "supervised bound", steps, done) as bar:
@@ -247,25 +263,26 @@ def _reconstruct(
             if best is not None:
                 best.look(bundle, step, steps)
             if step % c.checkpoint_every == 0 and step < steps and devices.first:
-                meta = {"step": step} | ({} if best is None else {"scores": best.scores})
+                meta = {"step": step} | watch.named("seconds") | ({} if best is None else {"scores": best.scores})
                 with atomic_path(state) as beside:
                     save_state(beside, state_tensors(modules, {"generator": optimizer}), meta)
             bar.advance(note=f"loss {loss:.3f}")
     if devices.first:
-        _finish(bundle, best, steps, path)
+        _finish(bundle, best, steps, path, watch)
         state.unlink(missing_ok=True)
 
 
-def _finish(bundle: GeneratorBundle, best: BestStep | None, steps: int, path: Path) -> None:
+def _finish(bundle: GeneratorBundle, best: BestStep | None, steps: int, path: Path, watch: Stopwatch) -> None:
     """Write the generator that is kept, and how it came about."""
     kept, scores = (steps, []) if best is None else (best.step, best.scores)
     with atomic_path(path) as beside:
         (bundle if best is None else replace(bundle, model=best.model)).save(beside)
-        write_json(beside / TRAINING_FILE, {"updates": steps, "kept_step": kept, "validation": scores})
+        training = {"updates": steps, "kept_step": kept, "validation": scores}
+        write_json(beside / TRAINING_FILE, training | watch.named("seconds"))
 
 
 def training_of(folder: Path) -> dict[str, Any]:
-    """`updates` and `kept_step` of a generator among the artifacts; empty for one of an earlier version."""
+    """`updates`, `kept_step` and `seconds` of a generator among the artifacts, as far as its version noted them."""
     file = folder / TRAINING_FILE
     return {key: value for key, value in read_json(file).items() if key != "validation"} if file.is_file() else {}
 

@@ -12,7 +12,7 @@ import numpy as np
 from cgtgan.errors import InputError
 from cgtgan.evaluation.bootstrap import SummedScores, System, SystemScores, paired_bootstrap
 from cgtgan.evaluation.counts import SUMMED
-from cgtgan.reporting.methods import METHODS, SYSTEMS, method_note
+from cgtgan.reporting.methods import METHODS, SYSTEMS, method_note, training_note
 from cgtgan.reporting.run_folder import Run
 from cgtgan.reporting.score_folder import ScoreFolder
 from cgtgan.reporting.tables import MethodRow, Origin, RowsBySet, domain_rows
@@ -158,7 +158,7 @@ def _row(entry: Entry, title: str) -> MethodRow:
     name = sharing[0].name if is_system else title
     return MethodRow(
         f"{name}, {entry.differs}" if entry.differs else name,
-        first.title(entry.method) if is_system else _note(entry),
+        _note(entry, first.title(entry.method) if is_system else ""),
         {metric: [by_seed[seed][metric] for seed in seeds[metric]] for metric in metrics},
         known.part or ("" if is_system else "untrained"),
         decoding=entry.decoding,
@@ -167,9 +167,13 @@ def _row(entry: Entry, title: str) -> MethodRow:
     )
 
 
-def _note(entry: Entry) -> str:
+def _note(entry: Entry, title: str) -> str:
+    """`title`: of a system, whose row has its variant's name."""
+    trainings = [run.training(entry.method) for run in entry.runs.values()]
     settings = next(iter(entry.variants.values())).settings
-    return method_note(entry.method, settings, [run.scores(entry.method) for run in entry.runs.values()])
+    if entry.method in SYSTEMS:
+        return ", ".join(filter(None, (title, training_note(entry.method, settings, trainings))))
+    return method_note(entry.method, settings, trainings)
 
 
 def tables_of(sets: Sets) -> RowsBySet:

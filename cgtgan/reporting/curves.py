@@ -44,6 +44,8 @@ CIDER = Quantity(
     "greedy captions of the validation images; step 0 is the initial generator",
     factor=100,
 )
+LINES_NOTE = "dashed: baselines on the same images"
+SHARED_NOTE = "dashed: baselines that are the same in all variants, mean over seeds"
 KL = Quantity("Distance from the initial generator", "nats per token", {"KL": "train/kl"})
 SEMANTIC = {"cos(aggregated, caption)": "reward/cos", "1 - L1": "reward/l1", "cos(image, caption)": "reward/clip"}
 ONE_RUN = (
@@ -104,12 +106,26 @@ def points(rows: History, key: str) -> list[tuple[int, float]]:
 # ------------------------------------------------------------------------------------------------------------- one run
 
 
-def run_plots(rows: History, seed: int) -> list[Plot]:
-    """Curves of one run; a plot for which nothing was logged is left out."""
+def run_plots(rows: History, seed: int, baselines: Mapping[str, float] | None = None) -> list[Plot]:
+    """Curves of one run; a plot for which nothing was logged is left out.
+
+    baselines: method -> CIDEr (a fraction) on the validation images, the lines of its curve.
+    """
     names = further_rewards([rows])
     keys = {name: {"samples": f"reward/{name}", "greedy": f"reward/{name}_greedy"} for name in names}
     further = [Quantity(f"Reward: {name}", "reward", keys[name], "raw means, before the weight") for name in names]
-    return quantity_plots(rows, [*ONE_RUN, *further], seed)
+    return _with_lines(quantity_plots(rows, [*ONE_RUN, *further], seed), baselines or {}, LINES_NOTE)
+
+
+def _with_lines(plots: Sequence[Plot], baselines: Mapping[str, float], note: str) -> list[Plot]:
+    """The plots, those of the validation CIDEr with a line per baseline."""
+    if not baselines:
+        return list(plots)
+    lines = {method.replace("_", " "): CIDER.factor * value for method, value in baselines.items()}
+    return [
+        replace(plot, lines=lines, note=f"{plot.note}; {note}") if plot.title.startswith(CIDER.title) else plot
+        for plot in plots
+    ]
 
 
 def quantity_plots(rows: History, quantities: Sequence[Quantity], seed: int) -> list[Plot]:
@@ -166,8 +182,13 @@ def reward_bands(rows: History) -> list[Plot]:
 # ----------------------------------------------------------------------------------------------------------- many runs
 
 
-def variant_plots(variants: Mapping[str, Sequence[History]]) -> list[Plot]:
-    """Plots of several variants' runs, at most six in colour and the others grey; unlogged quantities are left out."""
+def variant_plots(
+    variants: Mapping[str, Sequence[History]], baselines: Mapping[str, float] | None = None
+) -> list[Plot]:
+    """Plots of several variants' runs, at most six in colour and the others grey; unlogged quantities are left out.
+
+    baselines: as in `run_plots`, those that all variants share.
+    """
     names = further_rewards([rows for histories in variants.values() for rows in histories])
     further = [Quantity(f"Reward: {n}", "reward", {"": f"reward/{n}"}, "sampled captions") for n in names]
     labels, count = short_names(list(variants)), len(variants)
@@ -185,7 +206,22 @@ def variant_plots(variants: Mapping[str, Sequence[History]]) -> list[Plot]:
             note = "; ".join(filter(None, (quantity.note, "grey: the other variants" if grey else "")))
             if coloured:
                 plots.append(Plot(quantity.title + part, quantity.unit, coloured, note, quantity.level, grey))
-    return plots
+    return _with_lines(plots, baselines or {}, SHARED_NOTE)
+
+
+def shared_baselines(runs: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Method -> mean over the seeds, of (seed, method -> CIDEr) of every run.
+
+    Only of the methods that all runs have, with one value per seed whatever the variant: others would need a line for
+    each variant.
+    """
+    common = [m for m in runs[0][1] if all(m in cider for _, cider in runs)] if runs else []
+    shared = {}
+    for method in common:
+        values = dict.fromkeys((seed, cider[method]) for seed, cider in runs)
+        if len(values) == len({seed for seed, _ in runs}):
+            shared[method] = float(np.mean([value for _, value in values]))
+    return shared
 
 
 def mean_curve(histories: Sequence[History], key: str, factor: float = 1) -> Curve | None:

@@ -19,7 +19,7 @@ from cgtgan.data.demo_world import world_folder
 from cgtgan.errors import UserError
 from cgtgan.reporting import tables
 from cgtgan.reporting.compared_rows import Entry, against_baseline, entries, name_methods, tables_of
-from cgtgan.reporting.curves import variant_plots
+from cgtgan.reporting.curves import shared_baselines, variant_plots
 from cgtgan.reporting.export import csv_text, latex_table, markdown
 from cgtgan.reporting.labels import labelled
 from cgtgan.reporting.methods import SYSTEMS
@@ -33,6 +33,7 @@ from cgtgan.reporting.page import (
     render_comparison,
 )
 from cgtgan.reporting.run_folder import Run
+from cgtgan.reporting.svg import Plot
 from cgtgan.reporting.tables import MethodRow, RowsBySet, format_score, signed_interval
 from cgtgan.reporting.variants import OUTPUT, Selection, Variant, as_typed, differing, gather
 from cgtgan.runtime.artifacts import write_text
@@ -67,7 +68,7 @@ def compare(cfg: Config, selection: Selection, split: Split | None = None) -> Pa
         sets,
         cfg.report.resamples,
         {v.name: {name: as_typed(values[i]) for name, values in differ} for i, v in enumerate(trained) if differ},
-        variant_plots({v.name: [run.history for run in v.runs] for v in trained}) if trained else [],
+        _plots(trained),
         _galleries(cfg, next(iter(rows.values())), split),
         [_run_line(variant, run) for variant in variants for run in variant.runs],
     )
@@ -85,6 +86,14 @@ def compare(cfg: Config, selection: Selection, split: Split | None = None) -> Pa
     tracker.say(f"report: {places['.html']}, with {', '.join(places[suffix].name for suffix in FILES)} in its folder")
     tracker.say(f"look at it: {places['.html'].resolve().as_uri()}")
     return places[".html"]
+
+
+def _plots(trained: Sequence[Variant]) -> list[Plot]:
+    if not trained:
+        return []
+    runs = [run for variant in trained for run in variant.runs]
+    baselines = shared_baselines([(run.settings["seed"], run.validation_baselines()) for run in runs])
+    return variant_plots({v.name: [run.history for run in v.runs] for v in trained}, baselines)
 
 
 def _outputs(cfg: Config, folders: Sequence[Path]) -> dict[str, Path]:

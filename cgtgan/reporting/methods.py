@@ -34,28 +34,36 @@ METHODS = {
 }
 
 
-def method_note(method: str, settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
-    """What the row says of a method's source and training; `records`: its scores.json of every seed."""
+def method_note(method: str, settings: Mapping[str, Any], trainings: Sequence[Mapping[str, Any]]) -> str:
+    """What the row says of a method's source and training; `trainings`: as `Run.training` gives it, of every seed."""
     given, note = with_defaults(settings), METHODS[method].note
     if not given["train.use_initialization"]:
         note = note.replace("text only", "untrained")
     elif given["initialize.pairs"] != "text":
         note = note.replace("text only", "sentences and the images that CLIP finds for them")
-    return ", ".join(filter(None, (note, training_note(records))))
+    return ", ".join(filter(None, (note, training_note(method, settings, trainings))))
 
 
-def training_note(records: Sequence[Mapping[str, Any]]) -> str:
-    """'3,000 updates, step 1,200 kept', over the seeds from the lowest to the highest; empty where it is not known."""
-    trained = [record["training"] for record in records if record.get("training")]
+def training_note(method: str, settings: Mapping[str, Any], trainings: Sequence[Mapping[str, Any]]) -> str:
+    """'3,000 updates in 45 s, step 1,200 kept', over the seeds from the lowest to the highest; empty where unknown."""
+    trained = [training for training in trainings if training]
     if not trained:
         return ""
     updates, kept = ([each[key] for each in trained] for key in ("updates", "kept_step"))
-    return f"{_range(updates)} updates" + (f", step {_range(kept)} kept" if kept != updates else "")
+    note = f"{_range([f'{n:,}' for n in sorted(updates)])} updates"
+    if all(each.get("seconds") is not None for each in trained):
+        note += f" in {_range([_seconds(each) for each in sorted(t['seconds'] for t in trained)])} s"
+    if method == "cgtgan" and with_defaults(settings)["train.use_initialization"]:
+        note += " after initialisation"
+    return note + (f", step {_range([f'{n:,}' for n in sorted(kept)])} kept" if kept != updates else "")
 
 
-def _range(values: Sequence[int]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _range(texts: Sequence[str]) -> str:
+    return texts[0] if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]}"
 
 
 # Scores of the paper (ViT-L/14, greedy, Karpathy's test images); docs/reproduction.md has the same table.

@@ -50,7 +50,7 @@ def make_report(ws: Workspace, run: Run) -> Report:
     best, worst, drawn = pick_gallery(scores, cfg.report.gallery, cfg.seed)
     galleries = {"first": drawn[:FIRST_LOOK], "best": best, "worst": worst, "random": drawn[FIRST_LOOK:]}
     plots = {
-        "curves": curves.run_plots(history, seed),
+        "curves": curves.run_plots(history, seed, run.validation_baselines()),
         "discriminator": curves.discriminator_plots(history, seed),
         "distributions": [*curves.reward_bands(history), *histograms(run)],
     }
@@ -75,7 +75,7 @@ def method_rows(run: Run) -> list[MethodRow]:
     rows = []
     for record in run.records():
         method, part = record.method, METHODS[record.method].part
-        note = method_note(method, run.settings, [record.scores(method)])
+        note = method_note(method, run.settings, [record.training(method)])
         scores = {metric: [value] for metric, value in record.scores(method)["scores"].items()}
         ours = method == "cgtgan" and not run.ablated
         rows.append(MethodRow(record.record_title(), note, scores, part, ours, record.decoding(method)))

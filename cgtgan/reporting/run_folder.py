@@ -15,8 +15,10 @@ from cgtgan.evaluation.records import WITHOUT_GENERATOR, differences, method_of,
 from cgtgan.reporting.methods import METHODS, published_scores, reward_title, with_defaults
 from cgtgan.reporting.tables import MethodRow, Origin
 from cgtgan.runtime.artifacts import read_json
+from cgtgan.runtime.stopwatch import TRAINING_SECONDS
 from cgtgan.runtime.tracking import read_metrics
 
+VALIDATION_BASELINES = Path("validation", "baselines.json")
 _TERM_WEIGHT = re.compile(r"reward_weights\.terms\.[^.]+\.weight")
 
 
@@ -94,6 +96,23 @@ class Run:
     def last_step(self) -> int | None:
         """The last logged one."""
         return self.history[-1]["step"] if self.history else None
+
+    def training(self, method: str) -> dict[str, Any]:
+        """`updates`, `kept_step` and `seconds` of the training behind a method's captions, as far as they are known."""
+        record = self.scores(method)
+        if method != "cgtgan":
+            return record.get("training") or {}
+        kept = re.fullmatch(r"step (\d+)", str(record.get("checkpoint")))  # another run's has its folder in front
+        if not kept or not self.last_step:
+            return {}
+        seconds = [row[TRAINING_SECONDS] for row in self.history if row.get(TRAINING_SECONDS) is not None]
+        return {"updates": self.last_step, "kept_step": int(kept[1])} | ({"seconds": seconds[-1]} if seconds else {})
+
+    def validation_baselines(self) -> dict[str, float]:
+        """Method -> CIDEr (a fraction) of the baselines on the validation images, in the order of the tables."""
+        file = self.folder / VALIDATION_BASELINES
+        cider = read_json(file).get("CIDEr", {}) if file.is_file() else {}
+        return {method: cider[method] for method in METHODS if method in cider}
 
     def validations(self) -> dict[int, Path]:
         return {int(p.stem.removeprefix("step_")): p for p in sorted((self.folder / "validation").glob("step_*.json"))}

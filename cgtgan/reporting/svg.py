@@ -6,7 +6,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ INK = "#010203"  # stands for the page's text colour until the SVG is written
 # --c0 to --c7 of the page
 COLOURS = ("#1f5fa8", "#b4470f", "#1a7344", "#8a3fa0", "#a8324a", "#5c6414", "#0c6f7a", "#6b5646")
 BINS = 24
+TEXT_HEIGHT = 0.085  # of a line's name, as a share of the axes
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (7, 1.5, 1, 1.5, 1, 1.5)), (0, (1, 2.5)))
 _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 STYLE: dict[Any, Any] = {
@@ -51,7 +52,8 @@ class Curve:
 class Plot:
     """Curves over the training step; `y_label` names their unit, `note` stands under them, `level` is a dotted line.
 
-    `context`: further curves, drawn thin and grey behind the others, without a name.
+    `context`: further curves, drawn thin and grey behind the others, without a name. `lines`: name -> value of dashed
+    lines to compare with, each named at its right end.
     """
 
     title: str
@@ -60,6 +62,7 @@ class Plot:
     note: str = ""
     level: float | None = None
     context: Sequence[Curve] = ()
+    lines: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,12 @@ def _lines(plot: Plot) -> Drawing:
     lasts = [f"{curve[-1][1]:.3g}" if curve else "no value" for curve in points]
     ends = "; ".join(f"{curve.label} ends at {last}" for curve, last in zip(plot.curves, lasts, strict=True))
     alt = f"Line chart of {plot.y_label} from step {min(steps):,} to {max(steps):,}: {ends}."
+    lines = {name: value for name, value in plot.lines.items() if abs(value) < LARGEST}
+    if lines:
+        alt += f" Dashed lines: {', '.join(f'{name} {value:.3g}' for name, value in lines.items())}."
 
     def fill(axes: Any) -> list[Any]:
-        lines = []
+        handles = []
         for curve in plot.context:
             axes.plot(curve.steps, smooth(curve.values, 1), color=INK, lw=0.8, alpha=0.25)
         for place, curve in enumerate(plot.curves):
@@ -127,17 +133,47 @@ def _lines(plot: Plot) -> Drawing:
             if len(spread):
                 axes.fill_between(steps, values - spread, values + spread, color=colour, alpha=0.18, lw=0)
             dashes = DASHES[(i + i // 8) % len(DASHES)]
-            lines += axes.plot(steps, values, color=colour, ls=dashes, lw=1.6, clip_on=False)
+            handles += axes.plot(steps, values, color=colour, ls=dashes, lw=1.6, clip_on=False)
             gaps = np.pad(np.isnan(values), 1, constant_values=True)
             alone = ~gaps[1:-1] & gaps[:-2] & gaps[2:]  # a line of one point would not be seen
             if alone.any():
                 axes.plot(steps[alone], values[alone], "o", color=colour, ms=3, clip_on=False)
         if plot.level is not None:
             axes.axhline(plot.level, color=INK, lw=0.9, ls=(0, (1, 3)))
-        return lines
+        _draw_lines(axes, lines)
+        return handles
 
     legend = [f"{_short(curve.label)} (last {last})" for curve, last in zip(plot.curves, lasts, strict=True)]
     return Drawing(plot.y_label, _svg(plot.title, "step", legend, alt, fill), notes)
+
+
+def _draw_lines(axes: Any, lines: Mapping[str, float]) -> None:
+    """Each with its name and value beside the axes; names that would overlap are moved apart and joined to theirs."""
+    for value in lines.values():
+        axes.axhline(value, color=INK, lw=0.8, ls=(0, (6, 4)), alpha=0.6)
+    low, high = axes.get_ylim()
+    ordered = sorted(lines.items(), key=lambda line: line[1])
+    for (name, value), place in zip(ordered, _apart([(v - low) / (high - low) for _, v in ordered]), strict=True):
+        axes.annotate(
+            f"{_short(name)} {value:.3g}", (1, value), (1.04, place), axes.get_yaxis_transform(), "axes fraction",
+            {"arrowstyle": "-", "color": INK, "lw": 0.5, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)},
+            annotation_clip=False, fontsize=9, va="center",
+        )  # fmt: skip
+
+
+def _apart(places: Sequence[float]) -> list[float]:
+    """Heights in ascending order, as shares of the axes, moved as little as leaves a line of text between them."""
+    groups: list[
+        tuple[float, int]
+    ] = []  # names that touch: the sum of where a list of all names would begin, and count
+    for i, place in enumerate(places):
+        total, count = place - i * TEXT_HEIGHT, 1
+        while groups and groups[-1][0] / groups[-1][1] > total / count:
+            total, count = total + groups[-1][0], count + groups.pop()[1]
+        groups.append((total, count))
+    starts = [total / count for total, count in groups for _ in range(count)]
+    highest = 1 - (len(places) - 1) * TEXT_HEIGHT
+    return [min(max(start, 0.0), highest) + i * TEXT_HEIGHT for i, start in enumerate(starts)]
 
 
 def _histogram(plot: Histogram) -> Drawing:

@@ -11,9 +11,9 @@ from cgtgan.cli import typed_with_stage
 from cgtgan.config import Config
 from cgtgan.evaluation.records import WITHOUT_GENERATOR, differences
 from cgtgan.reporting.methods import METHODS, training_note
+from cgtgan.reporting.run_folder import Run
 from cgtgan.reporting.scored_files import score_files
 from cgtgan.reporting.tables import MethodRow, console_table, domain_rows, score_tables
-from cgtgan.runtime.artifacts import read_json
 
 
 def run(cfg: Config) -> None:
@@ -33,7 +33,8 @@ def _show(ws: Workspace, places: Mapping[str, Path]) -> None:
     """The table of one run as scored now; the report compares several runs."""
     rows = []
     for method, place in places.items():
-        record = read_json(place / "scores.json")
+        run = Run(ws.run, ws.cfg.evaluate.split, place.name)
+        record = run.scores(method)
         title, _, part = METHODS[method]
         decoding = "" if method in WITHOUT_GENERATOR else record["decoding"]
         scores = {metric: [value] for metric, value in record["scores"].items()}
@@ -42,7 +43,9 @@ def _show(ws: Workspace, places: Mapping[str, Path]) -> None:
         differs = differs or (str(record.get("checkpoint", "")) if place.name != method and not usual else "")
         title = f"{title}, {differs}" if differs else title
         rows += [
-            MethodRow(title, training_note([record]), scores, part, decoding=decoding),
+            MethodRow(
+                title, training_note(method, run.settings, [run.training(method)]), scores, part, decoding=decoding
+            ),
             *domain_rows(title, record, decoding),
         ]
     for table in score_tables(rows) if not ws.cfg.several else ():

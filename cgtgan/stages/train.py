@@ -13,6 +13,7 @@ from cgtgan.method.batches import stable_seed
 from cgtgan.method.reinforce import semantic_weight
 from cgtgan.runtime.devices import on_device
 from cgtgan.runtime.interrupts import stop_requests, stopped
+from cgtgan.runtime.stopwatch import TRAINING_SECONDS, Stopwatch
 from cgtgan.runtime.tracking import read_metrics
 from cgtgan.training.batches import Batch, Batches, prefetched
 from cgtgan.training.checkpoints import Checkpoints, best_validation
@@ -94,7 +95,7 @@ def _loop(
     Returns 0, or the exit code for a signal that came in the last step, when there is nothing left to stop.
     """
     t, steps, devices = ws.cfg.train, inputs.steps, parts.devices
-    validate_every = inputs.validate_every(t)
+    validate_every, watch = inputs.validate_every(t), Stopwatch(meta["seconds"])
     if meta["step"]:
         ws.tracker.say(f"train: going on after step {meta['step']} of {steps} in {ws.run}")
     elif inputs.scored:
@@ -106,16 +107,17 @@ def _loop(
             logged = step % t.log_every == 0 or step in (1, steps)
             metrics = gan_step(ws.cfg, parts, step, batch, logged=logged)
             meta["step"] = step
-            if logged:
-                ws.tracker.log(step, metrics)
+            validates = inputs.scored and (step % validate_every == 0 or step == steps)
+            if logged:  # where a validation follows, its row has the seconds
+                ws.tracker.log(step, metrics | ({} if validates else watch.named(TRAINING_SECONDS)))
                 for message in health.update(step, metrics):
                     _warn(ws, step, message)
             improved = False
-            if inputs.scored and (step % validate_every == 0 or step == steps):
-                improved = _validate(ws, inputs, parts, meta, examples)
+            if validates:
+                improved = _validate(ws, inputs, parts, meta, examples, watch)
             code = stop.code if devices.world == 1 else max(devices.gather([stop.code]))
             if improved or step == steps or code or checkpoints.due(step):
-                meta |= {"wandb_id": ws.tracker.wandb_id, "collapses": health.since}
+                meta |= {"wandb_id": ws.tracker.wandb_id, "collapses": health.since, "seconds": watch.seconds}
                 checkpoints.write(parts, meta)
             if code and step < steps:
                 checkpoints.finish()
@@ -136,13 +138,14 @@ def _validate_initial(ws: Workspace, inputs: TrainingInputs, parts: TrainingPart
 
 
 def _validate(
-    ws: Workspace, inputs: TrainingInputs, parts: TrainingParts, meta: dict[str, Any], examples: Examples | None
-) -> bool:
+    ws: Workspace, inputs: TrainingInputs, parts: TrainingParts, meta: dict[str, Any], examples: Examples | None,
+    watch: Stopwatch,
+) -> bool:  # fmt: skip
     """Score the validation images, log it, and note the best in `meta`; returns whether this is the best so far."""
     step = meta["step"]
     scores = validate(ws, parts, inputs.val, step)
     epoch = step * ws.cfg.train.batch_size / len(inputs.images.ids)
-    ws.tracker.log(step, {"eval/CIDEr": scores.cider, "eval/epoch": epoch})
+    ws.tracker.log(step, {"eval/CIDEr": scores.cider, "eval/epoch": epoch} | watch.named(TRAINING_SECONDS))
     log_captions(ws, parts, examples, scores, step)
     improved = scores.cider > meta["best"]
     if improved:

@@ -134,9 +134,9 @@ class Checkpoints:
     def resume(self, parts: TrainingParts) -> dict[str, Any]:
         """Put everything back as the newest checkpoint has it; returns what it says of the run."""
         newest = parts.devices.from_first(lambda: self.newest)
-        fresh = {"step": 0, "best": -1.0, "best_step": 0, "wandb_id": None, "collapses": {}}
+        fresh = {"step": 0, "best": -1.0, "best_step": 0, "wandb_id": None, "collapses": {}, "seconds": None}
         if newest is None:
-            return fresh
+            return fresh | {"seconds": 0.0}
         load_model(parts.averaged.model, str(newest / "generator.safetensors"))
         modules = _beside_the_weights(parts)
         return fresh | load_state(newest / STATE, modules, parts.optimizers)

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cgtgan.assets.backbone import open_backbone
-from cgtgan.assets.baselines import baseline_generator, written_captions
+from cgtgan.assets.baselines import written_captions
 from cgtgan.assets.checkpoints import find_checkpoint
-from cgtgan.assets.generators import training_of
 from cgtgan.assets.images import image_embeddings
-from cgtgan.assets.prompts import prompts_of
-from cgtgan.assets.reader import Reader, load_reader
+from cgtgan.assets.reader import load_reader
 from cgtgan.assets.scored_checkpoint import scored_checkpoint
 from cgtgan.assets.scores import ScoredCaptions, record_in, references_of, run_identity, stored_captions, write_scores
 from cgtgan.assets.workspace import Workspace
@@ -25,7 +23,7 @@ from cgtgan.models.generator_bundle import GeneratorBundle, load_generator
 from cgtgan.models.prompted import Read, embedding_of
 from cgtgan.reporting.methods import METHODS
 from cgtgan.runtime.wandb_run import under_agent
-from cgtgan.training.supervised import supervised_generator, supervised_path
+from cgtgan.training.validation_baselines import baseline_training, generator_of_baseline, score_validation_baselines
 from cgtgan.training.wandb_tables import send_scores
 
 
@@ -51,6 +49,7 @@ def score_run(ws: Workspace) -> dict[str, Path]:
         write_scores(ws, ws.run, places, scored.of(methods), listed if references else None, metrics, about)
     if places["cgtgan"].name == "cgtgan" and ("cgtgan" in wanted or under_agent()):
         send_scores(ws, places["cgtgan"], made_from)
+    score_validation_baselines(ws, made_from)
     return places
 
 
@@ -80,9 +79,9 @@ def _caption_if_missing(
         captions = captions or dict(zip(ids, texts, strict=True))
         if draw:
             scored.samples[method] = dict(zip(ids, drawn, strict=True))
+        if training := baseline_training(ws, method):
+            scored.training[method] = training
     scored.captions[method] = captions
-    if method == "supervised" and (training := training_of(supervised_path(ws))):
-        scored.training[method] = training
     return metrics
 
 
@@ -90,17 +89,14 @@ def _caption_split(
     ws: Workspace, method: str, checkpoint: Path, caption: bool, draw: bool
 ) -> tuple[list[str], list[list[str]]]:
     """One caption per image of the split, and each image's samples for self-CIDEr; of both what is asked for."""
-    if (captions := written_captions(ws, method)) is not None:
+    split = ws.cfg.evaluate.split
+    if (captions := written_captions(ws, method, split)) is not None:
         return captions, []
     if method == "cgtgan":
-        images = image_embeddings(ws, ws.cfg.evaluate.split).vectors
         bundle = load_generator(checkpoint)
-        vectors = load_reader(checkpoint, bundle, ws.device).images(images)
-    elif method == "supervised":
-        bundle, images = supervised_generator(ws), image_embeddings(ws, ws.cfg.evaluate.split).vectors
-        vectors = Reader(bundle, prompts=prompts_of(ws)).images(images)
+        vectors = load_reader(checkpoint, bundle, ws.device).images(image_embeddings(ws, split).vectors)
     else:
-        bundle, vectors = baseline_generator(ws, method)
+        bundle, vectors = generator_of_baseline(ws, method, split)
     captions = _decoded(ws, method, bundle, vectors) if caption else []
     return captions, _sampled(ws, method, bundle, vectors) if draw else []
 

@@ -108,7 +108,8 @@ def make_report(folder: Path, n: int, budget: int = 15_000_000) -> Report:
     changes = [Change(item, "a grey dog number", 0.5) for item in made[:4]]
     small = thumbnails({item.image_id: item.image for item in made if item.image}, budget)
     facts = {"Corpus": "8,000 sentences", "A path": "x" * 90}
-    curves = [Plot("Validation CIDEr", "CIDEr x 100", [Curve("seed 0", [1, 2, 3], [1.0, 3.0, 2.0])], "greedy")]
+    curve = Curve("seed 0", [1, 2, 3], [1.0, 3.0, 2.0])
+    curves = [Plot("Validation CIDEr", "CIDEr x 100", [curve], "greedy", lines={"init": 1.0, "human": 3.5})]
     discriminator = [Plot("Accuracy", "share", [Curve("samples", [1, 2, 3], [0.5, 0.7, 0.6])], level=0.5)]
     histogram = Histogram("CIDEr of single images", "CIDEr x 100", {OURS: [1.0, 2.0, 2.0], INIT: [0.5, 1.0]})
     left_out = "" if len(small) == n else f"{len(small):,} of {n:,} have a thumbnail."

@@ -73,6 +73,9 @@ def test_training_goes_on_and_nothing_is_made_anew(home: Path) -> None:
         for name, value in wanted.items():
             if not name.startswith(CLOCK):
                 assert row[name] == pytest.approx(value, rel=1e-4, abs=1e-5), (row["step"], name)
+    # 0.1 did not count its seconds: a sum without them would be too small
+    assert not any("train/seconds_total" in row for row in logged)
+    assert "6 updates after initialisation" in (folder / "report.md").read_text()
 
 
 def test_a_whole_run_is_evaluated_and_reported(home: Path) -> None:
@@ -84,6 +87,8 @@ def test_a_whole_run_is_evaluated_and_reported(home: Path) -> None:
     assert artifacts(home) == before
     assert {path: path.read_bytes() for path in folder.glob("evaluation/test/*/*.json")} == scores
     assert len(scores) == 18
+    cider = json.loads((folder / "validation/baselines.json").read_text())["CIDEr"]
+    assert sorted(cider) == ["human", "init", "mean_shift", "nearest", "projection"]
     assert "GAN training 1/6" not in said
     assert (folder / "checkpoints/step_000006/generator.safetensors").stat().st_mtime_ns == weights
     assert (folder / "report.html").is_file()

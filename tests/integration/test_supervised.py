@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cgtgan.assets.training_state import read_meta
 from tests.killed_update import killed_in_step
 from tests.program import run_program
 
@@ -48,6 +50,10 @@ def bounds(home: Path) -> list[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
     return sorted(made, key=lambda pair: pair[0]["updates"])
 
 
+def rows(page: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in page.with_name("metrics.jsonl").read_text().splitlines()]
+
+
 def record(home: Path, name: str) -> dict[str, Any]:
     (file,) = home.glob(f"runs/demo_tiny/*/seed=0/evaluation/test/{name}/scores.json")
     return json.loads(file.read_text())
@@ -55,8 +61,10 @@ def record(home: Path, name: str) -> dict[str, Any]:
 
 def test_by_default_it_has_the_updates_of_the_run_and_keeps_the_last(home: Path) -> None:
     (training, _), _ = bounds(home)
+    seconds = training.pop("seconds")
+    assert 0 < seconds < 300
     assert training == {"updates": 22, "kept_step": 22, "validation": []}  # 20 of the initialisation and 2
-    assert record(home, "supervised@*")["training"] == {"updates": 22, "kept_step": 22}
+    assert record(home, "supervised@*")["training"] == {"updates": 22, "kept_step": 22, "seconds": seconds}
 
 
 def test_the_step_with_the_best_validation_is_kept(home: Path) -> None:
@@ -64,9 +72,10 @@ def test_the_step_with_the_best_validation_is_kept(home: Path) -> None:
     assert [step for step, _ in training["validation"]] == [20, 40, 60]
     ciders = dict(training["validation"])
     assert training["kept_step"] == max(ciders, key=lambda step: ciders[step])
-    assert record(home, "supervised")["training"] == {"updates": 60, "kept_step": training["kept_step"]}
+    noted = {key: training[key] for key in ("updates", "kept_step", "seconds")}
+    assert record(home, "supervised")["training"] == noted
     kept = "" if training["kept_step"] == 60 else f", step {training['kept_step']} kept"
-    assert f"60 updates{kept}" in (home / "log.txt").read_text()
+    assert re.search(rf"60 updates in [\d.]+ s{kept}", " ".join((home / "log.txt").read_text().split()))
 
 
 def test_after_a_kill_it_keeps_the_same_weights(home: Path, tmp_path: Path) -> None:
@@ -78,9 +87,12 @@ def test_after_a_kill_it_keeps_the_same_weights(home: Path, tmp_path: Path) -> N
     state = ("stage=evaluate", "initialize.checkpoint_every=10", *CHOSEN)
     words = [str(script) if part.endswith("run.py") else part for part in command(*state)]
     assert run_program(words, cwd=again, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode != 0
+    (left,) = again.glob("artifacts/generator_supervised/*.training")
+    before = read_meta(left)["seconds"]
     run(again, *state)
     ((same, after),) = bounds(again)
-    assert same == training
+    assert same.pop("seconds") > before > 0  # what the killed process spent counts
+    assert same == {key: value for key, value in training.items() if key != "seconds"}
     assert all(torch.equal(after[key], weights[key]) for key in weights)
     assert not list(again.glob("artifacts/generator_supervised/*.training"))
 
@@ -89,5 +101,7 @@ def test_the_page_says_how_long_it_was_trained(home: Path) -> None:
     run(home, "stage=report", *CHOSEN)
     (page,) = home.glob("runs/demo_tiny/*/seed=0/report.md")
     text = page.read_text()
-    assert "the same generator trained on pairs, 22 updates" in text
-    assert "the same generator trained on pairs, 60 updates" in text
+    assert "the same generator trained on pairs, 22 updates in " in text
+    assert "the same generator trained on pairs, 60 updates in " in text
+    spent = rows(page)[-1]["train/seconds_total"]  # the last validation is in it
+    assert f"2 updates in {spent:{'.1f' if spent < 10 else '.0f'}} s after initialisation" in text

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,10 @@ def test_a_time_limit_stops_again_and_again_and_ends_in_the_same_place(whole: Pa
         assert f"the time limit is reached: stopped after step {step} of {STEPS}" in done.stderr
     run(home)
     assert results(home) == results(whole)
+    rows = [json.loads(line) for line in (run_folder(home) / "metrics.jsonl").read_text().splitlines()]
+    seconds = [row["train/seconds_total"] for row in rows if "train/seconds_total" in row]
+    assert len(seconds) == STEPS  # once per step, validated or not
+    assert all(earlier < later for earlier, later in pairwise(seconds))  # each process adds to those before it
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(whole: Path, home: Path) -> None:

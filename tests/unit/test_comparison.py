@@ -18,7 +18,7 @@ from run_folders import make_run
 from cgtgan.errors import InputError
 from cgtgan.evaluation.bootstrap import Difference, Interval
 from cgtgan.reporting.compared_rows import against_baseline, entries, tables_of
-from cgtgan.reporting.curves import POINTS, TOGETHER, mean_curve, short_names, variant_plots
+from cgtgan.reporting.curves import POINTS, TOGETHER, mean_curve, shared_baselines, short_names, variant_plots
 from cgtgan.reporting.export import COLUMNS, csv_text, latex_escaped, latex_table
 from cgtgan.reporting.tables import MethodRow, Origin, RowsBySet
 from cgtgan.reporting.variants import find_runs, gather
@@ -352,6 +352,31 @@ def test_many_variants_are_several_plots_that_look_alike(tmp_path: Path) -> None
     )  # v0 logged nothing: the others keep their colours
     assert ([c.label for c in second.curves], [c.style for c in second.curves]) == (["v6", "v7"], [0, 1])
     assert (len(first.context), len(second.context)) == (2, TOGETHER - 1)
+
+
+def test_lines_are_of_the_baselines_that_all_runs_share_and_means_over_seeds() -> None:
+    def runs(*ciders: dict[str, float]) -> list[tuple[int, dict[str, float]]]:
+        return [(i % 2, cider) for i, cider in enumerate(ciders)]  # two variants of the seeds 0 and 1
+
+    first, second = {"init": 0.1, "projection": 2.0, "human": 3.0}, {"init": 0.3, "projection": 2.0, "human": 3.0}
+    same = shared_baselines(runs(first, second, first, second))
+    assert same == pytest.approx({"init": 0.2, "projection": 2.0, "human": 3.0})
+    # at another temperature in the second variant, where `human` was not scored for one seed
+    other = {**second, "projection": 2.1}
+    assert shared_baselines(runs(first, second, first, other)) == pytest.approx({"init": 0.2, "human": 3.0})
+    assert shared_baselines(runs(first, second, first, {"init": 0.3})) == pytest.approx({"init": 0.2})
+    assert shared_baselines(runs(first, {})) == shared_baselines([]) == {}
+
+
+def test_the_validation_curves_of_variants_have_the_lines(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", 0, {"cgtgan": [1.0]})
+    variants = {"a": [run.history for run in gather(find_runs([str(tmp_path)], "test"))[0].runs]}
+    cider, *others = variant_plots(variants, {"mean_shift": 2.0})
+    assert cider.lines == {"mean shift": 200.0}
+    assert "dashed: baselines that are the same in all variants, mean over seeds" in cider.note
+    assert others
+    assert not any(plot.lines for plot in others)
+    assert "dashed" not in variant_plots(variants)[0].note
 
 
 def test_long_names_lose_what_they_share() -> None:

@@ -477,6 +477,29 @@ def test_bands_levels_and_histograms() -> None:
     ] == []  # no half images and no half words
 
 
+LINES = {"init": 12.0, "projection": 201.0, "mean shift": 200.0, "supervised": 202.4, "nearest": 201.2, "human": 290.0}
+
+
+def test_lines_to_compare_with_are_named_at_their_ends_and_no_name_hides_another() -> None:
+    plain = draw(Plot("t", "y", [Curve("a", [0, 5], [10.0, 200.0])])).svg
+    svg = draw(Plot("t", "y", [Curve("a", [0, 5], [10.0, 200.0])], lines=LINES)).svg
+    names = {name: f"{name} {value:.3g}" for name, value in LINES.items()}
+    assert f'a ends at 200. Dashed lines: {", ".join(names.values())}."' in str(svg)
+    dashed = re.findall(r'd="M (\S+) (\S+)\s+L (\S+) (\S+)\s+" [^>]*stroke-dasharray: [^>]*currentColor', svg)
+    assert "stroke-dasharray" not in plain
+    assert len(dashed) == len(LINES)
+    assert all(y == end for _, y, _, end in dashed)
+    places = re.findall(r'<text style="[^"]*" x="[^"]*" y="([^"]*)"[^>]*>([^<]*)</text>', svg)
+    heights = {text: float(y) for y, text in places if text in names.values()}
+    assert heights.keys() == set(names.values())
+    ordered = [heights[names[name]] for name in sorted(LINES, key=lambda name: -LINES[name])]
+    _, _, _, height = map(float, re.findall('viewBox="([^"]*)"', svg)[0].split())
+    assert all(lower - higher > 8 for higher, lower in itertools.pairwise(ordered))  # a line of text, in points
+    assert 0 < ordered[0] < ordered[-1] < height
+    left_out = draw(Plot("t", "y", [Curve("a", [0, 5], [1.0, 2.0])], lines={"init": math.nan})).svg
+    assert left_out == draw(Plot("t", "y", [Curve("a", [0, 5], [1.0, 2.0])])).svg
+
+
 def test_plots_follow_the_page_and_share_no_id() -> None:
     curves = [Curve("$a$ <b>\ud800_", [0, 5], [1.0, 2.0]), Curve("_b", [0, 5], [2.0, 1.0])]
     one, two = (str(draw(Plot(title, "y", curves)).svg) for title in ("one", "two"))

@@ -23,6 +23,7 @@ from cgtgan.reporting.curves import (
     variant_plots,
 )
 from cgtgan.reporting.export import csv_text
+from cgtgan.reporting.methods import training_note
 from cgtgan.reporting.one_run import (
     _left_out,
     between_validations,
@@ -199,6 +200,48 @@ def test_unlogged_plots_are_left_out(own: Run) -> None:
     (accuracy,) = quantity_plots(own.history, DISCRIMINATOR, 0)
     assert [curve.label for curve in accuracy.curves] == ["corpus sentences"]
     assert accuracy.level == 0.5
+
+
+def test_the_validation_curve_has_a_line_per_baseline_in_the_order_of_the_table(own: Run) -> None:
+    assert own.validation_baselines() == {}
+    assert run_plots(own.history, 0)[0].lines == {}
+    write(own.folder / "validation/baselines.json", {"CIDEr": {"human": 2.9, "x": 1.0, "mean_shift": 0.5}})
+    (cider,) = run_plots(own.history, 0, own.validation_baselines())
+    assert list(cider.lines.items()) == [("mean shift", 50.0), ("human", 290.0)]
+    assert "dashed: baselines on the same images" in cider.note
+    (accuracy,) = quantity_plots(own.history, DISCRIMINATOR, 0)
+    assert accuracy.lines == {}
+
+
+def test_a_row_says_its_updates_and_seconds(own: Run) -> None:
+    seeds = [{"updates": 300, "kept_step": 240, "seconds": 62.4}, {"updates": 300, "kept_step": 1200, "seconds": 9.44}]
+    assert training_note("init", SETTINGS, seeds[:1]) == "300 updates in 62 s, step 240 kept"
+    after = "300 updates in 9.4 to 62 s after initialisation, step 240 to 1,200 kept"
+    assert training_note("cgtgan", SETTINGS, seeds) == after
+    untrained = SETTINGS | {"train.use_initialization": False}
+    assert training_note("cgtgan", untrained, seeds[:1]) == "300 updates in 62 s, step 240 kept"
+    # an earlier version noted no seconds, for one seed here
+    earlier = {"updates": 300, "kept_step": 300}
+    assert training_note("init", SETTINGS, [seeds[0], earlier]) == "300 updates, step 240 to 300 kept"
+    assert training_note("init", SETTINGS, [earlier, {}]) == "300 updates"
+    assert training_note("init", SETTINGS, [{}]) == ""
+
+
+def test_the_cost_of_a_run_is_that_of_its_own_checkpoint(own: Run) -> None:
+    assert own.training("cgtgan") == {}  # of version 0.1: the scores name no checkpoint
+    place = own.folder / "evaluation/test/cgtgan/scores.json"
+    scores = json.loads(place.read_text())
+    write(place, scores | {"checkpoint": "step 2"})
+    last = own.history[-1]["step"]
+    assert Run(own.folder, "test").training("cgtgan") == {"updates": last, "kept_step": 2}
+    with (own.folder / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({"step": last, "train/seconds_total": 12.5}) + "\n")
+    run = Run(own.folder, "test")
+    assert run.training("cgtgan") == {"updates": last, "kept_step": 2, "seconds": 12.5}
+    (row,) = [row for row in method_rows(run) if row.ours]
+    assert row.note == f"images and sentences, unpaired, {last} updates in 12 s after initialisation, step 2 kept"
+    write(place, scores | {"checkpoint": "other/seed=1, step 2"})
+    assert run.training("cgtgan") == {}
 
 
 def add_own_term_and_metric(folder: Path) -> Run:
