@@ -65,6 +65,15 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
     assert trouble == []
 
 
+def test_the_curve_has_a_line_of_what_all_runs_share(home: Path) -> None:
+    files = list((home / "runs/demo_tiny").glob("*/seed=*/validation/baselines.json"))
+    ciders = {json.loads(file.read_text(encoding="utf-8"))["CIDEr"]["init"] for file in files}
+    assert (len(files), len(ciders)) == (4, 2)  # the initial generator is another for each seed, the same in a variant
+    page = (home / "runs/demo_tiny/comparison/report.html").read_text(encoding="utf-8")
+    assert f">init {100 * statistics.fmean(ciders):.3g}</text>" in page
+    assert "dashed: baselines that are the same in all variants, mean over seeds" in page
+
+
 def test_the_table_holds_the_runs_own_scores(home: Path) -> None:
     folder = home / "runs/demo_tiny/comparison"
     assert sorted(p.name for p in folder.iterdir()) == [
@@ -104,6 +113,9 @@ def test_the_table_holds_the_runs_own_scores(home: Path) -> None:
         (init,) = [x for x in lines if (x["method"], x["metric"]) == ("init", line["metric"])]
         assert float(line["diff"]) == pytest.approx(float(line["mean"]) - float(init["mean"]), abs=2e-5)
         assert float(line["ci_low"]) <= float(line["ci_high"])
+    table = (folder / "comparison.md").read_text(encoding="utf-8")
+    assert len(re.findall(r"6 updates in [\d.]+(?: to [\d.]+)? s after initialisation", table)) == 2
+    assert re.search(r"20 updates in [\d.]+(?: to [\d.]+)? s", table)
     said = (home / "said.txt").read_text(encoding="utf-8")
     assert "report: runs/demo_tiny/comparison/report.html" in said
     assert f"look at it: {(folder / 'report.html').resolve().as_uri()}\n" in said
