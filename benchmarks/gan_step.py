@@ -30,6 +30,7 @@ from cgtgan.method.reinforce import semantic_weight
 from cgtgan.models.attention import use_float32_attention
 from cgtgan.models.clip_inputs import clip_module
 from cgtgan.models.discriminator import Discriminator
+from cgtgan.models.fixed_cache import GROWING
 from cgtgan.models.generator import CaptionGenerator
 from cgtgan.models.generator_bundle import GeneratorBundle
 from cgtgan.models.mapper import MLPMapper
@@ -114,6 +115,7 @@ class Case:
     sizes: Sizes = PAPER
     tokenizers: str | None = None  # a folder with gpt2/ and roberta/
     memory_gb: float | None = None
+    cache: str = GROWING  # as decode.cache
 
 
 def _tokenizer(case: Case, folder: str, names: tuple[str, ...], size: int) -> TextTokenizer:
@@ -132,6 +134,7 @@ def make(case: Case) -> tuple[Config, TrainingParts, Callable[[int], Batch]]:
     pieces = _tokenizer(case, "roberta", ROBERTA_SPECIALS, 50265)
     language_model = GPT2LMHeadModel(GPT2Config(n_layer=layers, n_embd=width, n_head=heads))
     generator = CaptionGenerator(language_model, MLPMapper(width, width, 10), max_length=LENGTH)
+    generator.decode_cache = case.cache
     shape: dict[str, Any] = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
     vocabulary = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
     encoder = RobertaModel(RobertaConfig(**vocabulary, **shape, intermediate_size=4 * width))

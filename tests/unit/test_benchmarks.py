@@ -24,16 +24,33 @@ def run(script: str, folder: Path, *words: str) -> dict[str, Any]:
 
 
 def test_gpu_figures_in_a_tiny_size(tmp_path: Path) -> None:
-    parts = run("gpu.py", tmp_path, "--device", "cpu", "--small")["parts"]
-    assert list(parts) == ["encoding", "aggregation", "step", "together", "decoding"]
-    assert [row["what"] for row in parts["encoding"]] == ["images", "captions"]
-    assert all(row["error"] < 1e-5 for row in parts["aggregation"] if row["products"] == "float32")
+    found = run("gpu.py", tmp_path, "--device", "cpu", "--small")
+    parts, caches = found["parts"], ["growing", "static", "compiled"]
+    assert list(parts) == ["decoding", "step", "aggregation", "encoding", "together"]
+    ways = [("greedy", way) for way in (*caches, "generate")] + [("beams of 3", way) for way in (*caches, "generate")]
+    ways += [("samples of a step", way) for way in caches]
+    assert [(row["what"], row["cache"]) for row in parts["decoding"]] == ways
+    assert all(row["same_captions"] == 1 for row in parts["decoding"])
+    assert [row["step"] for row in parts["step"]] == ["published", *["ours bf16"] * 3]
+    assert [row["cache"] for row in parts["step"]] == ["growing", *caches]
     assert parts["step"][0]["speed"] == 1
-    assert parts["step"][1]["tokens"] > 15
+    assert all(row["tokens"] > 15 for row in parts["step"][1:])
     assert sum(parts["step"][1]["parts"].values()) == pytest.approx(1)
+    assert all(row["error"] < 1e-5 for row in parts["aggregation"] if row["products"] == "float32")
+    assert [row["what"] for row in parts["encoding"]] == ["images", "captions"]
     assert parts["together"][0]["images_per_second"] > 0
-    assert parts["decoding"][0]["same_captions"] == 1
+    assert [line.partition(":")[0] for line in found["fastest"]] == [
+        *("greedy, float32", "beams of 3, float32", "samples of a step, float32", "step of 2 x 2, bf16")
+    ]
+    assert found["left_out"] == []
     assert "| captions | float32 |" in (tmp_path / "out.md").read_text()
+
+
+def test_gpu_figures_end_in_time_and_name_what_is_left_out(tmp_path: Path) -> None:
+    some = ("--only", "step", "decoding")
+    found = run("gpu.py", tmp_path, "--device", "cpu", "--small", "--minutes", "0", *some)
+    assert found["parts"] == {"step": [], "decoding": []}
+    assert (tmp_path / "out.md").read_text().endswith("left out, beyond the time: step, decoding\n")
 
 
 def test_growth_in_tiny_sizes(tmp_path: Path) -> None:
