@@ -61,14 +61,6 @@ def killed(words: list[str], home: Path, number: signal.Signals, seconds: float)
     return None
 
 
-def without_seconds(file: Path) -> Any:
-    """The content of a file of scores, but for how long its generator was trained."""
-    content = json.loads(file.read_text())
-    if isinstance(content, dict):
-        content.get("training", {}).pop("seconds", None)
-    return content
-
-
 def results(home: Path) -> dict[str, dict[str, Any]]:
     """weights, scores, metrics and files of a home, each by its place."""
     home = home.resolve()
@@ -80,7 +72,7 @@ def results(home: Path) -> dict[str, dict[str, Any]]:
         tensors = {k: v.tolist() for k, v in load_file(file).items() if not k.startswith("rng/")}
         weights[str(file.relative_to(home))] = tensors
     weights |= {name: folder.name for name, folder in linked.items()}
-    scores = {str(f.relative_to(run)): without_seconds(f) for f in sorted((run / "evaluation").rglob("*.json"))}
+    scores = {str(f.relative_to(run)): f.read_text() for f in sorted((run / "evaluation").rglob("*.json"))}
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     metrics = {f"row {i}": {k: v for k, v in row.items() if not k.startswith(CLOCK)} for i, row in enumerate(rows)}
     # the checkpoint before the last is a spare: another one where a signal stopped the run

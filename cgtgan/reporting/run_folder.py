@@ -19,6 +19,7 @@ from cgtgan.runtime.stopwatch import TRAINING_SECONDS
 from cgtgan.runtime.tracking import read_metrics
 
 VALIDATION_BASELINES = Path("validation", "baselines.json")
+SECONDS = "seconds.json"  # of the baselines' generators, by their names
 _TERM_WEIGHT = re.compile(r"reward_weights\.terms\.[^.]+\.weight")
 
 
@@ -101,7 +102,9 @@ class Run:
         """`updates`, `kept_step` and `seconds` of the training behind a method's captions, as far as they are known."""
         record = self.scores(method)
         if method != "cgtgan":
-            return record.get("training") or {}
+            training, file = record.get("training") or {}, self.folder / SECONDS
+            seconds = (read_json(file) if file.is_file() else {}).get(training.get("generator"))
+            return training if seconds is None else {**training, "seconds": seconds}
         kept = re.fullmatch(r"step (\d+)", str(record.get("checkpoint")))  # another run's has its folder in front
         if not kept or not self.last_step:
             return {}

@@ -19,7 +19,7 @@ from cgtgan.evaluation.records import WITHOUT_GENERATOR, identity
 from cgtgan.method.gap import Gap
 from cgtgan.models.generator_bundle import GeneratorBundle
 from cgtgan.models.prompted import Read
-from cgtgan.reporting.run_folder import VALIDATION_BASELINES
+from cgtgan.reporting.run_folder import SECONDS, VALIDATION_BASELINES
 from cgtgan.runtime.artifacts import fingerprint, read_json, write_json
 from cgtgan.runtime.devices import Devices, best_precision
 from cgtgan.runtime.tracking import read_metrics
@@ -35,11 +35,20 @@ def generator_of_baseline(ws: Workspace, method: str, split: str) -> tuple[Gener
 
 
 def baseline_training(ws: Workspace, method: str) -> dict[str, Any]:
-    """Updates and seconds of the baseline's generator; empty without one, or where they were not noted."""
+    """Updates of the baseline's generator and its name; empty without one, or where they were not noted.
+
+    Its seconds go to seconds.json of the run folder: the scores of two equal runs are equal.
+    """
     if method == "cgtgan" or method in WITHOUT_GENERATOR:
         return {}
     path = supervised_path(ws) if method == "supervised" else initial_path(ws, Gap())
-    return training_of(path) if path else {}
+    training = training_of(path) if path else {}
+    if path is None or not training:
+        return {}
+    if (seconds := training.pop("seconds", None)) is not None:
+        file = ws.run / SECONDS
+        write_json(file, {**(read_json(file) if file.is_file() else {}), path.name: seconds})
+    return {**training, "generator": path.name}
 
 
 def score_validation_baselines(ws: Workspace, made_from: Mapping[str, Any]) -> None:
