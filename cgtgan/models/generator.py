@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from cgtgan.models.fixed_cache import COMPILED, GROWING, FixedCache, check_fits
 from cgtgan.models.prefix_model import PrefixLanguageModel
 from cgtgan.models.prompted import Read
-from cgtgan.models.sampling import Clocks, race
+from cgtgan.models.sampling import Clocks, DeviceClocks, race
 from cgtgan.runtime.devices import on_device
 
 _ASKED_EVERY = 8  # tokens; with a fixed cache a wait costs about as much as these few that are decoded for nothing
@@ -255,5 +255,6 @@ def _asked_at(position: int) -> bool:
 
 def _sampler(seeds: Sequence[Sequence[int]], device: torch.device, temperature: float = 1.0) -> ChooseTokens:
     """Draws the next tokens at `temperature`; each caption draws from its own seed."""
-    clocks = Clocks([seed for row in seeds for seed in row], device)
+    each = [seed for row in seeds for seed in row]
+    clocks = Clocks(each) if device.type == "cpu" else DeviceClocks(each, device)
     return lambda logits, rows: race(logits, clocks.next(rows, logits.shape[-1]), temperature)

@@ -21,7 +21,7 @@ from transformers import (
 
 from cgtgan.models.generator import CaptionGenerator, Captions
 from cgtgan.models.mapper import MLPMapper, TransformerMapper
-from cgtgan.models.sampling import Clocks, race
+from cgtgan.models.sampling import Clocks, DeviceClocks, race
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 STOP, END, LENGTH, DIM, VOCAB = 13, 60, 8, 16, 61
@@ -315,14 +315,22 @@ def test_a_token_of_probability_zero_is_never_drawn() -> None:
     assert set(drawn.flatten().tolist()) == {7, 20}
 
 
-def test_clocks_are_exponential_and_each_captions_own() -> None:
-    clocks = Clocks([5, 6, 5], torch.device("cpu"))
+def device_clocks(seeds: Sequence[int]) -> DeviceClocks:
+    """A GPU's, on the CPU."""
+    return DeviceClocks(seeds, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("clocks_of", [Clocks, device_clocks])
+def test_clocks_are_exponential_and_each_captions_own(
+    clocks_of: Callable[[Sequence[int]], Clocks | DeviceClocks],
+) -> None:
+    clocks = clocks_of([5, 6, 5])
     first, second = clocks.next([0, 1, 2], 50_000), clocks.next([2, 0], 50_000)
     assert torch.equal(first[0], first[2])
     assert torch.equal(second[0], second[1])
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first[0], second[1])
-    assert torch.equal(Clocks([6], torch.device("cpu")).next([0], 50_000)[0], first[1])  # alone, on one thread
+    assert torch.equal(clocks_of([6]).next([0], 50_000)[0], first[1])  # alone, on one thread
     drawn = torch.cat([first[0], first[1], second[0]]).double()
     assert float(drawn.min()) > 0
     at = torch.linspace(0.05, 4, 40, dtype=torch.float64)
@@ -332,12 +340,41 @@ def test_clocks_are_exponential_and_each_captions_own() -> None:
     )  # Kolmogorov's distance: above this once in 1,500
 
 
+def test_clocks_of_a_gpu_do_not_hang_on_the_other_captions_or_on_who_has_left() -> None:
+    """100 captions are more than are drawn in one piece, 11 places more than are drawn at once."""
+    left = [[*range(49 - place), 50, *range(150, 200 - place)] for place in range(11)]
+    many, few = device_clocks(range(200)), device_clocks([50, 150])
+    seen = set()
+    for captions in left:
+        found, alone = many.next(captions, 50), few.next([0, 1], 50)
+        assert found.shape == (len(captions), 50)
+        assert torch.equal(found[[captions.index(50), captions.index(150)]], alone)
+        seen.add(float(alone[0, 0]))
+    assert len(seen) == 11
+
+
+def test_captions_by_the_clocks_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cgtgan.models.generator.Clocks", device_clocks)
+    model, x, seeds = make(0), inputs(9), some_seeds(9, 4)
+    head = model.gpt.get_output_embeddings()
+    assert isinstance(head, torch.nn.Linear)
+    with torch.no_grad():
+        head.weight[STOP] *= 3  # stops are likely
+    whole, rows = model.sample(x, 4, seeds=seeds), torch.tensor([7, 2, 5])
+    assert len(up_to_stop(whole.drawn).sum(-1).unique()) > 4
+    check_same(model.sample(x[rows], 4, seeds=[seeds[i] for i in rows]), select(whole, rows))
+    check_same(model.sample_and_greedy(x, seeds)[0], whole)
+    close(model.log_probs(x, whole.drawn), whole.log_probs)
+    model.decode_cache = "static"
+    check_same(model.sample(x, 4, seeds=seeds), whole)
+
+
 def test_rounding_of_a_large_vocabulary_changes_no_draw() -> None:
     """Logits moved by a few rounding errors, 50,257 tokens: a search in the cumulative sums would draw others."""
     noise = torch.Generator().manual_seed(0)
     logits = torch.randn(64, 50_257, generator=noise)
     moved = logits + torch.randn(logits.shape, generator=noise) * 1e-6
-    clocks = Clocks(range(64), torch.device("cpu"))
+    clocks = Clocks(range(64))
     found = [clocks.next(range(64), 50_257) for _ in range(4)]
     assert all(torch.equal(race(logits, c), race(moved, c)) for c in found)
     assert len(torch.cat([race(logits, c) for c in found]).unique()) > 200

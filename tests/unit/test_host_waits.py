@@ -83,11 +83,12 @@ def test_drawing_20_tokens_asks_after_each_one_or_after_8_and_16(cache: str, exp
 
 @pytest.mark.parametrize("cache", ["growing", "static"])
 def test_a_step_reads_ended_captions_printed_tokens_and_metrics(cache: str) -> None:
-    cfg, parts = tiny_parts()
+    cfg, parts = tiny_parts(kl_weight=0.1)
+    assert parts.reference is not None
     parts.bundle.model.decode_cache = cache
     one_step(cfg, parts, 1)  # what is tried once per model
     clip: Any = parts.backbone
-    with DeviceReads(*parts.modules.values(), clip.model) as reads:
+    with DeviceReads(*parts.modules.values(), clip.model, parts.reference) as reads:
         metrics = one_step(cfg, parts, 2)
     assert metrics["train/caption_tokens"] > cfg.generator.max_length - 2
     ended = cfg.generator.max_length - 1 if cache == "growing" else 0  # 6 tokens are less than 8
