@@ -232,6 +232,14 @@ _RULES: tuple[tuple[Callable[[Config], Any], str], ...] = (
         "{discriminator.width} and {discriminator.heads} contradict each other: width must be a multiple of heads",
     ),
     (
+        lambda c: c.clip_backbone.demo.batch_size % c.clip_backbone.demo.group,
+        "{clip_backbone.demo.batch_size} is no multiple of {clip_backbone.demo.group}: a batch holds whole groups",
+    ),
+    (
+        lambda c: c.clip_backbone.demo.pairs % c.clip_backbone.demo.group,
+        "{clip_backbone.demo.pairs} is no multiple of {clip_backbone.demo.group}: only whole groups are drawn",
+    ),
+    (
         lambda c: c.discriminator.encoder == "scratch" and c.discriminator.tokenizer == "pretrained",
         "{discriminator.encoder} and {discriminator.tokenizer} contradict each other: name a folder, or corpus",
     ),

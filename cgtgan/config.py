@@ -111,7 +111,11 @@ class CorpusConfig:
 
 @dataclass
 class DemoClipConfig:
-    """The demo's two-tower CLIP and its training. `logit_scale` is fixed: a learned one leaves no modality gap."""
+    """The demo's two-tower CLIP and its training. `logit_scale` is fixed: a learned one leaves no modality gap.
+
+    towers: `plain`, those of version 0.1, or `sharp`, which learn more from look-alikes. group: so many pictures of a
+    batch look alike (data/demo_world.py).
+    """
 
     dim: int = setting(96, AT_LEAST_1)
     width: int = setting(32, AT_LEAST_1)
@@ -122,6 +126,8 @@ class DemoClipConfig:
     lr: float = setting(2e-3, POSITIVE)
     logit_scale: float = setting(100.0, POSITIVE)
     seed: int = setting(0, NOT_NEGATIVE)
+    towers: str = setting("plain", one_of("plain", "sharp"))
+    group: int = setting(1, AT_LEAST_1)
 
 
 @dataclass

@@ -125,7 +125,7 @@ def _draw_pairs(
     """(pairs, 3, H, W) uint8 and the captions of each picture, from the world's clip pool"""
     images = torch.empty(c.pairs, 3, world.image_size, world.image_size, dtype=torch.uint8)
     captions: list[list[str]] = []
-    for i, (image, texts) in enumerate(DemoWorld(world).clip_pairs(c.pairs, c.seed)):
+    for i, (image, texts) in enumerate(DemoWorld(world).clip_pairs(c.pairs, c.seed, c.group)):
         images[i] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         captions.append(texts)
         on_pair()
@@ -142,12 +142,13 @@ def _train_demo_clip(ws: Workspace, path: Path) -> None:
         model = DemoClip(c, tokenizer, world.image_size).to(ws.device)
     schedule = OptimizerConfig(lr=c.lr, warmup_steps=50, final_lr_ratio=0.01, weight_decay=0.1)
     optimizer = Optimizer(model, schedule, c.steps)
-    order = EpochOrder(c.pairs, c.seed, "demo clip pairs")
+    order = EpochOrder(c.pairs // c.group, c.seed, "demo clip pairs")
     state = path.with_name(f"{path.name}.training")
     done = load_state(state, {"clip": model}, {"clip": optimizer})["step"] if state.is_file() else 0
     with ws.tracker.progress("demo CLIP: training", c.steps, done) as bar:
         for step in range(done + 1, c.steps + 1):
-            rows = order.batch(step, c.batch_size)
+            groups = order.batch(step, c.batch_size // c.group)
+            rows = (groups[:, None] * c.group + np.arange(c.group)).ravel()
             pixels = normalise(images[torch.from_numpy(rows)].to(ws.device))
             texts = [captions[i][stable_seed(c.seed, step, i) % len(captions[i])] for i in rows]
             loss = contrastive_loss(model.encode_image(pixels), model.encode_text(texts), c.logit_scale)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 # How far two speakers agree, that is the human CIDEr (benchmarks/demo_world.py measures it).
@@ -114,6 +114,23 @@ def draw_scene(rng: random.Random) -> Scene:
     looks = rng.sample([(colour, shape) for colour in COLOURS for shape in SHAPES], count)
     things = tuple(Thing(rng.choice(list(SIZES)), rng.choice(list(TEXTURES)), *look) for look in looks)
     return Scene(things, rng.choice(LAYOUTS[count]), rng.choice(list(BACKGROUNDS)))
+
+
+def lookalike(scene: Scene, classes: Sequence[str], rng: random.Random) -> Scene | None:
+    """The scene with new words of some classes: "size", "texture", "colour", "shape" and "place", where things may also
+    change places. None where two things would have the same colour and shape."""
+    things, layout = list(scene.things), scene.layout
+    if "place" in classes:
+        layout = rng.choice(LAYOUTS[len(things)])
+        if rng.random() < 0.5:
+            rng.shuffle(things)
+    words = {"size": SIZES, "texture": TEXTURES, "colour": COLOURS, "shape": SHAPES}
+    for number, thing in enumerate(things):
+        changed = {name: rng.choice(list(options)) for name, options in words.items() if name in classes}
+        things[number] = replace(thing, **changed)
+    if len({(thing.colour, thing.shape) for thing in things}) < len(things):
+        return None
+    return Scene(tuple(things), layout, scene.background)
 
 
 def describe(scene: Scene, rng: random.Random) -> str:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from cgtgan.config import SPLITS, DemoWorldConfig
 from cgtgan.data.demo_drawing import render
-from cgtgan.data.demo_grammar import Scene, describe, digress, draw_scene, narrate
+from cgtgan.data.demo_grammar import Scene, describe, digress, draw_scene, lookalike, narrate
 from cgtgan.errors import InputError
 from cgtgan.runtime.artifacts import fingerprint, read_json
 from cgtgan.runtime.producers import settings_of, with_format
@@ -29,6 +29,12 @@ FORMAT_VERSION = 1  # raise it where the same settings draw another world (runti
 POOL_WEIGHTS = {"clip": 32, "train": 28, "val": 8, "test": 12, "corpus": 20}  # of 100
 EXTERNAL_SHARES = {"in-domain": 0.35, "narrated": 0.40, "irrelevant": 0.25}
 CLIP_CAPTIONS = 3
+# Which words differ in a group of look-alikes. Colours and places tell most random pictures apart, so a CLIP that is
+# trained on these learns little about shapes and textures.
+DIFFERENCES = (
+    ("shape",), ("shape",), ("texture",), ("texture",), ("texture",), ("colour",), ("size", "place"),
+    ("shape", "texture"), ("shape", "texture"), ("shape", "texture", "colour"), ("shape", "texture", "place"),
+)  # fmt: skip
 MAX_DRAWS = 2000  # in a row without an acceptable scene or sentence: the pool is empty
 
 
@@ -122,13 +128,34 @@ class DemoWorld:
             sentences.append((kind, self._sentences(scene, rng, 1, "corpus_sentences", speakers[kind])[0]))
         return sentences
 
-    def clip_pairs(self, count: int, seed_offset: int = 0) -> Iterator[tuple[Image.Image, list[str]]]:
-        """`count` RGB pictures of the clip pool with 3 captions each; another `seed_offset` gives other ones."""
-        for index in range(count):
+    def clip_pairs(self, count: int, seed_offset: int = 0, group: int = 1) -> Iterator[tuple[Image.Image, list[str]]]:
+        """`count` RGB pictures of the clip pool with 3 captions each; another `seed_offset` gives other ones.
+
+        group: so many pictures in a row look alike, but for the words of one of `DIFFERENCES`.
+        """
+        for index in range(0, count, group):
             rng = self._rng(f"clip/{seed_offset}", index)
-            scene = self._scene(rng, "clip", set(), "seed")
-            captions = self._sentences(scene, rng, CLIP_CAPTIONS, "seed", clip_half=True)
-            yield render(scene, self.config.image_size, rng), captions
+            for scene in self._lookalikes(rng, min(group, count - index)):
+                captions = self._sentences(scene, rng, CLIP_CAPTIONS, "seed", clip_half=True)
+                yield render(scene, self.config.image_size, rng), captions
+
+    def _lookalikes(self, rng: random.Random, count: int) -> list[Scene]:
+        """Different scenes of the clip pool; where it holds too few that look alike, the last ones are any."""
+        scenes = [self._scene(rng, "clip", set(), "seed")]
+        if count == 1:
+            return scenes
+        classes = rng.choice(DIFFERENCES)
+        for _ in range(25 * count):  # of 3, one is in the pool
+            other = lookalike(scenes[0], classes, rng)
+            if other is not None and other not in scenes and pool_of(other) == "clip":
+                scenes.append(other)
+                if len(scenes) == count:
+                    return scenes
+        keys = {scene.key for scene in scenes}
+        while len(scenes) < count:
+            scenes.append(self._scene(rng, "clip", keys, "seed"))
+            keys.add(scenes[-1].key)
+        return scenes
 
     def overlap(self, external: bool = False) -> dict[str, int | float]:
         """How many test references stand word for word in the corpus, and how many test scenes have one that does."""

@@ -16,7 +16,15 @@ from cgtgan.config import SPLITS, DemoWorldConfig
 from cgtgan.data import demo_world
 from cgtgan.data.demo_drawing import render
 from cgtgan.data.demo_grammar import COLOURS, LAYOUTS, SHAPES, SIZES, TEXTURES, Scene, Thing, draw_scene
-from cgtgan.data.demo_world import POOL_WEIGHTS, DemoWorld, describe, in_clip_half, pool_of, write_demo_world
+from cgtgan.data.demo_world import (
+    DIFFERENCES,
+    POOL_WEIGHTS,
+    DemoWorld,
+    describe,
+    in_clip_half,
+    pool_of,
+    write_demo_world,
+)
 from cgtgan.errors import InputError
 
 SMALL = DemoWorldConfig(train_images=12, val_images=4, test_images=6, corpus_sentences=60)
@@ -120,6 +128,35 @@ def test_clip_pairs_stream_from_the_clip_pool(monkeypatch: pytest.MonkeyPatch) -
     assert {pool_of(scene) for scene in drawn} == {"clip"}
     assert [(i.tobytes(), c) for i, c in twenty[:10]] == [(i.tobytes(), c) for i, c in ten]
     assert [c for _, c in world.clip_pairs(10, seed_offset=1)] != [c for _, c in ten]
+
+
+def test_a_group_of_clip_pairs_looks_alike_but_for_the_words_of_a_few_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Scene] = []
+
+    def remember(scene: Scene, size: int, rng: random.Random):
+        drawn.append(scene)
+        return render(scene, size, rng)
+
+    monkeypatch.setattr(demo_world, "render", remember)
+    pairs = list(DemoWorld(SMALL).clip_pairs(160, group=8))
+    assert len(pairs) == len(drawn) == 160
+    assert {pool_of(scene) for scene in drawn} == {"clip"}
+    assert all(in_clip_half(caption) for _, captions in pairs for caption in captions)
+    alike = 0
+    for start in range(0, 160, 8):
+        group = drawn[start : start + 8]
+        assert len({scene.key for scene in group}) == 8
+        if len({(len(scene.things), scene.background) for scene in group}) > 1:
+            continue  # the pool held too few of one thing that look alike
+        alike += 1
+        differs = {
+            name
+            for name in ("size", "texture", "colour", "shape")
+            if len({tuple(sorted(getattr(thing, name) for thing in scene.things)) for scene in group}) > 1
+        }
+        differs |= {"place"} if len({scene.layout for scene in group}) > 1 else set()
+        assert any(differs <= set(classes) for classes in DIFFERENCES), differs
+    assert alike >= 16
 
 
 def test_pools_hold_their_share_of_the_scenes() -> None:
