@@ -61,7 +61,7 @@ class DemoClip(nn.Module):
         return self.encode_tokens(self.tokens(texts))
 
 
-def _plain_towers(config: DemoClipConfig, image_size: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+def _plain_towers(config: DemoClipConfig, image_size: int) -> tuple[nn.Sequential, nn.Sequential, nn.Module]:
     """Image tower, image head and what is done with the words before the text tower: those of version 0.1."""
     w, d = config.width, config.dim
     widths = [3, w, 2 * w, 4 * w, 4 * w]
@@ -77,7 +77,7 @@ def _plain_towers(config: DemoClipConfig, image_size: int) -> tuple[nn.Module, n
     return nn.Sequential(*blocks), nn.Sequential(*pooled, nn.Linear(4 * d, d, bias=False)), nn.Identity()
 
 
-def _sharp_towers(config: DemoClipConfig, image_size: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+def _sharp_towers(config: DemoClipConfig, image_size: int) -> tuple[nn.Sequential, nn.Sequential, nn.Module]:
     """As `_plain_towers`. Nothing is pooled, so the head knows where a texture is; words are joined with the few before
     them, so the text tower need not learn which adjectives belong to a noun.
     """
