@@ -78,6 +78,7 @@ def reward(points: Words) -> Callable[[RewardInputs], Tensor]:
 
 PERVERSE: dict[str, Words] = {
     "no end": lambda text: 1.0 * len(text),
+    "run on": lambda text: 1.0 * len(text.split()),
     "stutter": lambda text: 10.0 * sum(a == b for a, b in pairwise(text.split())),
     "too short": lambda text: -1.0 * len(text.split()),
     "one caption": lambda text: 20.0 * SequenceMatcher(None, text, SENTENCES[2]).ratio(),
