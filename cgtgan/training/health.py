@@ -59,7 +59,7 @@ COLLAPSES = {
     "run on": Collapse(
         {"caption/finished": (0, 0.6), "caption/length_ratio": (1.4, math.inf)}, 20,
         "captions run on: they are far longer than the corpus's sentences and many do not end in a full stop: lower "
-        "reward_weights.max_weight or the generator's learning rate, or give the prior or the discriminator more weight",
+        "reward_weights.max_weight or the generator's learning rate, or weigh the prior or the discriminator more",
     ),
     "stutter": Collapse(
         {"caption/stutter": (0.3, 1)}, 20, f"captions repeat a word at once: {_HOLD} or lower reward_weights.max_weight"
