@@ -98,11 +98,9 @@ class NearWords(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.norm, self.inner, self.outer = (
-            nn.LayerNorm(dim),
-            nn.Conv1d(dim, 2 * dim, self.WIDTH),
-            nn.Linear(2 * dim, dim),
-        )
+        self.norm = nn.LayerNorm(dim)
+        self.inner = nn.Conv1d(dim, 2 * dim, self.WIDTH)
+        self.outer = nn.Linear(2 * dim, dim)
 
     def forward(self, states: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)"""

@@ -163,9 +163,8 @@ def _draw_lines(axes: Any, lines: Mapping[str, float]) -> None:
 
 def _apart(places: Sequence[float]) -> list[float]:
     """Heights in ascending order, as shares of the axes, moved as little as leaves a line of text between them."""
-    groups: list[
-        tuple[float, int]
-    ] = []  # names that touch: the sum of where a list of all names would begin, and count
+    # names that touch: the sum of the heights at which each would have the list of all names begin, and their number
+    groups: list[tuple[float, int]] = []
     for i, place in enumerate(places):
         total, count = place - i * TEXT_HEIGHT, 1
         while groups and groups[-1][0] / groups[-1][1] > total / count:

@@ -77,8 +77,9 @@ def _score(ws: Workspace, made_from: Mapping[str, Any]) -> None:
         "decode": {"name": "greedy", "precision": precision},
     }
     file = ws.run / VALIDATION_BASELINES
-    stored = read_json(file) if file.is_file() else {"CIDEr": {}, "made_from": {}}
-    cider = {m: v for m, v in stored["CIDEr"].items() if stored["made_from"].get(m) == identity(m, made_from)}
+    stored = read_json(file) if file.is_file() else {}
+    known = stored.get("made_from", {})
+    cider = {m: v for m, v in stored.get("CIDEr", {}).items() if known.get(m) == identity(m, made_from)}
     missing = [method for method in ws.cfg.evaluate.baselines if method not in cider]
     if not missing:
         return

@@ -164,6 +164,19 @@ def test_demo_recipe_and_its_deltas(typed):
         assert {k for k, v in scientific_settings(demo).items() if delta[k] != v} == expected | {"name"}
 
 
+def test_drawings_and_photographs_have_one_recipe(typed):
+    """demo_consensus says that its settings are those of flickr8k (docs/photographs.md, "The same settings")."""
+    drawings, photographs = (
+        scientific_settings(typed(f"experiment={name}", "dataset.root=photos"))
+        for name in ("demo_consensus", "flickr8k")
+    )
+    recipe = {k for k in drawings if k.startswith(("initialize.", "train.", "reward_weights.", "gap.", "prompt."))}
+    differ = {k for k in recipe | {"generator.normalize_prefix"} if drawings[k] != photographs[k]}
+    # the first is CLIP's own scale on both; the second is of the discriminator, which is not trained
+    assert differ <= {"train.reward_scale", "train.discriminator_optimizer.lr"}
+    assert drawings["train.reward_scale"] == 100
+
+
 def test_coco_sample_finds_its_files_from_the_root_alone(typed, shared):
     cfg = typed("experiment=coco_sample", f"dataset.root={shared / 'data' / 'coco'}")
     root = Path(cfg.dataset.root)

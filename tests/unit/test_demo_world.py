@@ -40,6 +40,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_demo_world(SMALL, tmp_path_factory.mktemp("demo") / "world")
 
 
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Scene]:
+    """The scenes that are drawn from now on."""
+    scenes: list[Scene] = []
+
+    def remember(scene: Scene, size: int, rng: random.Random):
+        scenes.append(scene)
+        return render(scene, size, rng)
+
+    monkeypatch.setattr(demo_world, "render", remember)
+    return scenes
+
+
 def plain(sentence: str) -> str:
     return sentence.lower().replace(".", "").replace(",", "")
 
@@ -115,14 +128,7 @@ def test_clip_training_never_reads_a_sentence_that_is_used_elsewhere(world: Demo
     assert 900 < halves[True] < 1100
 
 
-def test_clip_pairs_stream_from_the_clip_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Scene] = []
-
-    def remember(scene: Scene, size: int, rng: random.Random):
-        drawn.append(scene)
-        return render(scene, size, rng)
-
-    monkeypatch.setattr(demo_world, "render", remember)
+def test_clip_pairs_stream_from_the_clip_pool(drawn: list[Scene]) -> None:
     world = DemoWorld(SMALL)
     ten, twenty = list(world.clip_pairs(10)), list(world.clip_pairs(20))
     assert {pool_of(scene) for scene in drawn} == {"clip"}
@@ -130,14 +136,7 @@ def test_clip_pairs_stream_from_the_clip_pool(monkeypatch: pytest.MonkeyPatch) -
     assert [c for _, c in world.clip_pairs(10, seed_offset=1)] != [c for _, c in ten]
 
 
-def test_a_group_of_clip_pairs_looks_alike_but_for_the_words_of_a_few_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Scene] = []
-
-    def remember(scene: Scene, size: int, rng: random.Random):
-        drawn.append(scene)
-        return render(scene, size, rng)
-
-    monkeypatch.setattr(demo_world, "render", remember)
+def test_a_group_of_clip_pairs_looks_alike_but_for_the_words_of_a_few_classes(drawn: list[Scene]) -> None:
     pairs = list(DemoWorld(SMALL).clip_pairs(160, group=8))
     assert len(pairs) == len(drawn) == 160
     assert {pool_of(scene) for scene in drawn} == {"clip"}
