@@ -44,4 +44,5 @@ AT_LEAST_2: Check = ("2 or more", lambda v: v >= 2)
 SHARE: Check = ("between 0 and 1", lambda v: 0 <= v <= 1)
 # pretrained: the language model's own; corpus: byte-level BPE trained on the corpus; folder: vocab.json and merges.txt
 TOKENIZER: Check = ("pretrained, corpus or a folder", bool)
-PRECISION = one_of("auto", "float32", "bf16")  # auto: bf16 (autocast) on a GPU that has it, else float32
+# bf16 is autocast. auto: bf16 on a GPU that has it, else float32; native: bf16 on a CPU that has it too
+PRECISION = one_of("auto", "native", "float32", "bf16")

@@ -113,8 +113,8 @@ class CorpusConfig:
 class DemoClipConfig:
     """The demo's two-tower CLIP and its training. `logit_scale` is fixed: a learned one leaves no modality gap.
 
-    towers: `plain`, those of version 0.1, or `sharp`, which learn more from look-alikes. group: so many pictures of a
-    batch look alike (data/demo_world.py).
+    The defaults are version 0.1's; experiment=demo has its own. towers: `plain`, or `sharp`, which learn more from
+    look-alikes. group: so many pictures of a batch look alike (data/demo_world.py). precision: of the image tower.
     """
 
     dim: int = setting(96, AT_LEAST_1)
@@ -128,6 +128,7 @@ class DemoClipConfig:
     seed: int = setting(0, NOT_NEGATIVE)
     towers: str = setting("plain", one_of("plain", "sharp"))
     group: int = setting(1, AT_LEAST_1)
+    precision: str = setting("float32", PRECISION)
 
 
 @dataclass
@@ -308,6 +309,7 @@ class InitializeConfig:
     pairs: str = setting("text", one_of("text", "pseudo", "consensus"))
     label_smoothing: float = setting(0.0, ("0 to 1, without it", lambda v: 0 <= v < 1))
     dropout: bool | None = None  # null: train.dropout
+    precision: str = setting("float32", PRECISION)
     checkpoint_every: int = setting(500, AT_LEAST_1)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=2e-5, warmup_steps=5000, eps=1e-6, grad_clip=0.0)

@@ -65,6 +65,7 @@ REWARD_PRESETS = {
     "mixed": (0.5, 0.5, 0.5),
     "naturalness_only": (0.5, 0.0, 0.0),
     "posterior": (0.5, 0.0, 1.0),
+    "posterior_entropy": (0.5, 0.0, 1.0),
     "posterior_natural": (0.5, 0.0, 0.8),
     "semantics_only": (0.5, 0.0, 1.0),
 }

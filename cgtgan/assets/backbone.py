@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from cgtgan.models.load_backbone import load_backbone
 from cgtgan.models.tokenizers import END_OF_TEXT, TextTokenizer, train_tokenizer
 from cgtgan.models.weights import pinned
 from cgtgan.runtime.artifacts import atomic_path
+from cgtgan.runtime.devices import Devices, best_precision
 from cgtgan.runtime.producers import settings_of, with_format
 
 DEMO_CLIP_FORMAT = 1  # raise it where the same settings train another CLIP (runtime/producers.py)
@@ -40,9 +42,10 @@ def backbone_producer(ws: Workspace) -> dict[str, Any]:
     config = ws.cfg.clip_backbone
     if config.kind == "demo":
         world = ws.cfg.dataset.world
+        demo = replace(config.demo, precision=best_precision(config.demo.precision, ws.device))
         return {
             "kind": "demo",
-            "clip": with_format(settings_of(config.demo), DEMO_CLIP_FORMAT),
+            "clip": with_format(settings_of(demo), DEMO_CLIP_FORMAT),
             "world": with_format({"seed": world.seed, "image_size": world.image_size}, demo_world.FORMAT_VERSION),
         }
     return ws.once("backbone identity", lambda: backbone_identity(config, ws.store.root / "fingerprints"))
@@ -143,6 +146,8 @@ def _train_demo_clip(ws: Workspace, path: Path) -> None:
     schedule = OptimizerConfig(lr=c.lr, warmup_steps=50, final_lr_ratio=0.01, weight_decay=0.1)
     optimizer = Optimizer(model, schedule, c.steps)
     order = EpochOrder(c.pairs // c.group, c.seed, "demo clip pairs")
+    devices = Devices(ws.device, best_precision(c.precision, ws.device))
+    layout = torch.channels_last if devices.precision == "bf16" else torch.contiguous_format
     state = path.with_name(f"{path.name}.training")
     done = load_state(state, {"clip": model}, {"clip": optimizer})["step"] if state.is_file() else 0
     with ws.tracker.progress("demo CLIP: training", c.steps, done) as bar:
@@ -151,7 +156,9 @@ def _train_demo_clip(ws: Workspace, path: Path) -> None:
             rows = (groups[:, None] * c.group + np.arange(c.group)).ravel()
             pixels = normalise(images[torch.from_numpy(rows)].to(ws.device))
             texts = [captions[i][stable_seed(c.seed, step, i) % len(captions[i])] for i in rows]
-            loss = contrastive_loss(model.encode_image(pixels), model.encode_text(texts), c.logit_scale)
+            with devices.autocast():  # the image tower is half of a step; the text tower gains nothing
+                image = model.encode_image(pixels.contiguous(memory_format=layout))
+            loss = contrastive_loss(image.float(), model.encode_text(texts), c.logit_scale)
             optimizer.step(loss, step)
             if step % max(1, c.steps // CHECKPOINTS) == 0 and step < c.steps:
                 with atomic_path(state) as temporary:

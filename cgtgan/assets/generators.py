@@ -29,12 +29,13 @@ from cgtgan.config import InitializeConfig, TrainConfig
 from cgtgan.method.batches import EpochOrder, stable_seed
 from cgtgan.method.gap import Gap, noised
 from cgtgan.method.pairs import pseudo_pairs
+from cgtgan.models.attention import use_float32_attention
 from cgtgan.models.chunks import pad_rows
 from cgtgan.models.generator import CaptionGenerator
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator, make_generator, make_tokenizer
 from cgtgan.models.prompted import Read, read_on
 from cgtgan.runtime.artifacts import atomic_path, read_json, write_json
-from cgtgan.runtime.devices import Devices, on_device
+from cgtgan.runtime.devices import Devices, best_precision, on_device
 from cgtgan.runtime.fingerprints import check_as_written
 from cgtgan.runtime.producers import settings_of, with_format
 from cgtgan.runtime.shards import POLL_SECONDS
@@ -164,7 +165,7 @@ def total_steps(t: TrainConfig, images: int) -> int:
 
 def generator_settings(ws: Workspace, recipe: InitializeConfig, *, dropout: bool) -> dict[str, Any]:
     """What a generator trained by `recipe` is made from, without its data."""
-    config = settings_of(recipe)
+    config = settings_of(replace(recipe, precision=best_precision(recipe.precision, ws.device)))
     del config["checkpoint_every"]
     producer = generator_producer(ws.cfg.generator, ws.store) | {
         "initialize": config,
@@ -228,6 +229,9 @@ def _reconstruct(
             "generator.normalize_prefix=true it reads vectors of length 1 everywhere"
         )
     model = bundle.model.to(devices.device)
+    devices.precision = best_precision(c.precision, devices.device)
+    if devices.precision == "bf16" and devices.device.type == "cpu":
+        use_float32_attention(model.gpt)
     best = None if recipe.validation is None else BestStep(copy.deepcopy(model), recipe.validation)
     row_of = torch.as_tensor(list(pairs.rows))
     steps = initialization_steps(c, len(pairs.texts))
@@ -293,7 +297,7 @@ def _update(
     """One optimiser step on a batch, shared by the processes; the whole batch's loss."""
     if devices.world == 1:
         optimizer.adamw.zero_grad(set_to_none=True)
-        loss = _loss(model, batch, slice(None), smoothing)
+        loss = _loss(model, devices, batch, slice(None), smoothing)
         loss.backward()
         value = loss.item()  # here the device is waited for, and not once more behind the update
         optimizer.finish_step(value, step)
@@ -303,7 +307,7 @@ def _update(
     share = torch.zeros((), device=devices.device)
     if rows:  # the mean over this process's tokens, weighted by their number
         mine = slice(rows[0], rows[-1] + 1)
-        share = _loss(model, batch, mine, smoothing) * (batch[2][mine].sum() / batch[2].sum().item())
+        share = _loss(model, devices, batch, mine, smoothing) * (batch[2][mine].sum() / batch[2].sum().item())
         share.backward()
     devices.sum_gradients(optimizer.parameters)
     loss = devices.sum(share.detach().clone()).item()
@@ -311,12 +315,13 @@ def _update(
     return loss
 
 
-def _loss(model: CaptionGenerator, batch: Batch, rows: slice, smoothing: float) -> Tensor:
-    device = next(model.parameters()).device
+def _loss(model: CaptionGenerator, devices: Devices, batch: Batch, rows: slice, smoothing: float) -> Tensor:
+    device = devices.device
     vectors = read_on(batch[0][rows], device)
     tokens, mask = (on_device(x[rows], device) for x in batch[1:3])
     weights = None if batch[3] is None else on_device(batch[3][rows], device)
-    return model.reconstruction_loss(vectors, tokens, mask, weights, smoothing)
+    with devices.autocast():
+        return model.reconstruction_loss(vectors, tokens, mask, weights, smoothing)
 
 
 def _tokenized(bundle: GeneratorBundle, texts: Sequence[str], prompt_length: int) -> list[list[int]]:

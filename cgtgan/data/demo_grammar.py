@@ -117,9 +117,14 @@ def draw_scene(rng: random.Random) -> Scene:
 
 
 def lookalike(scene: Scene, classes: Sequence[str], rng: random.Random) -> Scene | None:
-    """The scene with new words of some classes: "size", "texture", "colour", "shape" and "place", where things may also
-    change places. None where two things would have the same colour and shape."""
+    """The scene with new words of some classes: "size", "texture", "colour", "shape", "place", where things may also
+    change places, and "number", where things come or go. None where two things would have the same colour and shape."""
     things, layout = list(scene.things), scene.layout
+    if "number" in classes:
+        count = rng.choice(list(LAYOUTS))
+        more = [draw_scene(rng).things[0] for _ in range(count - len(things))]
+        things = rng.sample([*things, *more], count)
+        layout = rng.choice(LAYOUTS[count])
     if "place" in classes:
         layout = rng.choice(LAYOUTS[len(things)])
         if rng.random() < 0.5:

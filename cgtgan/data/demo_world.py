@@ -29,11 +29,13 @@ FORMAT_VERSION = 1  # raise it where the same settings draw another world (runti
 POOL_WEIGHTS = {"clip": 32, "train": 28, "val": 8, "test": 12, "corpus": 20}  # of 100
 EXTERNAL_SHARES = {"in-domain": 0.35, "narrated": 0.40, "irrelevant": 0.25}
 CLIP_CAPTIONS = 3
-# Which words differ in a group of look-alikes. Colours and places tell most random pictures apart, so a CLIP that is
-# trained on these learns little about shapes and textures.
+# What differs in a group of look-alikes. Colours and places tell most random pictures apart, so a CLIP that is trained
+# on these learns little about shapes and textures; and where the number of things never differs, a generator that is
+# trained on its reward adds things that are not there.
 DIFFERENCES = (
     ("shape",), ("shape",), ("texture",), ("texture",), ("texture",), ("colour",), ("size", "place"),
     ("shape", "texture"), ("shape", "texture"), ("shape", "texture", "colour"), ("shape", "texture", "place"),
+    ("number",), ("number",), ("size",),
 )  # fmt: skip
 MAX_DRAWS = 2000  # in a row without an acceptable scene or sentence: the pool is empty
 

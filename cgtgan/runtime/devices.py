@@ -168,10 +168,17 @@ def keep_freed_memory() -> None:
 
 
 def best_precision(wanted: str, device: torch.device) -> str:
-    """`auto` is bf16 on a GPU that has it, float32 elsewhere."""
-    if wanted != "auto":
+    """`auto` is bf16 on a GPU that has it, `native` on a CPU too; float32 elsewhere."""
+    if wanted not in ("auto", "native"):
         return wanted
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return "bf16" if has_bf16(device) and (device.type == "cuda" or wanted == "native") else "float32"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies in bf16 itself: elsewhere it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def tokens_that_fit(layers: int, width: int, vocab: int, memory_gb: float | None, device: torch.device) -> int:

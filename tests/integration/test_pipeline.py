@@ -29,9 +29,16 @@ from tests.program import Program, run_program
 ROOT = Path(__file__).parents[2]
 
 
+# what experiment=demo has and demo_tiny, which is as version 0.1 was, has not
+AS_THE_DEMO = (
+    *("clip_backbone.demo.towers=sharp", "clip_backbone.demo.group=8", "clip_backbone.demo.precision=bf16"),
+    *("initialize.precision=bf16", "initialize.dropout=true", "train.precision=bf16"),
+)
+
+
 def command(home: Path, *overrides: str) -> list[str]:
-    folders = [f"artifacts_dir={home / 'artifacts'}", f"runs_dir={home / 'runs'}"]
-    return [sys.executable, str(ROOT / "run.py"), "experiment=demo_tiny", "threads=1", *folders, *overrides]
+    given = [f"artifacts_dir={home / 'artifacts'}", f"runs_dir={home / 'runs'}", *AS_THE_DEMO, *overrides]
+    return [sys.executable, str(ROOT / "run.py"), "experiment=demo_tiny", "threads=1", *given]
 
 
 def run(home: Path, *overrides: str, code: int = 0) -> str:

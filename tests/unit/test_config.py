@@ -150,7 +150,7 @@ def test_plain_defaults_are_the_papers_coco_row(typed):
 def test_demo_recipe_and_its_deltas(typed):
     demo = typed("experiment=demo")
     assert (demo.aggregation_t.t, demo.train.steps, demo.train.batch_size, demo.train.num_samples) == (150, 300, 24, 5)
-    assert (demo.initialize.optimizer.lr, demo.initialize.batch_size, demo.initialize.steps) == (1e-3, 64, 600)
+    assert (demo.initialize.optimizer.lr, demo.initialize.batch_size, demo.initialize.steps) == (1e-3, 64, 1200)
     assert (demo.train.generator_optimizer.lr, demo.train.generator_optimizer.final_lr_ratio) == (1e-4, 0.1)
     assert (demo.train.discriminator_optimizer.lr, demo.train.reward_scale) == (5e-4, 20)
     own = {
@@ -276,7 +276,7 @@ WRONG_VALUES = {  # noticed after composition, whatever started the run
     "initialize.optimizer.lr=-1": "initialize.optimizer.lr=-1.0 is not accepted: it must be a number above 0",
     "decode.beam_size=0": "decode.beam_size=0 is not accepted: it must be 1 or more",
     "decode.best_of=0": "decode.best_of=0 is not accepted: it must be 1 or more",
-    "decode.precision=fp8": "decode.precision=fp8 is not accepted: it must be one of auto, float32, bf16",
+    "decode.precision=fp8": "decode.precision=fp8 is not accepted: it must be one of auto, native, float32, bf16",
     "decode.cache=fixed": "decode.cache=fixed is not accepted: it must be one of growing, static, compiled",
     "stage=serve decode.cache=compiled": "decode.cache=compiled and stage=serve contradict each other",
     "caption.num=0": "caption.num=0 is not accepted: it must be 1 or more",

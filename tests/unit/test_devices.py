@@ -9,7 +9,7 @@ from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config
 from cgtgan.errors import InputError
 from cgtgan.models.clip_backbone import DemoBackbone
-from cgtgan.runtime.devices import Devices
+from cgtgan.runtime.devices import Devices, best_precision
 from cgtgan.runtime.shards import Rank
 from cgtgan.training.meters import Clock
 from tests.tiny_gan import one_step, tiny_parts
@@ -62,6 +62,14 @@ def test_a_device_that_cannot_be_is_refused(
     with pytest.raises(InputError, match=sentence):
         workspace(device, rank).device  # noqa: B018
     assert two_cards == []
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_native_is_bf16_where_the_cpu_multiplies_in_it(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has})
+    cpu = torch.device("cpu")
+    wanted = {"auto": "float32", "native": "bf16" if has else "float32", "bf16": "bf16", "float32": "float32"}
+    assert {name: best_precision(name, cpu) for name in wanted} == wanted
 
 
 def test_without_a_card_nothing_is_made_current() -> None:

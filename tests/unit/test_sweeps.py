@@ -122,7 +122,7 @@ def test_what_differs_between_the_points_is_the_question(points):
 
     assert asked("temperature", lambda c: c.aggregation_t.t) == [25, 50, 100, 150, 175, 200]
     rewards = asked("reward_weights", lambda c: c.reward_weights.name)
-    others = ("consensus", "posterior", "posterior_natural", "semantics_only")
+    others = ("consensus", "posterior", "posterior_entropy", "posterior_natural", "semantics_only")
     assert rewards == [option for option in groups()["reward_weights"] if option not in others]
     assert asked("semantic_weight", lambda c: c.reward_weights.max_weight) == [0, 0.25, 0.5, 0.75, 1]
     assert asked("num_samples", lambda c: c.train.num_samples) == [1, 2, 5, 10]
