@@ -7,7 +7,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: demo test test-slurm lint install clean-demo
 
 demo: install
-	$(PY) run.py experiment=demo
+	$(PY) run.py -m experiment=demo,demo_posterior
+	$(PY) run.py stage=report "runs=[runs/demo,runs/demo_posterior]"
 
 test: install
 	$(PY) -m pytest
@@ -39,4 +40,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 # removes what the demo made: `make demo` starts from nothing again
 clean-demo:
-	rm -rf runs/demo artifacts
+	rm -rf runs/demo runs/demo_posterior runs/comparison runs/multirun artifacts

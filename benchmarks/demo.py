@@ -1,6 +1,6 @@
-"""Time and memory of `make demo` after installation: the whole pipeline in a fresh folder, with its children (Java).
+"""Time and memory of the runs of `make demo` after installation, in a fresh folder, with their children (Java).
 
-Usage: python benchmarks/demo.py [--experiment demo] [override ...]
+Usage: python benchmarks/demo.py [--experiment demo,demo_posterior] [override ...]
 Prints the seconds of each stage, the total, and the highest sum of resident memory of the process tree. It is sampled
 ten times per second; pages that processes share count once for each, so it is an upper bound.
 """
@@ -38,11 +38,11 @@ def tree_bytes(root: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiment", default="demo")
+    parser.add_argument("--experiment", default="demo,demo_posterior")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
-        command = [sys.executable, str(ROOT / "run.py"), f"experiment={args.experiment}", *args.overrides]
+        command = [sys.executable, str(ROOT / "run.py"), "-m", f"experiment={args.experiment}", *args.overrides]
         started, peak = time.perf_counter(), 0
         with subprocess.Popen(
             command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
