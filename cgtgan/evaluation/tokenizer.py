@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
 
 from cgtgan.evaluation import java as jvm
 from cgtgan.evaluation.java import JavaSettings
@@ -21,9 +23,9 @@ def tokenize(
             raise jvm.JavaError(jvm.NO_JAVA)
         # two runs, as pycocoevalcap: the tokeniser looks ahead over line ends, so joined texts could change a token
         with ThreadPoolExecutor(2) as pool:
-            hypotheses, flat = pool.map(
-                lambda texts: jvm.ptb_tokenize(program, texts, timeout_s=limit, scratch=java.scratch), (captions, flat)
-            )
+            of_references = pool.submit(_references, program, tuple(flat), limit, java.scratch)
+            hypotheses = jvm.ptb_tokenize(program, captions, timeout_s=limit, scratch=java.scratch)
+            flat = of_references.result()
     except (jvm.JavaError, OSError) as error:
         problem = (
             f"{error}; PTB tokenisation was approximated in Python, so the other scores may differ slightly from COCO's"
@@ -32,6 +34,12 @@ def tokenize(
         flat = [approximate_tokenize(text) for text in flat]
     rows = iter(flat)
     return hypotheses, [[next(rows) for _ in texts] for texts in references], problem
+
+
+@lru_cache(maxsize=2)
+def _references(program: str, texts: tuple[str, ...], timeout_s: float, scratch: Path | None) -> list[str]:
+    """Kept, since a training validates the same images again and again, and starting Java is most of it."""
+    return jvm.ptb_tokenize(program, texts, timeout_s=timeout_s, scratch=scratch)
 
 
 # In order: U.S., titles, the verb before n't, clitics, words with inner -, / and ', any other character.

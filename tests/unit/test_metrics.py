@@ -20,6 +20,7 @@ from cgtgan.evaluation import java as jvm
 from cgtgan.evaluation import metrics as m
 from cgtgan.evaluation.coco_files import load_references
 from cgtgan.evaluation.counts import meteor
+from cgtgan.evaluation.tokenizer import tokenize
 
 NAMES = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"}
 CAPTIONS = {1: "A man rides a horse.", 2: "two dogs play in the snow", 3: "a red bus on a street"}
@@ -174,6 +175,26 @@ def test_no_caption_shifts_the_lines(captions: list[str]) -> None:
     lines = jvm.ptb_tokenize(java, marked, timeout_s=60)
     assert len(lines) == len(marked)
     assert lines[1::2] == [f"marker{i} stands here" for i in range(len(captions))]
+
+
+def test_the_same_references_start_java_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    java, tokenised = jvm.find_java(), list[list[str]]()
+    real = jvm.ptb_tokenize
+
+    def counted(program: str, texts: list[str], **settings: Any) -> list[str]:
+        tokenised.append(list(texts))
+        return real(program, texts, **settings)
+
+    monkeypatch.setattr(jvm, "ptb_tokenize", counted)
+    references = [["A red box, once.", "Two boxes!"], ["It's a star."]]
+    found = [
+        tokenize(java, captions, references, jvm.DEFAULT_SETTINGS) for captions in (["A box.", "A star."], ["B.", "C."])
+    ]
+    assert found[0] == (["a box", "a star"], [["a red box once", "two boxes"], ["it 's a star"]], None)
+    assert found[1] == (["b", "c"], found[0][1], None)
+    assert sorted(tokenised) == sorted(
+        [["A box.", "A star."], ["B.", "C."], ["A red box, once.", "Two boxes!", "It's a star."]]
+    )
 
 
 def test_a_tokeniser_that_adds_lines_is_put_right(fake_java: Callable[[str], None]) -> None:
