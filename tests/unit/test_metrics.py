@@ -189,7 +189,7 @@ def test_the_same_references_start_java_once(monkeypatch: pytest.MonkeyPatch) ->
     references, first, second = (
         [["A red box, once.", "Two boxes!"], ["It's a star."]],
         ["A box.", "A star."],
-        ["B.", "C."],
+        ["A line.", "A cross."],
     )
     split = [["a red box once", "two boxes"], ["it 's a star"]]
     for captions, tokens in ((first, ["a box", "a star"]), (second, ["a line", "a cross"])):
