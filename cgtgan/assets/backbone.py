@@ -43,9 +43,10 @@ def backbone_producer(ws: Workspace) -> dict[str, Any]:
     if config.kind == "demo":
         world = ws.cfg.dataset.world
         demo = replace(config.demo, precision=best_precision(config.demo.precision, ws.device))
+        groups = {"lookalikes": demo_world.LOOKALIKES_FORMAT} if demo.group > 1 else {}
         return {
             "kind": "demo",
-            "clip": with_format(settings_of(demo), DEMO_CLIP_FORMAT),
+            "clip": with_format(settings_of(demo), DEMO_CLIP_FORMAT) | groups,
             "world": with_format({"seed": world.seed, "image_size": world.image_size}, demo_world.FORMAT_VERSION),
         }
     return ws.once("backbone identity", lambda: backbone_identity(config, ws.store.root / "fingerprints"))

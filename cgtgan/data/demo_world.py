@@ -26,6 +26,7 @@ from cgtgan.runtime.artifacts import fingerprint, read_json
 from cgtgan.runtime.producers import settings_of, with_format
 
 FORMAT_VERSION = 1  # raise it where the same settings draw another world (runtime/producers.py)
+LOOKALIKES_FORMAT = 2  # raise it where a group of look-alikes is drawn in another way
 POOL_WEIGHTS = {"clip": 32, "train": 28, "val": 8, "test": 12, "corpus": 20}  # of 100
 EXTERNAL_SHARES = {"in-domain": 0.35, "narrated": 0.40, "irrelevant": 0.25}
 CLIP_CAPTIONS = 3

@@ -22,7 +22,7 @@ def tokenize(
         if program is None:
             raise jvm.JavaError(jvm.NO_JAVA)
         # two runs, as pycocoevalcap: the tokeniser looks ahead over line ends, so joined texts could change a token
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(1) as pool:
             of_references = pool.submit(_references, program, tuple(flat), limit, java.scratch)
             hypotheses = jvm.ptb_tokenize(program, captions, timeout_s=limit, scratch=java.scratch)
             flat = of_references.result()

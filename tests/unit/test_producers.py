@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, make_dataclass, replace
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from cgtgan import config
 from cgtgan.assets import aggregated, backbone, corpus, embedded, generators
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config, GeneratorConfig, InitializeConfig, OptimizerConfig, as_dict
 from cgtgan.data import demo_world
+from cgtgan.models.demo_clip import DemoClip
 from cgtgan.runtime.artifacts import fingerprint
 from cgtgan.runtime.producers import settings_of, with_format
 
@@ -99,3 +104,57 @@ def test_a_raised_format_makes_the_artifact_and_what_is_built_on_it_anew(
     assert {kind for kind in after if after[kind] != before[kind]} == kinds
     assert all(after[kind] > before[kind] for kind in kinds)
     assert made(tiny) == after
+
+
+def with_precision(tiny: Config, clip: str = "float32", initialize: str = "float32", group: int = 1) -> Config:
+    cfg = deepcopy(tiny)
+    cfg.clip_backbone.demo.precision, cfg.clip_backbone.demo.group = clip, group
+    cfg.initialize.precision = initialize
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("part", "kind", "file"),
+    [("initialize", "generator_initial", "generator.safetensors"), ("clip", "clip", "clip.safetensors")],
+)
+def test_bf16_makes_another_artifact_near_the_float32_one(
+    tiny: Config, tmp_path: Path, part: str, kind: str, file: str
+) -> None:
+    cfg = deepcopy(tiny)
+    cfg.artifacts_dir = str(tmp_path)
+    cfg.clip_backbone.demo.steps = cfg.initialize.steps = 4
+    cfg.initialize.optimizer = OptimizerConfig(lr=1e-3)
+    (old,) = made(cfg)[kind]
+    (new,) = made(with_precision(cfg, **{part: "bf16"}))[kind] - {old}
+    half, whole = (load_file(tmp_path / kind / name / file) for name in (new, old))
+    assert {tensor.dtype for tensor in half.values()} <= {torch.float32, torch.int64}
+    assert any(not half[key].equal(whole[key]) for key in whole)
+    for key in whole:
+        torch.testing.assert_close(half[key].float(), whole[key].float(), rtol=0.05, atol=0.01)
+
+
+def test_the_clips_image_tower_is_trained_in_bf16_and_read_in_float32(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, seen = DemoClip.encode_image, list[torch.dtype]()
+
+    def watched(model: DemoClip, pixels: torch.Tensor) -> torch.Tensor:
+        image = encode(model, pixels)
+        seen.append(image.dtype)
+        return image
+
+    monkeypatch.setattr(DemoClip, "encode_image", watched)
+    cfg = with_precision(tiny, clip="bf16")
+    cfg.artifacts_dir = str(tmp_path)
+    made(cfg)
+    assert seen[0] == torch.bfloat16
+    assert set(seen[cfg.clip_backbone.demo.steps :]) == {torch.float32}
+
+
+def test_another_way_to_draw_lookalikes_makes_a_clip_of_groups_anew(
+    tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, group = (backbone.backbone_producer(Workspace(with_precision(tiny, group=n))) for n in (1, 2))
+    monkeypatch.setattr(demo_world, "LOOKALIKES_FORMAT", demo_world.LOOKALIKES_FORMAT + 1)
+    assert backbone.backbone_producer(Workspace(with_precision(tiny))) == alone
+    assert backbone.backbone_producer(Workspace(with_precision(tiny, group=2))) != group
