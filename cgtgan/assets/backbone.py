@@ -144,6 +144,7 @@ def _train_demo_clip(ws: Workspace, path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed(c.seed, "demo clip"))
         model = DemoClip(c, tokenizer, world.image_size).to(ws.device)
+    tokens = [model.tokens(texts) for texts in captions]
     schedule = OptimizerConfig(lr=c.lr, warmup_steps=50, final_lr_ratio=0.01, weight_decay=0.1)
     optimizer = Optimizer(model, schedule, c.steps)
     order = EpochOrder(c.pairs // c.group, c.seed, "demo clip pairs")
@@ -156,10 +157,10 @@ def _train_demo_clip(ws: Workspace, path: Path) -> None:
             groups = order.batch(step, c.batch_size // c.group)
             rows = (groups[:, None] * c.group + np.arange(c.group)).ravel()
             pixels = normalise(images[torch.from_numpy(rows)].to(ws.device))
-            texts = [captions[i][stable_seed(c.seed, step, i) % len(captions[i])] for i in rows]
+            texts = [tokens[i][stable_seed(c.seed, step, i) % len(tokens[i])] for i in rows]
             with devices.autocast():  # the image tower is half of a step; the text tower gains nothing
                 image = model.encode_image(pixels.contiguous(memory_format=layout))
-            loss = contrastive_loss(image.float(), model.encode_text(texts), c.logit_scale)
+            loss = contrastive_loss(image.float(), model.encode_tokens(texts), c.logit_scale)
             optimizer.step(loss, step)
             if step % max(1, c.steps // CHECKPOINTS) == 0 and step < c.steps:
                 with atomic_path(state) as temporary:

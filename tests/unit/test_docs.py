@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cgtgan.run_identity import run_folder
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     "README.md",
@@ -53,6 +55,11 @@ def test_every_link_leads_somewhere(page):
         file = ((ROOT / page).parent / name) if name else ROOT / page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), target
+
+
+def test_the_readme_names_the_folder_that_make_demo_writes(typed):
+    named = set(re.findall(r"runs/demo/\w[\w.]*/seed=\d+", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert named == {str(run_folder(typed("experiment=demo")))}
 
 
 def test_functions_named_with_a_file_are_in_that_file():
