@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from cgtgan.assets.prompts import Prompts
 from cgtgan.config import Config, PromptConfig, RewardTermConfig
 from cgtgan.method.consensus import Consensus
-from cgtgan.models.discriminator import pairwise_loss
+from cgtgan.models.discriminator import make_discriminator, pairwise_loss
 from cgtgan.stages import train
 from cgtgan.training.parts import TrainingParts
 from tests.tiny_gan import SENTENCES, one_step, tiny_batch, tiny_parts, weights
@@ -87,6 +88,22 @@ def test_the_pairwise_gradient_is_that_of_the_formula_and_small_chunks_change_no
         if p.grad is not None:
             for gradient in gradients:
                 torch.testing.assert_close(gradient[name], p.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_pairwise_loss_does_not_train_the_last_bias() -> None:
+    """In exact arithmetic its gradient is 0; what rounding leaves of it, Adam would make a whole step."""
+    _, parts = everything_on()
+    assert parts.discriminator is not None
+    logits = parts.discriminator.eval()(*parts.discriminator.tokenize([*SENTENCES, *(s[:12] for s in SENTENCES)]))
+    pairwise_loss(*logits.chunk(2)).backward()
+    gradients = {name: p.grad for name, p in parts.discriminator.mlp.named_parameters() if p.grad is not None}
+    assert gradients["model.2.bias"].abs().item() < 1e-3 * gradients["model.2.weight"].abs().max().item()
+    for loss, trained in (("pairwise", False), ("bce", True)):
+        config = replace(Config().discriminator, encoder="scratch", tokenizer="corpus", vocab_size=320, loss=loss)
+        discriminator = make_discriminator(config, SENTENCES, 10, seed=0)
+        assert {name: p.requires_grad for name, p in discriminator.mlp.named_parameters()} == {
+            "model.0.weight": True, "model.0.bias": True, "model.2.weight": True, "model.2.bias": trained,
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize("norm", ["caption", "tokens", "constant"])
