@@ -66,7 +66,7 @@ def embedded_split(ws: Workspace, name: str, root: Path, absent: AbsentImages) -
         return fullest[0]
     if any(header.producer.get("kind") == ws.cfg.dataset.kind for _, header, _ in stored):
         problem = "none that were made with these settings from exactly the listed images" if not fitting else "several"
-        raise AbsentImages(f"{absent}; of their embeddings {folder} has {problem}")
+        raise AbsentImages(f"{absent}; of their embeddings {folder} has {problem}", absent.ids)
     raise absent
 
 

@@ -31,7 +31,8 @@ def _demo_world(ws: Workspace) -> Path:
 def dataset_split(ws: Workspace, name: str) -> Split:
     """Images and references of a split: of the authors' files where they are given, else of the data set.
 
-    Pictures need not be on disk where the data set's ids name them and their embeddings are stored.
+    Pictures need not be on disk where the data set's ids name them and their embeddings are stored, nor to score
+    captions made elsewhere: CLIPScore reads those in `images`.
     """
     return ws.once(("split", name), lambda: _split(ws, name))
 
@@ -46,6 +47,8 @@ def _split(ws: Workspace, name: str) -> Split:
     try:
         return load_split(ws.cfg.dataset, name, root)
     except AbsentImages as absent:
+        if ws.cfg.captions is not None:
+            return load_split(ws.cfg.dataset, name, root, known=absent.ids)
         if not any((ws.store.root / "image_embeddings").glob("*.safetensors")):
             raise
         from cgtgan.assets.embedded import embedded_split  # torch

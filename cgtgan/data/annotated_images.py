@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Set
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,11 @@ LISTS = "dataset.karpathy"
 
 
 class AbsentImages(MissingFileError):
-    """More than `dataset.max_bad_images` pictures of a split are not on disk."""
+    """More than `dataset.max_bad_images` pictures of a split are not on disk: those of `ids`."""
+
+    def __init__(self, message: str, ids: Iterable[ImageId]):
+        super().__init__(message)
+        self.ids = frozenset(ids)
 
 
 def annotated_split(
@@ -51,7 +55,8 @@ def annotated_split(
     alone = numbers_of(ids)
     paths = {i: path for i in ids if (path := index.get(i) or index.get(as_number(i) if as_number(i) in alone else i))}
     nowhere = image_folders(config, name, root)[0]
-    paths |= {i: nowhere / str(i) for i in ids if i in known and i not in paths}
+    names = _file_names(config, name, root) if known and KINDS[config.kind].names_files else {}
+    paths |= {i: nowhere / names.get(i, str(i)) for i in ids if i in known and i not in paths}
     absent = [i for i in ids if i not in paths]
     if len(absent) > config.max_bad_images:
         raise _absent_images(config, name, root, absent, len(ids))
@@ -206,10 +211,14 @@ def picture_names(folder: Path) -> list[str]:
 
 def _by_file_name(config: DatasetConfig, name: str, root: Path) -> dict[ImageId, Path]:
     """id -> path of every picture in the split's folders that the caption file names."""
-    path, field = domain_file(config, name, root)
     files = {file.name: file for file in _scan(config, name, root).values()}
-    names = images_in_file(_read(config, path, field), path, name)
+    names = _file_names(config, name, root)
     return {image_id: files[file] for image_id, file in names.items() if file in files}
+
+
+def _file_names(config: DatasetConfig, name: str, root: Path) -> Mapping[ImageId, str]:
+    path, field = domain_file(config, name, root)
+    return images_in_file(_read(config, path, field), path, name)
 
 
 def domain_file(config: DatasetConfig, name: str, root: Path) -> tuple[Path, str]:
@@ -225,5 +234,6 @@ def _absent_images(config: DatasetConfig, name: str, root: Path, absent: list[Im
     return AbsentImages(
         f"{len(absent)} of {total} {name} images are not in {where}, first {first}: get them from "
         f"{kind.images_from or kind.annotations_from}, set dataset.images to where they are, or allow some with "
-        "dataset.max_bad_images"
+        "dataset.max_bad_images",
+        absent,
     )

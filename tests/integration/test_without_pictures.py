@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ import torch
 
 from cgtgan.assets.embedded import image_producer, report_of
 from cgtgan.assets.images import image_embeddings
+from cgtgan.assets.scores import image_names_of
 from cgtgan.assets.splits import dataset_split
 from cgtgan.assets.workspace import Workspace
 from cgtgan.config import Config, DatasetConfig
 from cgtgan.data.annotated_images import AbsentImages
 from cgtgan.errors import InputError
-from cgtgan.runtime.artifacts import save_embeddings, write_json
+from cgtgan.runtime.artifacts import read_json, save_embeddings, write_json
+from cgtgan.stages import evaluate
 from tests.file_server import jpeg, karpathy
 from tests.program import run_program
 
@@ -110,14 +113,34 @@ def test_embeddings_of_exactly_the_listed_images_are_taken(ws: Workspace) -> Non
     assert list(image_embeddings(ws, "test").ids) == [1, 2, 3]
 
 
-def test_so_are_those_of_nocaps_whose_pictures_go_by_other_names(ws: Workspace) -> None:
+def of_nocaps(ws: Workspace) -> None:
+    """In the place of Flickr30k: two test images of NoCaps, which names their files."""
     rows = [{"image_id": n, "id": n, "caption": f"Number {n}."} for n in (0, 1)]
     images = [{"id": n, "file_name": f"00a{n}f.jpg", "domain": "in-domain"} for n in (0, 1)]
     write_json(Path(ws.cfg.dataset.root, "nocaps_val_4500_captions.json"), {"images": images, "annotations": rows})
     ws.cfg.dataset = DatasetConfig(name="nocaps", kind="nocaps", root=ws.cfg.dataset.root)
+
+
+def test_so_are_those_of_nocaps_whose_pictures_go_by_other_names(ws: Workspace) -> None:
+    of_nocaps(ws)
     path = store(ws, [0, 1])
     assert dataset_split(ws, "test").embeddings == path
     assert list(image_embeddings(ws, "test").ids) == [0, 1]
+
+
+@pytest.mark.parametrize("key", [str, "{}.jpg".format], ids=["ids", "files"])
+def test_captions_made_elsewhere_need_no_picture(ws: Workspace, key: Callable[[int], str]) -> None:
+    file = Path(ws.cfg.dataset.root, "captions.json")
+    write_json(file, [{"image_id": key(n), "caption": f"Number {n}."} for n in (1, 2, 3)])
+    ws.cfg.stage, ws.cfg.captions, ws.cfg.evaluate.metrics = "evaluate", str(file), ["rouge_l"]
+    evaluate.run(ws.cfg)
+    assert read_json(file.with_name("captions_scores") / "scores.json")["scores"] == {"ROUGE-L": 1}
+
+
+def test_nor_do_those_of_nocaps_under_file_names(ws: Workspace) -> None:
+    of_nocaps(ws)
+    ws.cfg.captions = "captions.json"
+    assert image_names_of(ws) == {n: str(Path(ws.cfg.dataset.root, "images", f"00a{n}f.jpg")) for n in (0, 1)}
 
 
 @pytest.mark.parametrize("ids", [[1, 2], [1, 2, 3, 4], [1, 2, 4]])
