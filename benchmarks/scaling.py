@@ -51,17 +51,19 @@ from cgtgan.method.batches import EpochOrder
 from cgtgan.method.gap import noised
 from cgtgan.reporting.one_run import LISTED, THUMBNAIL_BYTES
 from cgtgan.reporting.page import About, GalleryItem, Pictures, Report, render_report
-from cgtgan.runtime.artifacts import Embeddings, load_embeddings, save_embeddings
+from cgtgan.runtime.artifacts import Embeddings, load_embeddings, write_embeddings
 from cgtgan.runtime.devices import Devices
 from cgtgan.training.batches import Batches
 
-DIM, COLUMNS = 768, ("seconds", "memory_mb", "disk_mb", "opens_in")
+DIM, PIECE, COLUMNS = 768, 50_000, ("seconds", "memory_mb", "disk_mb", "opens_in")
 Row = dict[str, Any]
 
 
 def _embeddings(home: Path, name: str, rows: int) -> Embeddings:
+    """Drawn and written in pieces: three million of them are 4.6 GB."""
     path = home / f"{name}.safetensors"
-    save_embeddings(path, cone(rows, DIM, 2), range(rows), kind=name, producer={"rows": rows})
+    pieces = (cone(min(PIECE, rows - first), DIM, 2 + first) for first in range(0, rows, PIECE))
+    write_embeddings(path, pieces, DIM, range(rows), kind=name, producer={"rows": rows})
     return load_embeddings(path, kind=name)
 
 

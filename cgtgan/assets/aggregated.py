@@ -63,13 +63,15 @@ def aggregated_at_temperatures(ws: Workspace, name: str, config: AggregationConf
         parts = shards.count // len(blocks)
         temperatures = ", ".join(f"{t:g}" for t in wanted)
         with ws.tracker.progress(f"aggregating {name}, t={temperatures}", len(images.ids) * parts) as bar:
-            shards.fill(
+            waited = shards.fill(
                 lambda claims: _make_pieces(ws, shards, blocks, texts.vectors, wanted, claims, bar),
                 lambda found: bar.reach(min(len(images.ids) * parts, found * BLOCK)),
                 lambda missing: ws.tracker.say(
                     f"aggregating {name}: waiting for other processes that work on {missing} pieces"
                 ),
             )
+        if waited:
+            ws.tracker.say(f"aggregating {name}: waited {waited:.1f} s for other processes")
         for i, t in enumerate(wanted):
             ws.store.make(paths[t], lambda path, i=i, t=t: _join(shards, len(blocks), i, path, images, producers[t]))
         shards.remove()
@@ -180,21 +182,25 @@ def _join(shards: Shards, blocks: int, index: int, path: Path, images: Embedding
 
     def block_results() -> Iterator[Tensor]:
         for block in range(blocks):
-            pieces = [_read(shards.file(block * parts + part), index) for part in range(parts)]
-            if "result" in pieces[0]:
-                yield pieces[0]["result"]
+            # one after the other: a piece is 25 MB, and a corpus may have a hundred of them
+            pieces = (_read(shards.file(block * parts + part), index) for part in range(parts))
+            first = next(pieces)
+            if "result" in first:
+                yield first["result"]
                 continue
-            merged, *rest = [
-                PartialAggregate((producer["t"],), p["highest"], p["total"][None], p["weighted"][None]) for p in pieces
-            ]
-            for part in rest:
-                merged = merged.merge(part)
+            merged = _partial(first, producer["t"])
+            for piece in pieces:
+                merged = merged.merge(_partial(piece, producer["t"]))
             yield merged.result()[0]
 
     if "top_k" in producer:
         _keep_dropped(shards, index, path)
     dim = images.vectors.shape[1]
     write_embeddings(path, block_results(), dim, images.ids, kind="aggregated_embeddings", producer=producer)
+
+
+def _partial(piece: dict[str, Tensor], t: float) -> PartialAggregate:
+    return PartialAggregate((t,), piece["highest"], piece["total"][None], piece["weighted"][None])
 
 
 def _read(piece: Path, index: int) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -69,7 +69,7 @@ class Shards:
         return self.path.with_name(f"{self.path.stem}.shards-{self.cut}")
 
     def file(self, index: int) -> Path:
-        return self.folder / f"{index:06d}.safetensors"
+        return self.folder / _name(index)
 
     def missing(self) -> list[int]:
         """Pieces that are not there: first every `world`th, which are this rank's, then the others'."""
@@ -77,13 +77,19 @@ class Shards:
             there = {entry.name for entry in os.scandir(self.folder)}
         except FileNotFoundError:  # nothing is made yet, or all is and the folder gone
             there = set()
-        order = sorted(range(self.count), key=lambda i: i % self.rank.world != self.rank.number)
-        return [i for i in order if self.file(i).name not in there]
+        missing = [i for i in range(self.count) if _name(i) not in there]
+        return sorted(missing, key=lambda i: not self._is_own(i))
 
-    def claimed(self) -> Iterator[int]:
-        """Missing pieces that nobody else works on; each belongs to this process until `keep` or the end of `fill`."""
+    def _is_own(self, index: int) -> bool:
+        return index % self.rank.world == self.rank.number
+
+    def claimed(self, missing: Sequence[int] | None = None) -> Iterator[int]:
+        """Missing pieces that nobody else works on; each belongs to this process until `keep` or the end of `fill`.
+
+        missing: what `missing()` said just now; None: it is asked.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for index in self.missing():
+        for index in self._candidates(self.missing() if missing is None else missing):
             lock = FileLock(self.folder / f".{index:06d}.lock")
             try:
                 lock.acquire(timeout=0)
@@ -95,6 +101,12 @@ class Shards:
             self._claims[index] = lock
             yield index
 
+    def _candidates(self, missing: Sequence[int]) -> Iterator[int]:
+        """This rank's pieces, then the others' that are still missing by then: most are made meanwhile."""
+        own = [i for i in missing if self._is_own(i)]
+        yield from own
+        yield from (i for i in (self.missing() if own else missing) if not self._is_own(i))
+
     def keep(self, index: int, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         """Write a claimed piece and give up its lock."""
         from safetensors.torch import save_file
@@ -105,15 +117,16 @@ class Shards:
 
     def fill(
         self, make: Callable[[Iterator[int]], None], finished: Callable[[int], object], waiting: Callable[[int], object]
-    ) -> None:
+    ) -> float:
         """Until every piece is there, `make` what can be claimed (it calls `keep` for each) and wait for the others'.
 
         finished: called with the number of pieces that are there; waiting: called once, with the number others work on.
+        Returns the seconds that this process slept because others worked on all that was missing.
         """
-        has_waited = False
-        while not self.made() and (missing := self.missing()):
+        waited, missing = 0.0, self.missing()
+        while missing and not self.made():
             finished(self.count - len(missing))
-            claims = self.claimed()
+            claims = self.claimed(missing)
             first = next(claims, None)
             if first is not None:
                 try:
@@ -122,12 +135,17 @@ class Shards:
                     for lock in self._claims.values():
                         lock.release()
                     self._claims.clear()
+                missing = self.missing()
             else:
-                if not has_waited:
+                if not waited:
                     waiting(len(missing))
-                has_waited = True
+                started = time.monotonic()
                 time.sleep(POLL_SECONDS)
+                waited += time.monotonic() - started
+                # a hundred processes that list a hundred thousand pieces twice a second would keep a server busy
+                missing = [i for i in missing if not self.file(i).exists()]
         finished(self.count)
+        return waited
 
     def remove(self) -> None:
         """Once the artifact is there its pieces are not needed."""
@@ -143,6 +161,10 @@ class Shards:
                         self.file(index).unlink(missing_ok=True)
                 except (TimeoutError, FileNotFoundError):
                     continue
+
+
+def _name(index: int) -> str:
+    return f"{index:06d}.safetensors"
 
 
 def read_meta(file: Path) -> dict[str, Any] | None:

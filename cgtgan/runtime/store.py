@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from glob import escape
@@ -19,8 +20,12 @@ def _lock_file(path: Path) -> Path:
 
 
 @contextmanager
-def locked(path: Path, when_waiting: Callable[[], object]) -> Iterator[None]:
-    """Hold the lock of `path`, a file `.<name>.lock` beside it; `when_waiting` is called if another process holds it.
+def locked(
+    path: Path, when_waiting: Callable[[], object], when_free: Callable[[float], object] = lambda _seconds: None
+) -> Iterator[None]:
+    """Hold the lock of `path`, a file `.<name>.lock` beside it.
+
+    If another process holds it, `when_waiting` is called, and then `when_free` with the seconds waited.
 
     The system drops the `fcntl` lock of a process that dies, so nobody waits for a dead job.
     """
@@ -30,7 +35,9 @@ def locked(path: Path, when_waiting: Callable[[], object]) -> Iterator[None]:
         lock.acquire(timeout=0)
     except TimeoutError:
         when_waiting()
+        started = time.monotonic()
         lock.acquire()
+        when_free(time.monotonic() - started)
     try:
         yield
     finally:
@@ -52,7 +59,11 @@ class ArtifactStore:
 
     def lock(self, path: Path) -> AbstractContextManager[None]:
         self.will_make(path)
-        return locked(path, lambda: self.say(f"waiting for another job that makes {path}"))
+        return locked(
+            path,
+            lambda: self.say(f"waiting for another job that makes {path}"),
+            lambda seconds: self.say(f"waited {seconds:.1f} s for another job that made {path}"),
+        )
 
     def make(self, path: Path, write: Callable[[Path], object]) -> bool:
         """Make `path` with `write(path)` unless it is there; False if it was. `write` must write atomically."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgtgan.runtime.shards import Rank, Shards, read_meta
+from cgtgan.runtime.shards import POLL_SECONDS, Rank, Shards, read_meta
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,6 +81,21 @@ def test_what_is_claimed_by_others_is_left_to_them_until_they_fail(tmp_path: Pat
         one.fill(fails, nothing, nothing)
     two.fill(lambda claimed: keep_all(made, two, claimed), nothing, nothing)
     assert made == [2, 3, 4, 1]
+
+
+def test_the_seconds_of_waiting_for_others_are_counted(tmp_path: Path) -> None:
+    one, two = shards(tmp_path), shards(tmp_path)
+    next(one.claimed())
+    made, waiting = list[int](), list[int]()
+
+    def others_end(missing: int) -> None:
+        waiting.append(missing)
+        one.keep(0, {"x": torch.tensor([0])}, {})
+
+    waited = two.fill(lambda claims: keep_all(made, two, claims), nothing, others_end)
+    assert (made, waiting) == ([1, 2, 3, 4], [1])
+    assert POLL_SECONDS <= waited < POLL_SECONDS + 5
+    assert two.fill(lambda claims: keep_all(made, two, claims), nothing, nothing) == 0
 
 
 def test_nothing_is_made_once_the_artifact_is_there(tmp_path: Path) -> None:
