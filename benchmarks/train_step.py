@@ -1,7 +1,7 @@
 """One GAN step at the paper's sizes: ours and a transcription of the published step, each in its own process.
 
 Usage: python benchmarks/train_step.py [--tokenizers FOLDER] [--images 16] [--samples 5] [--tokens 20]
-                                       [--precision float32 bf16] [--device cpu] [--steps 3]
+                                       [--precision float32 bf16] [--device cpu] [--steps 3] [--initialize]
 
 FOLDER has gpt2/ and roberta/, each with vocab.json and merges.txt; without it a vocabulary as large is made. GPT-2
 small, RoBERTa-base and the text tower of CLIP ViT-L/14 have random weights; corpus sentences have 8 to 15 words.
@@ -11,7 +11,9 @@ made so likely that captions have about that many tokens on average (a trained g
 For each: seconds per step (median of --steps after one that is not counted), the share of each part, and the peak of
 resident memory (GPU memory on a GPU) of the whole process with its models, gradients and optimiser states. Then ours
 against the floor: the matrix products of our step, counted by torch, at the rate that this machine reaches in a large
-matrix product of the same kind.
+matrix product of the same kind. --initialize measures a step of the initialisation instead (a batch of --images
+sentences), against its floor and against the floor of its matrix products and its update together: AdamW reads and
+writes every weight, its gradient and its two moments, at the rate that a large copy reaches.
 """
 
 from __future__ import annotations
@@ -36,11 +38,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gan_step import LENGTH, PAPER, Case, Published, Sizes, make
+from gan_step import LENGTH, PAPER, Case, Published, Sizes, make, sentences
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from cgtgan.models.chunks import pad_rows
 from cgtgan.models.clip_inputs import clip_module
 from cgtgan.models.fixed_cache import GROWING
 from cgtgan.stages.train import gan_step
@@ -107,9 +110,53 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
     return found
 
 
-def measure_alone(case: Case, steps: int) -> subprocess.Popen[str]:
+def measure_initialization(case: Case, steps: int) -> dict[str, Any]:
+    """Seconds of a step of cross-entropy on `case.images` sentences, its floor, and the floor of its update."""
+    _, parts, _ = make(case)
+    model, devices, texts = parts.bundle.model, parts.devices, sentences(4096)
+    moved = 7 * 4 * sum(p.numel() for p in model.parameters())  # weight, moments: read and written; gradient: read
+
+    def step(number: int) -> None:
+        drawn = [texts[(number * case.images + i) % len(texts)] for i in range(case.images)]
+        tokens, mask = pad_rows(parts.bundle.tokenizer.encode(drawn))
+        vectors = torch.randn(case.images, parts.bundle.clip_dim, device=devices.device)
+        with devices.autocast():
+            loss = model.reconstruction_loss(vectors, tokens.to(devices.device), mask.to(devices.device))
+        parts.g_optimizer.step(loss, number)
+
+    seconds = []
+    for number in range(1, steps + 2):
+        started = time.perf_counter()
+        step(number)
+        if case.device != "cpu":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    with FlopCounterMode(display=False) as counter:
+        step(steps + 2)
+    dtype = torch.bfloat16 if case.kind.endswith("bf16") else torch.float32
+    floor = counter.get_total_flops() / rate(dtype, case.device, 30 if case.sizes == PAPER else 1)
+    return {
+        "seconds": statistics.median(seconds[1:]), "tflop": counter.get_total_flops() / 1e12, "floor": floor,
+        "update": moved / copy_rate(case.device), "peak_gb": peak_gb(case.device),
+    }  # fmt: skip
+
+
+def copy_rate(device: str) -> float:
+    """Bytes per second that a large copy reads and writes, in the best of some rounds."""
+    a = torch.zeros(2**26, device=device)
+    b, best = torch.ones_like(a), math.inf
+    for _ in range(10):
+        started = time.perf_counter()
+        b.copy_(a)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * a.nbytes / best
+
+
+def measure_alone(case: Case, steps: int, *words: str) -> subprocess.Popen[str]:
     """`measure` in a process of its own, which prints its result in the last line."""
-    command = [sys.executable, __file__, "--one", json.dumps(dataclasses.asdict(case) | {"steps": steps})]
+    command = [sys.executable, __file__, *words, "--one", json.dumps(dataclasses.asdict(case) | {"steps": steps})]
     root = str(Path(__file__).resolve().parents[1])
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root}
@@ -134,18 +181,29 @@ def main() -> None:
     parser.add_argument("--memory-gb", type=float)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--initialize", action="store_true")
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)  # measure this case here
     args = parser.parse_args()
     clip_module("model")
     if args.one:
         case = json.loads(args.one)
         steps, sizes = case.pop("steps"), Sizes(**case.pop("sizes"))
-        print(json.dumps(measure(Case(**case, sizes=sizes), steps)))
+        measured = measure_initialization if args.initialize else measure
+        print(json.dumps(measured(Case(**case, sizes=sizes), steps)))
         return
     found: dict[str, dict[str, Any]] = {}
-    for kind in ["published", *(f"ours {p}" for p in args.precision)]:
+    for kind in [*([] if args.initialize else ["published"]), *(f"ours {p}" for p in args.precision)]:
         case = Case(kind, args.images, args.samples, args.tokens, args.device, PAPER, args.tokenizers, args.memory_gb)
-        found[kind] = result_of(measure_alone(case, args.steps))
+        found[kind] = result_of(measure_alone(case, args.steps, *(["--initialize"] if args.initialize else [])))
+    if args.initialize:
+        for kind, f in found.items():
+            both = f["floor"] + f["update"]
+            print(
+                f"initialisation, {args.images} sentences, {kind}: {f['seconds']:.3f} s, {f['tflop']:.3f} TFLOP, floor "
+                f"of the products {f['floor']:.3f} s ({f['seconds'] / f['floor']:.2f} times), with the update's "
+                f"{f['update']:.3f} s {f['seconds'] / both:.2f} times, peak {f['peak_gb']:.2f} GB"
+            )
+        return
     print_table(args, found)
 
 
