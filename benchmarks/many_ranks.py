@@ -7,9 +7,11 @@ Each part is made by one process and by `--ranks` of them, a thread each: with `
 else as plain processes. They start together once all have imported torch. Embeddings must be the same bytes.
   preprocess  image files and captions to their embeddings, with a tiny CLIP, in pieces of 64 and 512
   aggregate   `rows` images over `sentences`, D = 768, drawn at random, in pieces of 4,096 images
-  claims      what a piece costs on top: a lock taken and given back, and one listing of the folder of N pieces
+  claims      what a piece costs on top: taking its lock, writing it with the lock given back, and one listing of the
+              folder of N pieces, beside each of which its lock file stays
 Seconds are on the clock, from the common start to the end of the last process; waited: slept because others worked on
-all that was left, summed over the processes. Writes OUTPUT.json and OUTPUT.md.
+all that was left, summed over the processes; start-up: from the launch to the common start.
+Writes OUTPUT.json and OUTPUT.md.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import hashlib
 import json
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -46,7 +49,7 @@ from cgtgan.runtime.producers import with_format
 from cgtgan.runtime.shards import Rank, Shards
 from cgtgan.runtime.tracking import Tracker
 
-DIM = 768
+DIM, CLAIMED = 768, 500
 Row = dict[str, Any]
 
 
@@ -94,6 +97,7 @@ def together(home: Path, part: str, ranks: int) -> Row:
     for old in (*home.glob("ready-*"), *home.glob("done-*")):
         old.unlink()
     command = [sys.executable, __file__, "--work", part, str(home)]
+    launched = time.time()
     if "SLURM_CONF" in os.environ:
         shared = ["srun", f"--ntasks={ranks}", "--cpus-per-task=1", "--overcommit", "--spread-job", "--quiet"]
         started = [subprocess.Popen([*shared, *command])]
@@ -107,7 +111,7 @@ def together(home: Path, part: str, ranks: int) -> Row:
     files = sorted((home / "artifacts").glob("*_embeddings/*.safetensors"))
     return {
         "part": part, "processes": len(rows), "nodes": len({row["node"] for row in rows}),
-        "waited": sum(row["waited"] for row in rows),
+        "start_up": min(row["started"] for row in rows) - launched, "waited": sum(row["waited"] for row in rows),
         "seconds": max(row["ended"] for row in rows) - min(row["started"] for row in rows),
         "hash": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
     }  # fmt: skip
@@ -142,35 +146,44 @@ def write_aggregate(home: Path, args: argparse.Namespace) -> int:
 
 
 def claims(home: Path, pieces: int) -> Row:
-    """Milliseconds of a claim that is kept, and of one listing of all pieces."""
+    """Milliseconds of a claim, of writing its piece (a few bytes), and of one listing of all pieces and lock files."""
     shards = Shards(home / "made.safetensors", pieces, 1, lambda: False)
     shards.folder.mkdir(parents=True)
-    for index in range(1000, pieces):
+    for index in range(CLAIMED, pieces):
         shards.file(index).touch()
-    started = time.perf_counter()
-    for index in shards.claimed():
+        (shards.folder / f".{index:06d}.lock").touch()
+    taken, written, before = list[float](), list[float](), time.perf_counter()
+    for index in shards.claimed(shards.missing()):
+        taken.append(time.perf_counter() - before)
         shards.keep(index, {"vectors": torch.zeros(1)}, {})
-    each = (time.perf_counter() - started) / 1000
-    started = time.perf_counter()
-    shards.missing()
-    listing = time.perf_counter() - started
+        before, last = time.perf_counter(), before + taken[-1]
+        written.append(before - last)
+    listings = list[float]()
+    for _ in range(5):
+        before = time.perf_counter()
+        shards.missing()
+        listings.append(time.perf_counter() - before)
     shutil.rmtree(shards.folder)
-    return {"pieces": pieces, "claim_ms": 1000 * each, "listing_ms": 1000 * listing}
+    times = {"claim_ms": taken, "writing_ms": written, "listing_ms": listings}
+    return {"pieces": pieces} | {name: 1000 * statistics.median(seconds) for name, seconds in times.items()}
 
 
 def markdown(shared: list[Row], listed: list[Row]) -> str:
     lines = [
-        "| part | pieces | seconds, 1 process | processes | seconds | times as fast | waited, s |",
-        "|" + "---|" * 7,
+        "| part | pieces | seconds, 1 process | processes | seconds | times as fast | waited, s | start-up, s |",
+        "|" + "---|" * 8,
     ]
     for one, many in zip(shared[::2], shared[1::2], strict=True):
         ratio = one["seconds"] / many["seconds"]
         lines.append(
             f"| {one['part']} | {one['pieces']} | {one['seconds']:.1f} | {many['processes']} | {many['seconds']:.1f} | "
-            f"{ratio:.2f} | {many['waited']:.1f} |"
+            f"{ratio:.2f} | {many['waited']:.1f} | {one['start_up']:.1f}, {many['start_up']:.1f} |"
         )
-    lines += ["", "| pieces | a claim, ms | a listing, ms |", "|---|---|---|"]
-    lines += [f"| {row['pieces']:,} | {row['claim_ms']:.2f} | {row['listing_ms']:.1f} |" for row in listed]
+    lines += ["", "| pieces | a claim, ms | writing a piece, ms | a listing, ms |", "|" + "---|" * 4]
+    lines += [
+        f"| {row['pieces']:,} | {row['claim_ms']:.2f} | {row['writing_ms']:.2f} | {row['listing_ms']:.1f} |"
+        for row in listed
+    ]
     return "\n".join(lines) + "\n"
 
 

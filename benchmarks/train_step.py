@@ -113,7 +113,7 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
 def measure_initialization(case: Case, steps: int) -> dict[str, Any]:
     """Seconds of a step of cross-entropy on `case.images` sentences, its floor, and the floor of its update."""
     _, parts, _ = make(case)
-    model, devices, texts = parts.bundle.model, parts.devices, sentences(4096)
+    model, devices, texts = parts.bundle.model.eval(), parts.devices, sentences(4096)
     moved = 7 * 4 * sum(p.numel() for p in model.parameters())  # weight, moments: read and written; gradient: read
 
     def step(number: int) -> None:

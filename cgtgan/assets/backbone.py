@@ -30,7 +30,7 @@ from cgtgan.models.load_backbone import load_backbone
 from cgtgan.models.tokenizers import END_OF_TEXT, TextTokenizer, train_tokenizer
 from cgtgan.models.weights import pinned
 from cgtgan.runtime.artifacts import atomic_path
-from cgtgan.runtime.devices import Devices, best_precision
+from cgtgan.runtime.devices import Devices, best_precision, keep_freed_memory
 from cgtgan.runtime.producers import settings_of, with_format
 
 DEMO_CLIP_FORMAT = 1  # raise it where the same settings train another CLIP (runtime/producers.py)
@@ -149,6 +149,8 @@ def _train_demo_clip(ws: Workspace, path: Path) -> None:
     optimizer = Optimizer(model, schedule, c.steps)
     order = EpochOrder(c.pairs // c.group, c.seed, "demo clip pairs")
     devices = Devices(ws.device, best_precision(c.precision, ws.device))
+    if ws.device.type == "cpu":
+        keep_freed_memory()
     layout = torch.channels_last if devices.precision == "bf16" else torch.contiguous_format
     state = path.with_name(f"{path.name}.training")
     done = load_state(state, {"clip": model}, {"clip": optimizer})["step"] if state.is_file() else 0

@@ -35,7 +35,7 @@ from cgtgan.models.generator import CaptionGenerator
 from cgtgan.models.generator_bundle import GeneratorBundle, load_generator, make_generator, make_tokenizer
 from cgtgan.models.prompted import Read, read_on
 from cgtgan.runtime.artifacts import atomic_path, read_json, write_json
-from cgtgan.runtime.devices import Devices, best_precision, on_device
+from cgtgan.runtime.devices import Devices, best_precision, keep_freed_memory, on_device
 from cgtgan.runtime.fingerprints import check_as_written
 from cgtgan.runtime.producers import settings_of, with_format
 from cgtgan.runtime.shards import POLL_SECONDS
@@ -228,6 +228,8 @@ def _reconstruct(
             "initialize.noise=unit: the generator reads vectors of length 1 here and raw ones later; with "
             "generator.normalize_prefix=true it reads vectors of length 1 everywhere"
         )
+    if devices.device.type == "cpu":
+        keep_freed_memory()
     model = bundle.model.to(devices.device)
     devices.precision = best_precision(c.precision, devices.device)
     if devices.precision == "bf16" and devices.device.type == "cpu":

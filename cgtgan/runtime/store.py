@@ -27,7 +27,7 @@ def locked(
 
     If another process holds it, `when_waiting` is called, and then `when_free` with the seconds waited.
 
-    The system drops the `fcntl` lock of a process that dies, so nobody waits for a dead job.
+    The system drops the lock (`flock`) of a process that dies, so nobody waits for a dead job.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(_lock_file(path))

@@ -83,6 +83,22 @@ def test_what_is_claimed_by_others_is_left_to_them_until_they_fail(tmp_path: Pat
     assert made == [2, 3, 4, 1]
 
 
+def test_what_others_made_meanwhile_is_not_claimed_one_by_one(tmp_path: Path) -> None:
+    """After its own pieces a rank looks into the folder again: it takes no lock of a piece that is there by then."""
+    first, second = shards(tmp_path, 6, Rank(0, 2)), shards(tmp_path, 6, Rank(1, 2))
+
+    def make(claims: Iterator[int]) -> None:
+        for i in claims:
+            second.keep(i, {"x": torch.tensor([i])}, {})
+            if i == 5:  # its last; the other rank has made two of its three
+                for other in (0, 2):
+                    first.file(other).touch()
+
+    second.fill(make, nothing, nothing)
+    locks = sorted(file.name for file in second.folder.glob(".*.lock"))
+    assert locks == [f".{i:06d}.lock" for i in (1, 3, 4, 5)]
+
+
 def test_the_seconds_of_waiting_for_others_are_counted(tmp_path: Path) -> None:
     one, two = shards(tmp_path), shards(tmp_path)
     next(one.claimed())
