@@ -56,7 +56,7 @@ def annotated_split(
     paths = {i: path for i in ids if (path := index.get(i) or index.get(as_number(i) if as_number(i) in alone else i))}
     nowhere = image_folders(config, name, root)[0]
     names = _file_names(config, name, root) if known and KINDS[config.kind].names_files else {}
-    paths |= {i: nowhere / names.get(i, str(i)) for i in ids if i in known and i not in paths}
+    paths |= {i: nowhere / (names.get(i) or str(i)) for i in ids if i in known and i not in paths}
     absent = [i for i in ids if i not in paths]
     if len(absent) > config.max_bad_images:
         raise _absent_images(config, name, root, absent, len(ids))
@@ -216,7 +216,7 @@ def _by_file_name(config: DatasetConfig, name: str, root: Path) -> dict[ImageId,
     return {image_id: files[file] for image_id, file in names.items() if file in files}
 
 
-def _file_names(config: DatasetConfig, name: str, root: Path) -> Mapping[ImageId, str]:
+def _file_names(config: DatasetConfig, name: str, root: Path) -> Mapping[ImageId, str | None]:
     path, field = domain_file(config, name, root)
     return images_in_file(_read(config, path, field), path, name)
 

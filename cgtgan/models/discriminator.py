@@ -176,7 +176,8 @@ def make_discriminator(
         if isinstance(discriminator.text_encoder, _PLAIN_ATTENTION) and name.endswith("attention.self.key.bias"):
             p.requires_grad = False
     if config.loss == "pairwise":  # it reads differences of logits alone: likewise for the bias on all of them
-        discriminator.mlp.model[-1].bias.requires_grad = False
+        *_, last_bias = discriminator.mlp.parameters()
+        last_bias.requires_grad = False
     return discriminator
 
 
