@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # both trainings at once, a thread each: small products gain little or nothing from a second one
 demo: install
 	$(PY) run.py experiment=demo stage=initialize
-	@echo "both recipes at once: two to three minutes where they are not trained yet"
+	@echo "both recipes at once: two to four minutes where they are not trained yet"
 	$(PY) run.py -m experiment=demo,demo_posterior threads=1 hydra/launcher=submitit_local
 	$(PY) run.py stage=report "runs=[runs/demo,runs/demo_posterior]"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from cgtgan.assets.workspace import Workspace
@@ -43,12 +44,16 @@ def _split(ws: Workspace, name: str) -> Split:
 
         if given := released_split(ws, name):
             return given
-    root = data_root(ws)
+    root, dataset = data_root(ws), ws.cfg.dataset
+    # of captions made elsewhere every listed image counts, on disk or not
+    without_pictures = ws.cfg.captions is not None and KINDS[dataset.kind].listing == "annotations"
+    if without_pictures:
+        dataset = replace(dataset, max_bad_images=0)
     try:
-        return load_split(ws.cfg.dataset, name, root)
+        return load_split(dataset, name, root)
     except AbsentImages as absent:
-        if ws.cfg.captions is not None:
-            return load_split(ws.cfg.dataset, name, root, known=absent.ids)
+        if without_pictures:
+            return load_split(dataset, name, root, known=absent.ids)
         if not any((ws.store.root / "image_embeddings").glob("*.safetensors")):
             raise
         from cgtgan.assets.embedded import embedded_split  # torch

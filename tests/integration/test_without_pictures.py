@@ -129,12 +129,16 @@ def test_so_are_those_of_nocaps_whose_pictures_go_by_other_names(ws: Workspace) 
 
 
 @pytest.mark.parametrize("key", [str, "{}.jpg".format], ids=["ids", "files"])
-def test_captions_made_elsewhere_need_no_picture(ws: Workspace, key: Callable[[int], str]) -> None:
+@pytest.mark.parametrize("bad_images", [0, 2, 3])
+def test_captions_made_elsewhere_need_no_picture(ws: Workspace, key: Callable[[int], str], bad_images: int) -> None:
+    ws.cfg.dataset.max_bad_images = bad_images
     file = Path(ws.cfg.dataset.root, "captions.json")
     write_json(file, [{"image_id": key(n), "caption": f"Number {n}."} for n in (1, 2, 3)])
     ws.cfg.stage, ws.cfg.captions, ws.cfg.evaluate.metrics = "evaluate", str(file), ["rouge_l"]
     evaluate.run(ws.cfg)
-    assert read_json(file.with_name("captions_scores") / "scores.json")["scores"] == {"ROUGE-L": 1}
+    folder = file.with_name("captions_scores")
+    assert read_json(folder / "scores.json")["scores"] == {"ROUGE-L": 1}
+    assert len(read_json(folder / "per_image.json", list)) == 3
 
 
 def test_nor_do_those_of_nocaps_under_file_names(ws: Workspace) -> None:
