@@ -63,15 +63,11 @@ def aggregated_at_temperatures(ws: Workspace, name: str, config: AggregationConf
         parts = shards.count // len(blocks)
         temperatures = ", ".join(f"{t:g}" for t in wanted)
         with ws.tracker.progress(f"aggregating {name}, t={temperatures}", len(images.ids) * parts) as bar:
-            waited = shards.fill(
+            shards.fill(
                 lambda claims: _make_pieces(ws, shards, blocks, texts.vectors, wanted, claims, bar),
                 lambda found: bar.reach(min(len(images.ids) * parts, found * BLOCK)),
-                lambda missing: ws.tracker.say(
-                    f"aggregating {name}: waiting for other processes that work on {missing} pieces"
-                ),
+                lambda text: ws.tracker.say(f"aggregating {name}: {text}"),
             )
-        if waited:
-            ws.tracker.say(f"aggregating {name}: waited {waited:.1f} s for other processes")
         for i, t in enumerate(wanted):
             ws.store.make(paths[t], lambda path, i=i, t=t: _join(shards, len(blocks), i, path, images, producers[t]))
         shards.remove()

@@ -23,15 +23,11 @@ def fill_shards(
     if there:
         ws.tracker.say(f"encoding {what}: going on after {there:,} of {rows:,}")
     with ws.tracker.progress(f"encoding {what}", rows, there) as bar:
-        waited = shards.fill(
+        shards.fill(
             lambda claims: make(claims, bar),
             lambda found: bar.reach(min(rows, found * shards.cut)),
-            lambda missing: ws.tracker.say(
-                f"encoding {what}: waiting for other processes that work on {missing} pieces of {shards.cut}"
-            ),
+            lambda text: ws.tracker.say(f"encoding {what}: {text}"),
         )
-    if waited:
-        ws.tracker.say(f"encoding {what}: waited {waited:.1f} s for other processes")
 
 
 def read_vectors(shards: Shards, index: int) -> Tensor:

@@ -116,12 +116,12 @@ class Shards:
         self._claims.pop(index).release()
 
     def fill(
-        self, make: Callable[[Iterator[int]], None], finished: Callable[[int], object], waiting: Callable[[int], object]
-    ) -> float:
+        self, make: Callable[[Iterator[int]], None], finished: Callable[[int], object], say: Callable[[str], object]
+    ) -> None:
         """Until every piece is there, `make` what can be claimed (it calls `keep` for each) and wait for the others'.
 
-        finished: called with the number of pieces that are there; waiting: called once, with the number others work on.
-        Returns the seconds that this process slept because others worked on all that was missing.
+        finished: called with the number of pieces that are there. say: told, where others work on all that is missing,
+        that this process waits, and at the end how long it did.
         """
         waited, missing = 0.0, self.missing()
         while missing and not self.made():
@@ -138,14 +138,15 @@ class Shards:
                 missing = self.missing()
             else:
                 if not waited:
-                    waiting(len(missing))
+                    say(f"waiting for other processes that work on {len(missing)} pieces")
                 started = time.monotonic()
                 time.sleep(POLL_SECONDS)
                 waited += time.monotonic() - started
                 # a hundred processes that list a hundred thousand pieces twice a second would keep a server busy
                 missing = [i for i in missing if not self.file(i).exists()]
         finished(self.count)
-        return waited
+        if waited:
+            say(f"waited {waited:.1f} s for other processes")
 
     def remove(self) -> None:
         """Once the artifact is there its pieces are not needed."""

@@ -1,5 +1,6 @@
 """Pieces of one artifact: claimed, kept, shared by processes, taken over from dead ones."""
 
+import re
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ def keep_all(made: list[int], pieces: Shards, claims: Iterator[int]) -> None:
         pieces.keep(i, {"x": torch.tensor([i])}, {"i": i})
 
 
-def nothing(_count: int) -> None: ...
+def nothing(_told: int | str) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -99,19 +100,24 @@ def test_what_others_made_meanwhile_is_not_claimed_one_by_one(tmp_path: Path) ->
     assert locks == [f".{i:06d}.lock" for i in (1, 3, 4, 5)]
 
 
-def test_the_seconds_of_waiting_for_others_are_counted(tmp_path: Path) -> None:
+def test_the_seconds_of_waiting_for_others_are_counted_and_said(tmp_path: Path) -> None:
     one, two = shards(tmp_path), shards(tmp_path)
     next(one.claimed())
-    made, waiting = list[int](), list[int]()
+    made, said = list[int](), list[str]()
 
-    def others_end(missing: int) -> None:
-        waiting.append(missing)
-        one.keep(0, {"x": torch.tensor([0])}, {})
+    def others_end(text: str) -> None:
+        said.append(text)
+        if len(said) == 1:
+            one.keep(0, {"x": torch.tensor([0])}, {})
 
-    waited = two.fill(lambda claims: keep_all(made, two, claims), nothing, others_end)
-    assert (made, waiting) == ([1, 2, 3, 4], [1])
-    assert POLL_SECONDS <= waited < POLL_SECONDS + 5
-    assert two.fill(lambda claims: keep_all(made, two, claims), nothing, nothing) == 0
+    for _ in range(2):  # the second time nothing is missing, and nothing is said
+        two.fill(lambda claims: keep_all(made, two, claims), nothing, others_end)
+    assert made == [1, 2, 3, 4]
+    begins, ends = said
+    assert begins == "waiting for other processes that work on 1 pieces"
+    waited = re.fullmatch(r"waited ([\d.]+) s for other processes", ends)
+    assert waited
+    assert POLL_SECONDS <= float(waited[1]) < POLL_SECONDS + 5
 
 
 def test_nothing_is_made_once_the_artifact_is_there(tmp_path: Path) -> None:
